@@ -1,0 +1,181 @@
+/** What the HTTP API says, as Zod schemas: the OpenAPI document, the CLI's types and the routes come from here. */
+import { z } from "@hono/zod-openapi";
+import { ArtifactRef, EgressRecord, OutcomeStatus, OutputValue } from "../../shared/wire/attempt.ts";
+
+const StepStatus = z.enum([
+  "pending", "ready", "offered", "running", "backoff", "succeeded", "failed", "skipped", "cancelled",
+]);
+const RunStatus = z.enum(["running", "cancelling", "succeeded", "failed", "cancelled"]);
+const AtMs = z.int().openapi({ description: "Milliseconds since the Unix epoch" });
+
+export const Problem = z
+  .object({
+    type: z.string(),
+    title: z.string(),
+    status: z.int(),
+    detail: z.string(),
+    code: z.string(),
+    instance: z.string().optional(),
+    retryable: z.boolean().optional(),
+    errors: z
+      .array(
+        z.object({
+          file: z.string().optional(),
+          line: z.int().optional(),
+          column: z.int().optional(),
+          pointer: z.string().optional(),
+          detail: z.string(),
+          hint: z.string().optional(),
+        }),
+      )
+      .optional(),
+  })
+  .openapi("Problem", { description: "RFC 9457 problem details" });
+export type Problem = z.infer<typeof Problem>;
+
+export const AttemptView = z
+  .object({
+    attempt: z.int(),
+    epoch: z.int(),
+    environment: z.string(),
+    agent: z.string().nullable(),
+    status: z.enum(["offered", "running", "lost", "fenced", ...OutcomeStatus.options]),
+    policyVersion: z.string(),
+    offeredAtMs: AtMs,
+    startedAtMs: AtMs.nullable(),
+    finishedAtMs: AtMs.nullable(),
+    exitCode: z.int().nullable(),
+    signal: z.string().nullable(),
+    error: z.object({ code: z.string(), message: z.string() }).nullable(),
+    egress: z.array(EgressRecord),
+    logLastSeq: z.int(),
+    logDroppedBytes: z.int(),
+  })
+  .openapi("Attempt");
+export type AttemptView = z.infer<typeof AttemptView>;
+
+export const StepView = z
+  .object({
+    id: z.string(),
+    status: StepStatus,
+    needs: z.array(z.string()),
+    reads: z.array(z.string()),
+    writes: z.array(z.string()),
+    environment: z.string().nullable(),
+    agent: z.string().nullable(),
+    /** Why it waits, in words, when it waits for something that a person would want to know. */
+    waiting: z.object({ reason: z.string(), message: z.string() }).nullable(),
+    startedAtMs: AtMs.nullable(),
+    finishedAtMs: AtMs.nullable(),
+    retryAtMs: AtMs.nullable(),
+    error: z.object({ code: z.string(), message: z.string() }).nullable(),
+    outputs: z.record(z.string(), OutputValue),
+    artifacts: z.array(ArtifactRef),
+    attempts: z.array(AttemptView),
+  })
+  .openapi("Step");
+export type StepView = z.infer<typeof StepView>;
+
+export const RunSummary = z
+  .object({
+    id: z.string(),
+    pipeline: z.string(),
+    version: z.string(),
+    status: RunStatus,
+    reason: z.string(),
+    params: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])),
+    createdBy: z.string(),
+    createdAtMs: AtMs,
+    finishedAtMs: AtMs.nullable(),
+    counts: z.record(StepStatus, z.int()),
+  })
+  .openapi("RunSummary");
+export type RunSummary = z.infer<typeof RunSummary>;
+
+export const RunDetail = RunSummary.extend({
+  steps: z.array(StepView),
+  /** Sequence of the last event that this view contains; pass it as Last-Event-ID to follow from here. */
+  eventSeq: z.int(),
+}).openapi("Run");
+export type RunDetail = z.infer<typeof RunDetail>;
+
+export const AgentView = z
+  .object({
+    /** `environment/name` */
+    id: z.string(),
+    name: z.string(),
+    environment: z.string(),
+    connected: z.boolean(),
+    connectedSinceMs: AtMs.nullable(),
+    lastSeenMs: AtMs.nullable(),
+    software: z.string(),
+    hostname: z.string(),
+    slots: z.int(),
+    freeSlots: z.int(),
+    executors: z.array(z.string()),
+    datasets: z.array(z.string()),
+    labels: z.record(z.string(), z.string()),
+    leases: z.array(z.object({ runId: z.string(), stepId: z.string(), attempt: z.int(), epoch: z.int() })),
+    clockSkewMs: z.int().nullable(),
+    spoolBytes: z.int(),
+    droppedLogBytes: z.int(),
+    notTakingWork: z.string(),
+    enrolledAtMs: AtMs,
+    certificateNotAfterMs: AtMs,
+  })
+  .openapi("Agent");
+export type AgentView = z.infer<typeof AgentView>;
+
+/** Where one step may run and why not elsewhere. */
+export const StepPlan = z
+  .object({
+    step: z.string(),
+    reads: z.array(z.string()),
+    writes: z.array(z.string()),
+    environments: z.array(
+      z.object({
+        environment: z.string(),
+        allowed: z.boolean(),
+        /** Agents of it that are connected now. */
+        agents: z.int(),
+        reasons: z.array(
+          z.object({
+            policy: z.string().openapi({ description: "The rule that decided, e.g. residency" }),
+            dataset: z.string().nullable(),
+            message: z.string(),
+          }),
+        ),
+      }),
+    ),
+  })
+  .openapi("StepPlan");
+export type StepPlan = z.infer<typeof StepPlan>;
+
+export const PlanView = z
+  .object({ pipeline: z.string(), version: z.string(), policyVersion: z.string(), placeable: z.boolean(), steps: z.array(StepPlan) })
+  .openapi("Plan");
+export type PlanView = z.infer<typeof PlanView>;
+
+export const AppliedChange = z
+  .object({
+    kind: z.enum(["pipeline", "dataset", "environment", "pool"]),
+    name: z.string(),
+    action: z.enum(["created", "unchanged", "updated", "new-version", "deleted"]),
+    version: z.string().nullable(),
+  })
+  .openapi("AppliedChange");
+export type AppliedChange = z.infer<typeof AppliedChange>;
+
+/** One decoded piece of a step's output. `data` is base64. */
+export const LogLine = z
+  .object({
+    step: z.string(),
+    attempt: z.int(),
+    seq: z.int(),
+    atMs: AtMs,
+    stream: z.enum(["stdout", "stderr", "agent"]),
+    data: z.string(),
+    droppedBytes: z.int(),
+  })
+  .openapi("LogEntry");
+export type LogLine = z.infer<typeof LogLine>;

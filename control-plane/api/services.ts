@@ -1,0 +1,94 @@
+/** What the HTTP API needs of the rest of the control plane. Implemented in `main.ts` and the services. */
+import type { Kind, PipelineSpec, ParamValue, Resource } from "../../shared/model/spec.ts";
+import type { RunEventBatch } from "../../shared/engine/events.ts";
+import type { AgentView, AppliedChange, LogLine, PlanView, RunDetail, RunSummary } from "./schemas.ts";
+
+/** Documents as a person wrote them, with the text files that their steps name. */
+export interface DocumentSet {
+  documents: { file: string; text: string }[];
+  /** Content by path, as resolved by the loader: directory of the document joined with the step's path. */
+  attachments: Record<string, string>;
+}
+
+export interface Page<T> {
+  items: T[];
+  nextCursor: string | null;
+}
+
+export interface StoredResource {
+  kind: Kind;
+  name: string;
+  /** Digest of the pipeline version; null for other kinds. */
+  version: string | null;
+  spec: Resource["spec"];
+  /** Sequence of the apply that made it so; grows. */
+  revision: number;
+  appliedAtMs: number;
+  appliedBy: string;
+}
+
+export interface ResourceService {
+  /** All or nothing. Throws `document.invalid` with `details.errors: DocumentError[]`, `placement.denied` likewise. */
+  apply(set: DocumentSet, options: { by: string; dryRun: boolean }): Promise<AppliedChange[]>;
+  /** Validates and explains every pipeline in the set, against it and what is stored. Does not throw on unplaceable. */
+  plan(set: DocumentSet): Promise<PlanView[]>;
+  planStored(pipeline: string, version?: string): Promise<PlanView>;
+  list(kind: Kind): StoredResource[];
+  get(kind: Kind, name: string): StoredResource | undefined;
+  versions(pipeline: string): { version: string; appliedAtMs: number; appliedBy: string }[];
+  version(digest: string): Promise<PipelineSpec | undefined>;
+  remove(kind: Kind, name: string, by: string): Promise<AppliedChange>;
+}
+
+export interface RunCommands {
+  /** Throws `not-found`, `request.invalid` (parameters), `placement.denied`. Resolves when durable and visible to reads. */
+  start(request: {
+    pipeline: string;
+    version?: string;
+    params: Record<string, ParamValue>;
+    by: string;
+  }): Promise<RunSummary>;
+  /** Idempotent while the run goes on. Throws `not-found`, `run.terminal`. */
+  cancel(runId: string, request: { by: string; reason: string }): Promise<RunSummary>;
+}
+
+export interface RunQueries {
+  list(query: { pipeline?: string; status?: string; limit: number; cursor?: string }): Page<RunSummary>;
+  get(runId: string): RunDetail | undefined;
+  /** Batches after `afterSeq` (0: from the start), then live ones; ends after the batch with `run.finished`. */
+  follow(runId: string, afterSeq: number, signal: AbortSignal): AsyncIterable<{ seq: number; batch: RunEventBatch }>;
+}
+
+export interface LogQueries {
+  read(query: {
+    runId: string;
+    step?: string;
+    attempt?: number;
+    follow: boolean;
+    signal: AbortSignal;
+  }): AsyncIterable<LogLine>;
+}
+
+export interface FleetQueries {
+  list(): AgentView[];
+  get(id: string): AgentView | undefined;
+}
+
+export interface JoinTokens {
+  /** `token` is one line that carries endpoint, CA pin, environment and secret. Throws `not-found` for an unknown environment. */
+  create(request: { environment: string; ttlMs: number; uses: number; by: string }): Promise<{
+    token: string;
+    expiresAtMs: number;
+  }>;
+}
+
+export interface ApiServices {
+  resources: ResourceService;
+  runs: RunCommands;
+  queries: RunQueries;
+  logs: LogQueries;
+  fleet: FleetQueries;
+  joinTokens: JoinTokens;
+  /** Name → ok, for /readyz. */
+  readiness(): Record<string, boolean>;
+}

@@ -1,0 +1,89 @@
+/**
+ * What is appended to the stream `RUNS`: facts, with every consequence spelled out, so that a reader needs no
+ * engine to follow a run. A message on the stream is a batch: `{ v: 1, events: RunEvent[] }`.
+ *
+ * Additions only. Histories of released versions are replayed in CI.
+ */
+import type { ParamValue } from "../model/spec.ts";
+import type { Outcome } from "../wire/attempt.ts";
+
+export type StepStatus =
+  | "pending" // a need has not ended yet
+  | "ready" // could run; waits for placement or a pool, see `held`
+  | "offered"
+  | "running"
+  | "backoff" // waits for its next attempt
+  | "succeeded"
+  | "failed"
+  | "skipped"
+  | "cancelled";
+
+export type RunStatus = "running" | "cancelling" | "succeeded" | "failed" | "cancelled";
+
+/** Why a ready step is not offered. */
+export type HoldReason = "unplaceable" | "pool";
+
+export type RunEvent =
+  | {
+      kind: "run.created";
+      atMs: number;
+      runId: string;
+      pipeline: string;
+      version: string;
+      params: Record<string, ParamValue>;
+      by: string;
+    }
+  | { kind: "run.cancel-requested"; atMs: number; by: string; reason: string }
+  | { kind: "run.finished"; atMs: number; status: "succeeded" | "failed" | "cancelled"; reason: string }
+  | { kind: "step.held"; atMs: number; step: string; reason: HoldReason; message: string; failsAtMs: number | null }
+  | {
+      kind: "attempt.offered";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      environment: string;
+      policyVersion: string;
+      expiresAtMs: number;
+    }
+  | { kind: "attempt.started"; atMs: number; step: string; attempt: number; epoch: number; agent: string }
+  | {
+      kind: "attempt.finished";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      outcome: Outcome;
+      /** Set when another attempt follows. */
+      retryAtMs: number | null;
+    }
+  /** The grant is over without an outcome: the lease ran out, or nobody took the offer. Another epoch follows. */
+  | {
+      kind: "attempt.lost";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string | null;
+      reason: "lease-expired" | "offer-expired";
+    }
+  /** An outcome under a superseded grant: kept as evidence, changes nothing. */
+  | {
+      kind: "attempt.fenced";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      outcome: Outcome;
+    }
+  | { kind: "step.failed"; atMs: number; step: string; code: string; message: string }
+  | { kind: "step.succeeded"; atMs: number; step: string }
+  | { kind: "step.skipped"; atMs: number; step: string; message: string }
+  | { kind: "step.cancelled"; atMs: number; step: string };
+
+export interface RunEventBatch {
+  v: 1;
+  events: RunEvent[];
+}

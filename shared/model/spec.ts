@@ -1,0 +1,116 @@
+/**
+ * Resources as they are stored: every default filled in, every unit explicit.
+ *
+ * What a person writes is in `documents.ts`; it is turned into these once, when it is applied. A pipeline's
+ * version is the SHA-256 of the canonical JSON (RFC 8785) of its `PipelineSpec`.
+ */
+import { z } from "zod";
+import { FieldName, Name } from "./names.ts";
+
+export const CLASSIFICATIONS = ["public", "internal", "confidential", "restricted", "secret"] as const;
+export const Classification = z.enum(CLASSIFICATIONS);
+export type Classification = z.infer<typeof Classification>;
+
+export const ProcessExecutor = z.strictObject({ kind: z.literal("process"), argv: z.array(z.string()).min(1) });
+export const NoopExecutor = z.strictObject({ kind: z.literal("noop") });
+export const ExecutorSpec = z.discriminatedUnion("kind", [ProcessExecutor, NoopExecutor]);
+export type ExecutorSpec = z.infer<typeof ExecutorSpec>;
+
+export const RetrySpec = z.strictObject({
+  /** Further tries after the first. */
+  max: z.int().min(0).max(100),
+  backoffMs: z.int().min(0),
+  factor: z.number().min(1).max(10),
+  backoffMaxMs: z.int().min(0),
+  /** Share of the delay that is drawn by chance, 0 to 1. */
+  jitter: z.number().min(0).max(1),
+});
+export type RetrySpec = z.infer<typeof RetrySpec>;
+
+export const OutputSpec = z.strictObject({ type: z.enum(["json", "text"]), maxBytes: z.int().min(1) });
+export const ArtifactSpec = z.strictObject({ path: z.string().min(1), maxBytes: z.int().min(1) });
+
+export const StepSpec = z.strictObject({
+  id: Name,
+  description: z.string().optional(),
+  needs: z.array(Name),
+  executor: ExecutorSpec,
+  env: z.record(z.string(), z.string()),
+  /** Names in `PipelineSpec.files` that lie in the step's working directory when it starts. */
+  files: z.array(z.string()),
+  reads: z.array(Name),
+  writes: z.array(Name),
+  /** Where the step may run, on top of what policy says. Empty: wherever policy allows. */
+  environments: z.array(Name),
+  outputs: z.record(FieldName, OutputSpec),
+  artifacts: z.record(FieldName, ArtifactSpec),
+  retry: RetrySpec,
+  timeoutMs: z.int().min(1),
+  /** How long the step waits for an environment that may run it before it fails. */
+  unplaceableMs: z.int().min(0),
+  pools: z.array(Name),
+});
+export type StepSpec = z.infer<typeof StepSpec>;
+
+export const ParamSpec = z.strictObject({
+  type: z.enum(["string", "number", "boolean"]),
+  description: z.string().optional(),
+  default: z.union([z.string(), z.number(), z.boolean()]).optional(),
+  enum: z.array(z.union([z.string(), z.number()])).optional(),
+});
+export type ParamSpec = z.infer<typeof ParamSpec>;
+export const ParamValue = z.union([z.string(), z.number(), z.boolean()]);
+export type ParamValue = z.infer<typeof ParamValue>;
+
+export const PipelineSpec = z.strictObject({
+  name: Name,
+  description: z.string().optional(),
+  owner: z.string().optional(),
+  params: z.record(FieldName, ParamSpec),
+  /** Deadline of the whole run; null for none. */
+  timeoutMs: z.int().min(1).nullable(),
+  /** Text files that steps bring along, by relative path. */
+  files: z.record(z.string(), z.string()),
+  steps: z.array(StepSpec).min(1),
+});
+export type PipelineSpec = z.infer<typeof PipelineSpec>;
+
+export const DatasetSpec = z.strictObject({
+  name: Name,
+  description: z.string().optional(),
+  owner: z.string(),
+  classification: Classification,
+  /** ISO 3166-1 alpha-2 codes, or the groups of `jurisdictions.ts` ("EU", "EEA"). Never empty. */
+  residency: z.array(z.string()).min(1),
+  /** The environments that hold it. */
+  environments: z.array(Name),
+});
+export type DatasetSpec = z.infer<typeof DatasetSpec>;
+
+export const EnvironmentSpec = z.strictObject({
+  name: Name,
+  description: z.string().optional(),
+  owner: z.string().optional(),
+  /** ISO 3166-1 alpha-2 code of the country whose law applies. */
+  jurisdiction: z.string(),
+  labels: z.record(z.string(), z.string()),
+});
+export type EnvironmentSpec = z.infer<typeof EnvironmentSpec>;
+
+export const PoolSpec = z.strictObject({
+  name: Name,
+  description: z.string().optional(),
+  owner: z.string().optional(),
+  /** How many attempts may hold the pool at once, over all runs. */
+  capacity: z.int().min(0).max(1_000_000),
+});
+export type PoolSpec = z.infer<typeof PoolSpec>;
+
+export const KINDS = ["pipeline", "dataset", "environment", "pool"] as const;
+export type Kind = (typeof KINDS)[number];
+
+export type Resource =
+  | { kind: "pipeline"; spec: PipelineSpec }
+  | { kind: "dataset"; spec: DatasetSpec }
+  | { kind: "environment"; spec: EnvironmentSpec }
+  | { kind: "pool"; spec: PoolSpec };
