@@ -66,7 +66,9 @@ export type RunEvent =
       attempt: number;
       epoch: number;
       agent: string | null;
-      reason: "lease-expired" | "offer-expired";
+      reason: "lease-expired" | "offer-expired" | "interrupted";
+      /** What the agent said of an interrupted grant. */
+      outcome?: Outcome;
     }
   /** An outcome under a superseded grant: kept as evidence, changes nothing. */
   | {

@@ -1,0 +1,48 @@
+/** Builds the offer of a grant from the run's state: it carries everything that the agent needs. No I/O. */
+import { createHash } from "node:crypto";
+import { invariant } from "../../shared/errors.ts";
+import { type RunState, stepOf } from "../../shared/engine/state.ts";
+import type { Offer } from "../../shared/wire/attempt.ts";
+
+export interface OfferFacts {
+  policyVersion: string;
+  classificationOf(dataset: string): Offer["datasets"][number]["classification"];
+  issuedAtMs: number;
+}
+
+export function buildOffer(state: RunState, stepId: string, facts: OfferFacts): Offer {
+  const index = state.plan.indexOf.get(stepId);
+  const current = stepOf(state, stepId);
+  invariant(index !== undefined && current, `run ${state.runId} has no step ${stepId}`);
+  const spec = state.plan.steps[index]!;
+  const inputs: Offer["inputs"] = {};
+  for (const need of spec.needs) inputs[need] = { ...stepOf(state, need)!.outputs };
+  const files: Record<string, string> = {};
+  for (const path of spec.files) files[path] = state.plan.spec.files[path]!;
+  return {
+    v: 1,
+    lease: { runId: state.runId, stepId, attempt: current.attempt, epoch: current.epoch },
+    environment: current.grants[current.epoch - 1]!,
+    pipeline: state.plan.spec.name,
+    version: state.version,
+    step: spec,
+    params: { ...state.params },
+    inputs,
+    files,
+    datasets: [...new Set([...spec.reads, ...spec.writes])].map((name) => ({
+      name,
+      classification: facts.classificationOf(name),
+    })),
+    policyVersion: facts.policyVersion,
+    issuedAtMs: facts.issuedAtMs,
+    expiresAtMs: current.offerExpiresAtMs,
+    traceparent: traceparentOf(state.runId, `${stepId}/${current.epoch}`),
+  };
+}
+
+/** W3C trace context, version 00: one trace a run, one parent span a grant; both follow from their ids. */
+function traceparentOf(runId: string, grant: string): string {
+  const trace = createHash("sha256").update(runId).digest("hex").slice(0, 32);
+  const span = createHash("sha256").update(`${runId}/${grant}`).digest("hex").slice(0, 16);
+  return `00-${trace}-${span}-01`;
+}

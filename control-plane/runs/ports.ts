@@ -1,0 +1,51 @@
+/** What the runs service needs of the world. */
+import type { RunEvent } from "../../shared/engine/events.ts";
+import type { Plan } from "../../shared/engine/plan.ts";
+import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
+import type { StepSpec } from "../../shared/model/spec.ts";
+import type { EnvironmentVerdict } from "../placement/placement.ts";
+
+export interface StoredBatch {
+  seq: number;
+  runId: string;
+  events: RunEvent[];
+}
+
+export type AppendResult = { kind: "appended"; seq: number } | { kind: "conflict" };
+
+/** The stream of run events. */
+export interface RunStore {
+  /**
+   * Appends one batch if the last sequence of the run's subject is `expectedSeq` (0: none yet). A repeat with
+   * the same `messageId` is answered like the first. Throws `store.unavailable` (retryable) when the answer
+   * stays away: the batch may or may not be there, so ask again with the same id.
+   */
+  append(runId: string, events: RunEvent[], expectedSeq: number, messageId: string): Promise<AppendResult>;
+  /** Batches of one run after `afterSeq`, in order. */
+  read(runId: string, afterSeq: number): Promise<StoredBatch[]>;
+}
+
+export interface OfferQueue {
+  /** Signs and publishes; resolves when the queue holds it. The same grant published twice is stored once. */
+  publish(offer: Offer): Promise<void>;
+}
+
+/** Plans of pipeline versions; they never change, so they are cached. */
+export interface PlanSource {
+  load(version: string): Promise<Plan>;
+}
+
+/** The present facts for placing a step. Synchronous: kept up to date from the resource stream. */
+export interface PlacementDesk {
+  readonly policyVersion: string;
+  explain(pipeline: string, step: StepSpec): EnvironmentVerdict[];
+  /** Picks one of the allowed environments. */
+  choose(environments: readonly string[]): string;
+  poolCapacity(pool: string): number | undefined;
+  classificationOf(dataset: string): Offer["datasets"][number]["classification"];
+}
+
+export interface AgentLine {
+  /** False when the agent is not connected here. */
+  cancel(agent: string, lease: LeaseKey, reason: string): boolean;
+}

@@ -1,0 +1,425 @@
+/**
+ * The run state machine: decides what follows from what happened.
+ *
+ * `step(state, input)` gives the next state, the events to append, and the effects to perform once they are
+ * durable. It sees no clock and no chance but what the input carries. The events alone rebuild the state
+ * (`evolve`), and `owed(state)` the effects, so a crash between append and effect is a delay and not a loss.
+ */
+import { assertNever, invariant } from "../errors.ts";
+import type { ParamValue, RetrySpec } from "../model/spec.ts";
+import type { Outcome } from "../wire/attempt.ts";
+import type { HoldReason, RunEvent } from "./events.ts";
+import { type RunState, type StepState, describe, evolve, isPlaceable, isTerminalRun, isTerminalStep, stepOf } from "./state.ts";
+
+/** Grants of one attempt that may be lost to dying agents before the step fails: a step may be what kills them. */
+export const LOSSES_MAX = 5;
+
+export type TimerKind = "retry" | "offer" | "unplaceable" | "deadline";
+
+/** `atMs` is wall time of the control plane throughout. */
+export type Input = { atMs: number } & (
+  | {
+      kind: "create";
+      runId: string;
+      version: string;
+      params: Record<string, ParamValue>;
+      by: string;
+    }
+  /** Placement found an environment. */
+  | { kind: "offer"; step: string; environment: string; policyVersion: string; expiresAtMs: number }
+  /** Placement did not, or a pool is full. */
+  | { kind: "hold"; step: string; reason: HoldReason; message: string }
+  | { kind: "started"; step: string; attempt: number; epoch: number; agent: string }
+  | {
+      kind: "finished";
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      outcome: Outcome;
+      /** In [0, 1): decides the jitter of a retry. */
+      random: number;
+    }
+  | { kind: "lease-expired"; step: string; epoch: number; agent: string }
+  | { kind: "timer"; timer: TimerKind; step: string | null; dueAtMs: number }
+  | { kind: "cancel"; by: string; reason: string }
+  /** After a restart: whatever a crash cut off between two appended batches is completed. */
+  | { kind: "resume" }
+);
+
+export type Effect =
+  /** Find an environment for the step, and answer with `offer` or `hold`. */
+  | { kind: "place"; step: string }
+  /** Publish the offer. Repeats carry the same message id. */
+  | { kind: "offer"; step: string; attempt: number; epoch: number; environment: string }
+  /** From now on the lease counts, until `lease.end`. */
+  | { kind: "lease.begin"; step: string; attempt: number; epoch: number; agent: string }
+  | { kind: "lease.end"; step: string; epoch: number; agent: string }
+  /** Tell the agent to stop the attempt, and repeat it with every heartbeat while the lease lasts. */
+  | { kind: "cancel"; step: string; attempt: number; epoch: number; agent: string; reason: string }
+  /** Tell the agent once: the attempt is not, or no longer, its own. */
+  | { kind: "supersede"; step: string; attempt: number; epoch: number; agent: string }
+  /** Feed `timer` back at `atMs`. A timer that no longer applies is ignored. */
+  | { kind: "timer"; timer: TimerKind; step: string | null; atMs: number }
+  /** The step no longer holds its pools. */
+  | { kind: "release"; step: string }
+  | { kind: "finished" };
+
+export interface Step {
+  state: RunState;
+  events: RunEvent[];
+  effects: Effect[];
+}
+
+/** @throws InvariantError when the input cannot be true: the run is set aside for a person. */
+export function step(state: RunState, input: Input): Step {
+  const draft = new Draft(state);
+  decide(draft, input);
+  return { state: draft.state, events: draft.events, effects: draft.effects };
+}
+
+class Draft {
+  state: RunState;
+  readonly events: RunEvent[] = [];
+  readonly effects: Effect[] = [];
+
+  constructor(state: RunState) {
+    this.state = state;
+  }
+
+  emit(event: RunEvent): void {
+    this.state = evolve(this.state, event);
+    this.events.push(event);
+  }
+
+  step(id: string): StepState {
+    const found = stepOf(this.state, id);
+    invariant(found, `run ${this.state.runId} has no step ${id}`);
+    return found;
+  }
+}
+
+function decide(draft: Draft, input: Input): void {
+  switch (input.kind) {
+    case "create":
+      return create(draft, input);
+    case "offer":
+      return offer(draft, input);
+    case "hold":
+      return hold(draft, input);
+    case "started":
+      return started(draft, input);
+    case "finished":
+      return finished(draft, input);
+    case "lease-expired":
+      return leaseExpired(draft, input);
+    case "timer":
+      return timer(draft, input);
+    case "cancel":
+      return cancel(draft, input);
+    case "resume":
+      return settle(draft, input.atMs);
+    default:
+      return assertNever(input);
+  }
+}
+
+type InputOf<K extends Input["kind"]> = Extract<Input, { kind: K }>;
+
+function create(draft: Draft, input: InputOf<"create">): void {
+  const { atMs, runId, version, params, by } = input;
+  const { spec } = draft.state.plan;
+  draft.emit({ kind: "run.created", atMs, runId, pipeline: spec.name, version, params, by });
+  draft.state.plan.steps.forEach((item) => {
+    if (item.needs.length === 0) draft.effects.push({ kind: "place", step: item.id });
+  });
+  if (spec.timeoutMs !== null) {
+    draft.effects.push({ kind: "timer", timer: "deadline", step: null, atMs: atMs + spec.timeoutMs });
+  }
+}
+
+function offer(draft: Draft, input: InputOf<"offer">): void {
+  const current = draft.step(input.step);
+  if (!mayBePlaced(draft.state, current, input.atMs)) return;
+  const { atMs, environment, policyVersion, expiresAtMs } = input;
+  const [attempt, epoch] = [current.nextAttempt, current.epoch + 1];
+  draft.emit({ kind: "attempt.offered", atMs, step: input.step, attempt, epoch, environment, policyVersion, expiresAtMs });
+  draft.effects.push({ kind: "offer", step: input.step, attempt, epoch, environment });
+  draft.effects.push({ kind: "timer", timer: "offer", step: input.step, atMs: expiresAtMs });
+}
+
+function hold(draft: Draft, input: InputOf<"hold">): void {
+  const current = draft.step(input.step);
+  if (!mayBePlaced(draft.state, current, input.atMs)) return;
+  const { atMs, reason, message } = input;
+  if (current.held?.reason === reason && current.held.message === message) return;
+  const waits = draft.state.plan.steps[draft.state.plan.indexOf.get(input.step)!]!.unplaceableMs;
+  const since = current.held?.reason === "unplaceable" ? current.held.failsAtMs : null;
+  const failsAtMs = reason === "unplaceable" ? (since ?? atMs + waits) : null;
+  draft.emit({ kind: "step.held", atMs, step: input.step, reason, message, failsAtMs });
+  if (failsAtMs !== null) {
+    draft.effects.push({ kind: "timer", timer: "unplaceable", step: input.step, atMs: failsAtMs });
+  }
+}
+
+function started(draft: Draft, input: InputOf<"started">): void {
+  const current = draft.step(input.step);
+  const { atMs, attempt, epoch, agent } = input;
+  if (current.status === "running" && current.epoch === epoch && current.agent === agent) return;
+  if (current.recorded.includes(`${epoch}:${agent}`)) return;
+  if (current.status !== "offered" || current.epoch !== epoch || isTerminalRun(draft.state.status)) {
+    draft.effects.push({ kind: "supersede", step: input.step, attempt, epoch, agent });
+    return;
+  }
+  draft.emit({ kind: "attempt.started", atMs, step: input.step, attempt: current.attempt, epoch, agent });
+  draft.effects.push({ kind: "lease.begin", step: input.step, attempt: current.attempt, epoch, agent });
+}
+
+function finished(draft: Draft, input: InputOf<"finished">): void {
+  const { atMs, epoch, agent, outcome } = input;
+  const before = draft.step(input.step);
+  if (before.recorded.includes(`${epoch}:${agent}`)) return;
+  // The outcome may overtake the report of the start.
+  if (before.status === "offered" && before.epoch === epoch) {
+    draft.emit({ kind: "attempt.started", atMs, step: input.step, attempt: before.attempt, epoch, agent });
+  }
+  const current = draft.step(input.step);
+  if (current.status !== "running" || current.epoch !== epoch || current.agent !== agent) {
+    const { attempt } = input;
+    draft.emit({ kind: "attempt.fenced", atMs, step: input.step, attempt, epoch, agent, outcome });
+    return;
+  }
+  draft.effects.push({ kind: "lease.end", step: input.step, epoch, agent }, { kind: "release", step: input.step });
+  if (outcome.status === "interrupted") {
+    lose(draft, input, current, "interrupted", outcome);
+    return;
+  }
+  conclude(draft, input, current);
+}
+
+function conclude(draft: Draft, input: InputOf<"finished">, current: StepState): void {
+  const { atMs, epoch, agent, outcome, random } = input;
+  const { attempt } = current;
+  const base = { kind: "attempt.finished", atMs, step: input.step, attempt, epoch, agent, outcome } as const;
+  if (outcome.status === "succeeded") {
+    draft.emit({ ...base, retryAtMs: null });
+    draft.emit({ kind: "step.succeeded", atMs, step: input.step });
+    placeReadyDependents(draft, input.step);
+    return finishRunIfDone(draft, atMs);
+  }
+  const { retry } = draft.state.plan.steps[draft.state.plan.indexOf.get(input.step)!]!;
+  const cancelling = draft.state.cancel !== null;
+  if (!cancelling && attempt <= retry.max) {
+    const retryAtMs = atMs + retryDelayMs(retry, attempt, random);
+    draft.emit({ ...base, retryAtMs });
+    draft.effects.push({ kind: "timer", timer: "retry", step: input.step, atMs: retryAtMs });
+    return;
+  }
+  draft.emit({ ...base, retryAtMs: null });
+  if (cancelling && outcome.status === "cancelled") {
+    draft.emit({ kind: "step.cancelled", atMs, step: input.step });
+    return finishRunIfDone(draft, atMs);
+  }
+  failStep(draft, atMs, input.step, outcome.error?.code ?? outcome.status, describe(outcome));
+}
+
+/**
+ * Milliseconds until the next attempt: exponential, capped, the last `jitter` share drawn by chance.
+ * `failures` counts from 1, `random` lies in [0, 1).
+ */
+export function retryDelayMs(retry: RetrySpec, failures: number, random: number): number {
+  const full = Math.min(retry.backoffMaxMs, retry.backoffMs * retry.factor ** (failures - 1));
+  return Math.round(full * (1 - retry.jitter + retry.jitter * random));
+}
+
+function leaseExpired(draft: Draft, input: InputOf<"lease-expired">): void {
+  const current = draft.step(input.step);
+  if (current.status !== "running" || current.epoch !== input.epoch || current.agent !== input.agent) return;
+  draft.effects.push(
+    { kind: "lease.end", step: input.step, epoch: input.epoch, agent: input.agent },
+    { kind: "release", step: input.step },
+  );
+  lose(draft, input, current, "lease-expired");
+}
+
+/** A grant ended without an outcome that counts: the same attempt is offered again under a higher epoch. */
+function lose(
+  draft: Draft,
+  input: { atMs: number; step: string },
+  current: StepState,
+  reason: "lease-expired" | "interrupted",
+  outcome?: Outcome,
+): void {
+  const { atMs } = input;
+  const { attempt, epoch, agent } = current;
+  const detail = outcome ? { outcome } : {};
+  draft.emit({ kind: "attempt.lost", atMs, step: input.step, attempt, epoch, agent, reason, ...detail });
+  if (draft.state.cancel !== null) {
+    draft.emit({ kind: "step.cancelled", atMs, step: input.step });
+    return finishRunIfDone(draft, atMs);
+  }
+  const { losses } = draft.step(input.step);
+  if (losses >= LOSSES_MAX) {
+    const message = `${losses} agents were lost while they ran it, the last ${agent} (${reason})`;
+    return failStep(draft, atMs, input.step, "lost", message);
+  }
+  draft.effects.push({ kind: "place", step: input.step });
+}
+
+function timer(draft: Draft, input: InputOf<"timer">): void {
+  const { atMs, dueAtMs } = input;
+  if (input.timer === "deadline") {
+    if (!isTerminalRun(draft.state.status)) {
+      cancel(draft, { kind: "cancel", atMs, by: "insitu", reason: "the run's deadline has passed" });
+    }
+    return;
+  }
+  invariant(input.step !== null, `timer ${input.timer} names no step`);
+  const current = draft.step(input.step);
+  switch (input.timer) {
+    case "retry":
+      if (current.status === "backoff" && current.retryAtMs === dueAtMs) {
+        draft.effects.push({ kind: "place", step: input.step });
+      }
+      return;
+    case "offer": {
+      if (current.status !== "offered" || current.offerExpiresAtMs !== dueAtMs) return;
+      const { attempt, epoch } = current;
+      draft.emit({ kind: "attempt.lost", atMs, step: input.step, attempt, epoch, agent: null, reason: "offer-expired" });
+      draft.effects.push({ kind: "release", step: input.step }, { kind: "place", step: input.step });
+      return;
+    }
+    case "unplaceable":
+      if (current.held?.reason === "unplaceable" && current.held.failsAtMs === dueAtMs) {
+        failStep(draft, atMs, input.step, "unplaceable", current.held.message);
+      }
+      return;
+    default:
+      return assertNever(input.timer);
+  }
+}
+
+function cancel(draft: Draft, input: InputOf<"cancel">): void {
+  if (isTerminalRun(draft.state.status) || draft.state.cancel !== null) return;
+  draft.emit({ kind: "run.cancel-requested", atMs: input.atMs, by: input.by, reason: input.reason });
+  for (const effect of cancelsOwed(draft.state)) draft.effects.push(effect);
+  settle(draft, input.atMs);
+}
+
+/** Completes what follows from the state itself: idempotent, and all that a crash can have cut off. */
+function settle(draft: Draft, atMs: number): void {
+  const { plan } = draft.state;
+  if (draft.state.runId === "" || isTerminalRun(draft.state.status)) return;
+  plan.steps.forEach(({ id }) => {
+    const { status } = draft.step(id);
+    if (draft.state.cancel !== null && !isTerminalStep(status) && status !== "running") {
+      draft.emit({ kind: "step.cancelled", atMs, step: id });
+      if (status === "offered") draft.effects.push({ kind: "release", step: id });
+    } else if (status === "failed" || status === "skipped") {
+      skipDependents(draft, atMs, id);
+    }
+  });
+  finishRunIfDone(draft, atMs);
+}
+
+function failStep(draft: Draft, atMs: number, id: string, code: string, message: string): void {
+  draft.emit({ kind: "step.failed", atMs, step: id, code, message });
+  skipDependents(draft, atMs, id);
+  finishRunIfDone(draft, atMs);
+}
+
+function skipDependents(draft: Draft, atMs: number, id: string): void {
+  const { plan } = draft.state;
+  const queue = [id];
+  for (let upstream = queue.pop(); upstream !== undefined; upstream = queue.pop()) {
+    for (const index of plan.dependents[plan.indexOf.get(upstream)!]!) {
+      const dependent = plan.steps[index]!.id;
+      if (draft.step(dependent).status !== "pending") continue;
+      draft.emit({ kind: "step.skipped", atMs, step: dependent, message: `step ${id} did not succeed` });
+      queue.push(dependent);
+    }
+  }
+}
+
+function placeReadyDependents(draft: Draft, id: string): void {
+  if (draft.state.cancel !== null) return;
+  const { plan } = draft.state;
+  for (const index of plan.dependents[plan.indexOf.get(id)!]!) {
+    if (draft.state.steps.get(index).status === "ready") {
+      draft.effects.push({ kind: "place", step: plan.steps[index]!.id });
+    }
+  }
+}
+
+function finishRunIfDone(draft: Draft, atMs: number): void {
+  const { state } = draft;
+  if (state.open > 0 || isTerminalRun(state.status)) return;
+  draft.emit({ kind: "run.finished", atMs, ...verdict(state) });
+  draft.effects.push({ kind: "finished" });
+}
+
+function verdict(state: RunState): { status: "succeeded" | "failed" | "cancelled"; reason: string } {
+  // A cancel that came when everything was done already changes nothing.
+  if (state.cancel !== null && state.cancelled > 0) {
+    return { status: "cancelled", reason: `cancelled by ${state.cancel.by}: ${state.cancel.reason}` };
+  }
+  if (state.firstFailure) {
+    const others = state.failed > 1 ? ` (and ${state.failed - 1} more)` : "";
+    return { status: "failed", reason: `step ${state.firstFailure.step}: ${state.firstFailure.message}${others}` };
+  }
+  return { status: "succeeded", reason: "" };
+}
+
+function mayBePlaced(state: RunState, current: StepState, atMs: number): boolean {
+  if (state.cancel !== null || isTerminalRun(state.status) || !isPlaceable(current.status)) return false;
+  return current.status === "ready" || current.retryAtMs! <= atMs;
+}
+
+/** The effects that a state asks for, whatever was performed before: performed again after a restart. */
+export function owed(state: RunState): Effect[] {
+  if (state.runId === "") return [];
+  if (isTerminalRun(state.status)) return [{ kind: "finished" }];
+  const effects: Effect[] = [];
+  const { timeoutMs } = state.plan.spec;
+  if (timeoutMs !== null) {
+    effects.push({ kind: "timer", timer: "deadline", step: null, atMs: state.createdAtMs + timeoutMs });
+  }
+  state.plan.steps.forEach(({ id }, index) => {
+    effects.push(...owedForStep(id, state.steps.get(index)));
+  });
+  effects.push(...cancelsOwed(state));
+  return effects;
+}
+
+function owedForStep(id: string, current: StepState): Effect[] {
+  const { attempt, epoch, agent } = current;
+  switch (current.status) {
+    case "ready": {
+      const failsAtMs = current.held?.failsAtMs ?? null;
+      const place: Effect = { kind: "place", step: id };
+      return failsAtMs === null
+        ? [place]
+        : [place, { kind: "timer", timer: "unplaceable", step: id, atMs: failsAtMs }];
+    }
+    case "backoff":
+      return [{ kind: "timer", timer: "retry", step: id, atMs: current.retryAtMs! }];
+    case "offered":
+      return [
+        { kind: "offer", step: id, attempt, epoch, environment: current.grants[epoch - 1]! },
+        { kind: "timer", timer: "offer", step: id, atMs: current.offerExpiresAtMs },
+      ];
+    case "running":
+      return [{ kind: "lease.begin", step: id, attempt, epoch, agent: agent! }];
+    default:
+      return [];
+  }
+}
+
+function cancelsOwed(state: RunState): Effect[] {
+  if (state.cancel === null) return [];
+  const { reason } = state.cancel;
+  return state.plan.steps.flatMap(({ id }, index): Effect[] => {
+    const { status, attempt, epoch, agent } = state.steps.get(index);
+    return status === "running" ? [{ kind: "cancel", step: id, attempt, epoch, agent: agent!, reason }] : [];
+  });
+}
