@@ -39,8 +39,8 @@ export interface PlanSource {
 export interface PlacementDesk {
   readonly policyVersion: string;
   explain(pipeline: string, step: StepSpec): EnvironmentVerdict[];
-  /** Picks one of the allowed environments. */
-  choose(environments: readonly string[]): string;
+  /** Picks one of the allowed environments; null when there is none. */
+  choose(verdicts: readonly EnvironmentVerdict[]): string | null;
   poolCapacity(pool: string): number | undefined;
   classificationOf(dataset: string): Offer["datasets"][number]["classification"];
 }

@@ -1,0 +1,171 @@
+/**
+ * One run's single writer: inputs queue up, are decided together, appended as one batch, and only then take
+ * effect. Under load the batches grow by themselves.
+ */
+import { type Effect, type Input, step } from "../../shared/engine/engine.ts";
+import type { RunEvent } from "../../shared/engine/events.ts";
+import { type RunState, evolve } from "../../shared/engine/state.ts";
+import { InsituError, InvariantError } from "../../shared/errors.ts";
+import type { RunStore } from "./ports.ts";
+
+/** Kept under the default `max_payload` of a NATS server (1 MiB). */
+const BATCH_MAX_BYTES = 900_000;
+const APPEND_RETRY_MS = 250;
+
+export interface ActorWorld {
+  store: RunStore;
+  /** Answers a `place` effect at once; undefined when the step is to be left alone for now. */
+  place(state: RunState, stepId: string, atMs: number): Input | undefined;
+  perform(state: RunState, effect: Effect): void;
+  nextMessageId(): string;
+  pause(ms: number): Promise<void>;
+  /** The run cannot go on: it is set aside for a person. */
+  setAside(runId: string, error: Error): void;
+}
+
+interface Waiting {
+  input: Input;
+  resolve(): void;
+  reject(error: Error): void;
+}
+
+export class RunActor {
+  state: RunState;
+  seq: number;
+  readonly runId: string;
+  readonly #world: ActorWorld;
+  #queue: Waiting[] = [];
+  #pumping = false;
+  #aside: Error | undefined;
+
+  constructor(runId: string, state: RunState, seq: number, world: ActorWorld) {
+    this.runId = runId;
+    this.state = state;
+    this.seq = seq;
+    this.#world = world;
+  }
+
+  /** Resolves once everything that follows from the input is durable. */
+  submit(input: Input): Promise<void> {
+    if (this.#aside) return Promise.reject(this.#aside);
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ input, resolve, reject });
+      if (!this.#pumping) void this.#pump();
+    });
+  }
+
+  async #pump(): Promise<void> {
+    this.#pumping = true;
+    // Inputs that arrive in the same turn of the event loop share a batch.
+    await Promise.resolve();
+    while (this.#queue.length > 0) {
+      const taken = this.#queue;
+      this.#queue = [];
+      try {
+        await this.#commit(taken.map((waiting) => waiting.input));
+        for (const waiting of taken) waiting.resolve();
+      } catch (thrown) {
+        const error = thrown instanceof Error ? thrown : new Error(String(thrown));
+        if (error instanceof InvariantError) this.#aside = error;
+        for (const waiting of [...taken, ...(this.#aside ? this.#queue.splice(0) : [])]) waiting.reject(error);
+        if (this.#aside) this.#world.setAside(this.runId, error);
+      }
+    }
+    this.#pumping = false;
+  }
+
+  /** Decides, appends, performs. When another writer came first, reads what it wrote and decides again. */
+  async #commit(inputs: Input[]): Promise<void> {
+    for (;;) {
+      const decided = this.#decide(inputs);
+      const appended = await this.#append(decided.events);
+      if (!appended) continue;
+      this.state = decided.state;
+      for (const effect of decided.effects) this.#world.perform(this.state, effect);
+      return;
+    }
+  }
+
+  #decide(inputs: Input[]): { state: RunState; events: RunEvent[]; effects: Effect[] } {
+    let { state } = this;
+    const events: RunEvent[] = [];
+    const effects: Effect[] = [];
+    const apply = (input: Input): void => {
+      const decided = step(state, input);
+      state = decided.state;
+      events.push(...decided.events);
+      for (const effect of decided.effects) {
+        if (effect.kind !== "place") {
+          effects.push(effect);
+          continue;
+        }
+        const answer = this.#world.place(state, effect.step, input.atMs);
+        if (answer) apply(answer);
+      }
+    };
+    for (const input of inputs) apply(input);
+    return { state, events, effects };
+  }
+
+  /** False when the run's subject had moved on: the state here is then the newer one. */
+  async #append(events: RunEvent[]): Promise<boolean> {
+    const batches = [...split(events)];
+    for (const batch of batches) {
+      const messageId = this.#world.nextMessageId();
+      const result = await this.#appendBatch(batch, messageId);
+      if (result.kind === "conflict") {
+        await this.#catchUp();
+        return false;
+      }
+      this.seq = result.seq;
+      // Only then is the state here what the stream says, should the next batch meet another writer's.
+      if (batches.length > 1) for (const event of batch) this.state = evolve(this.state, event);
+    }
+    return true;
+  }
+
+  async #appendBatch(batch: RunEvent[], messageId: string): ReturnType<RunStore["append"]> {
+    for (;;) {
+      try {
+        return await this.#world.store.append(this.runId, batch, this.seq, messageId);
+      } catch (thrown) {
+        const error = InsituError.from(thrown);
+        if (!error.retryable) throw error;
+        // The same id again: if the first try did arrive, the stream answers with its sequence.
+        await this.#world.pause(APPEND_RETRY_MS);
+      }
+    }
+  }
+
+  async #catchUp(): Promise<void> {
+    for (const batch of await this.#world.store.read(this.runId, this.seq)) {
+      for (const event of batch.events) this.state = evolve(this.state, event);
+      this.seq = batch.seq;
+    }
+  }
+}
+
+/**
+ * Cuts a list of events into batches that fit a message. An attempt's outcome is never parted from what it
+ * concludes; everything else can be completed from the state after a crash (`resume`).
+ */
+function* split(events: RunEvent[]): Generator<RunEvent[]> {
+  let batch: RunEvent[] = [];
+  let bytes = 0;
+  for (const event of events) {
+    const size = estimate(event);
+    if (bytes + size > BATCH_MAX_BYTES && batch.at(-1)?.kind !== "attempt.finished") {
+      yield batch;
+      batch = [];
+      bytes = 0;
+    }
+    batch.push(event);
+    bytes += size;
+  }
+  if (batch.length > 0) yield batch;
+}
+
+function estimate(event: RunEvent): number {
+  // An outcome can hold outputs; everything else is a few short fields.
+  return "outcome" in event && event.outcome ? JSON.stringify(event).length + 64 : 400;
+}

@@ -1,0 +1,375 @@
+/**
+ * Runs the runs: one actor each, offers out, reports in, leases and timers watched.
+ *
+ * Holds nothing that it cannot rebuild: after a restart `recover` gives it the unfinished runs, and the effects
+ * that they are owed are performed again.
+ */
+import type { Logger } from "pino";
+import { type Effect, type Input, type TimerKind, owed } from "../../shared/engine/engine.ts";
+import { type RunState, evolve, initialState, isTerminalRun, stepOf } from "../../shared/engine/state.ts";
+import { InsituError } from "../../shared/errors.ts";
+import type { ParamValue } from "../../shared/model/spec.ts";
+import { type Clock, type Random, type Timer, newId } from "../../shared/system.ts";
+import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
+import { LeaseTable } from "../leases/lease-table.ts";
+import { explainRefusal } from "../placement/choose.ts";
+import { buildOffer } from "./offers.ts";
+import { PoolBook } from "./pool-book.ts";
+import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RunStore } from "./ports.ts";
+import { type ActorWorld, RunActor } from "./run-actor.ts";
+import { TimerQueue } from "./timer-queue.ts";
+
+const LEASE_CHECK_MS = 250;
+const OFFER_RETRY_MS = 500;
+
+export interface RunServiceOptions {
+  clock: Clock;
+  random: Random;
+  log: Logger;
+  store: RunStore;
+  offers: OfferQueue;
+  plans: PlanSource;
+  desk: PlacementDesk;
+  agents: AgentLine;
+  /** Unique per process: prefix of message ids. */
+  instanceId: string;
+  leaseTtlMs: number;
+  offerTtlMs: number;
+}
+
+/** An unfinished run, as read from the stream. */
+export interface RecoveredRun {
+  runId: string;
+  state: RunState;
+  seq: number;
+}
+
+interface DueTimer {
+  runId: string;
+  timer: TimerKind;
+  step: string | null;
+}
+
+export class RunService implements ReportSink, LeaseKeeper {
+  readonly #options: RunServiceOptions;
+  readonly #actors = new Map<string, RunActor>();
+  readonly #leases: LeaseTable;
+  readonly #pools = new PoolBook();
+  readonly #timers = new TimerQueue<DueTimer>();
+  /** Steps that wait for a place or a pool: tried again when the facts change. */
+  readonly #held = new Map<string, { runId: string; stepId: string }>();
+  /** Environment by `run/step` of the offers that nobody has taken. */
+  readonly #offered = new Map<string, string>();
+  readonly #outstanding = new Map<string, number>();
+  readonly #stop = new AbortController();
+  readonly #background = new Set<Promise<unknown>>();
+  #wake: { atMs: number; timer: Timer } | undefined;
+  #leaseTimer: Timer | undefined;
+  #messageCount = 0;
+
+  constructor(options: RunServiceOptions) {
+    this.#options = options;
+    this.#leases = new LeaseTable(options.leaseTtlMs);
+  }
+
+  /** Takes over unfinished runs and starts the clocks. */
+  start(recovered: readonly RecoveredRun[]): void {
+    for (const { runId, state, seq } of recovered) {
+      const actor = this.#actor(runId, state, seq);
+      this.#holdPools(runId, state);
+      for (const effect of owed(state)) {
+        if (effect.kind === "place") this.#replace(runId, effect.step);
+        else this.#perform(runId, state, effect);
+      }
+      this.#detach(actor.submit({ kind: "resume", atMs: this.#now() }), "run resumed");
+    }
+    this.#leaseTimer = this.#options.clock.every(LEASE_CHECK_MS, () => this.#expireLeases());
+    if (recovered.length > 0) this.#options.log.info({ runs: recovered.length }, "unfinished runs taken over");
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort(new InsituError("unavailable", "the server stops"));
+    this.#leaseTimer?.cancel();
+    this.#wake?.timer.cancel();
+    await Promise.allSettled(this.#background);
+  }
+
+  /** Resolves with the id once the run is durable. */
+  async create(request: {
+    version: string;
+    params: Record<string, ParamValue>;
+    by: string;
+  }): Promise<{ runId: string; seq: number }> {
+    const plan = await this.#options.plans.load(request.version);
+    const atMs = this.#now();
+    const runId = newId(atMs);
+    const actor = this.#actor(runId, initialState(plan), 0);
+    await actor.submit({ kind: "create", atMs, runId, ...request });
+    this.#options.log.info({ runId, pipeline: plan.spec.name, version: request.version }, "run created");
+    return { runId, seq: actor.seq };
+  }
+
+  /** @throws not-found, run.terminal */
+  async cancel(runId: string, by: string, reason: string): Promise<{ seq: number }> {
+    const actor = this.#actors.get(runId);
+    if (!actor) throw new InsituError("run.terminal", `run ${runId} is not active`);
+    await actor.submit({ kind: "cancel", atMs: this.#now(), by, reason });
+    return { seq: actor.seq };
+  }
+
+  stateOf(runId: string): RunState | undefined {
+    return this.#actors.get(runId)?.state;
+  }
+
+  /** Offers to an environment that nobody has taken yet: what placement weighs. */
+  outstandingOffers(environment: string): number {
+    return this.#outstanding.get(environment) ?? 0;
+  }
+
+  /** Resources or the fleet changed: what could not be placed may be placeable now. */
+  factsChanged(): void {
+    for (const { runId, stepId } of [...this.#held.values(), ...this.#pools.waiting()]) this.#replace(runId, stepId);
+  }
+
+  async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
+    const { runId, stepId, attempt, epoch } = report.lease;
+    const actor = this.#actors.get(runId) ?? (await this.#reopen(runId));
+    if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
+    const current = stepOf(actor.state, stepId);
+    if (current?.grants[epoch - 1] !== agent.slice(0, agent.indexOf("/"))) {
+      const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
+      return { accepted: false, code: "auth.denied", message };
+    }
+    const atMs = this.#now();
+    const about = { atMs, step: stepId, attempt, epoch, agent };
+    await actor.submit(
+      report.kind === "started"
+        ? { kind: "started", ...about }
+        : { kind: "finished", ...about, outcome: report.outcome, random: this.#options.random() },
+    );
+    return { accepted: true };
+  }
+
+  heartbeat(agent: string, held: LeaseKey[]): HeartbeatVerdict {
+    return this.#leases.heartbeat(agent, held, this.#options.clock.monotonicMs(), (key) => {
+      const state = this.#actors.get(key.runId)?.state;
+      const current = state && stepOf(state, key.stepId);
+      // The report of the start may still be on its way.
+      return current?.status === "offered" && current.epoch === key.epoch ? "expected" : "superseded";
+    });
+  }
+
+  #now(): number {
+    return this.#options.clock.wallMs();
+  }
+
+  #actor(runId: string, state: RunState, seq: number): RunActor {
+    const actor = new RunActor(runId, state, seq, this.#world(runId));
+    this.#actors.set(runId, actor);
+    return actor;
+  }
+
+  #world(runId: string): ActorWorld {
+    return {
+      store: this.#options.store,
+      place: (current, stepId, atMs) => this.#place(runId, current, stepId, atMs),
+      perform: (current, effect) => this.#perform(runId, current, effect),
+      nextMessageId: () => `${this.#options.instanceId}-${++this.#messageCount}`,
+      pause: (ms) => this.#options.clock.sleep(ms, this.#stop.signal),
+      setAside: (id, err) => this.#options.log.error({ runId: id, err }, "run set aside: its state is impossible"),
+    };
+  }
+
+  /** A run that has ended, read again: a late outcome is kept as evidence and changes nothing. */
+  async #reopen(runId: string): Promise<RunActor | undefined> {
+    const batches = await this.#options.store.read(runId, 0);
+    const created = batches[0]?.events[0];
+    if (created?.kind !== "run.created") return undefined;
+    let state = initialState(await this.#options.plans.load(created.version));
+    for (const batch of batches) for (const event of batch.events) state = evolve(state, event);
+    return this.#actors.get(runId) ?? new RunActor(runId, state, batches.at(-1)!.seq, this.#world(runId));
+  }
+
+  #place(runId: string, state: RunState, stepId: string, atMs: number): Input | undefined {
+    const spec = state.plan.steps[state.plan.indexOf.get(stepId)!]!;
+    const { desk, offerTtlMs } = this.#options;
+    const verdicts = desk.explain(state.plan.spec.name, spec);
+    const environment = desk.choose(verdicts);
+    const key = `${runId}/${stepId}`;
+    if (environment === null) {
+      this.#held.set(key, { runId, stepId });
+      return { kind: "hold", atMs, step: stepId, reason: "unplaceable", message: explainRefusal(spec, verdicts) };
+    }
+    const ref = { runId, stepId };
+    const taken = this.#pools.acquire(ref, spec.pools, (pool) => desk.poolCapacity(pool));
+    if (!taken.acquired) return { kind: "hold", atMs, step: stepId, reason: "pool", message: taken.message };
+    this.#held.delete(key);
+    const { policyVersion } = desk;
+    return { kind: "offer", atMs, step: stepId, environment, policyVersion, expiresAtMs: atMs + offerTtlMs };
+  }
+
+  #replace(runId: string, stepId: string): void {
+    const actor = this.#actors.get(runId);
+    if (!actor || isTerminalRun(actor.state.status)) {
+      this.#held.delete(`${runId}/${stepId}`);
+      this.#pools.forget({ runId, stepId });
+      return;
+    }
+    const answer = this.#place(runId, actor.state, stepId, this.#now());
+    if (answer) this.#detach(actor.submit(answer), "step placed again");
+  }
+
+  #perform(runId: string, state: RunState, effect: Effect): void {
+    switch (effect.kind) {
+      case "offer":
+        this.#noteOffer(`${runId}/${effect.step}`, effect.environment);
+        return this.#detach(this.#publish(state, effect), "offer published");
+      case "lease.begin": {
+        const { step, attempt, epoch, agent } = effect;
+        this.#timers.delete(`${runId}/${step}`);
+        this.#forgetOffer(`${runId}/${step}`);
+        this.#leases.begin({ runId, stepId: step, attempt, epoch }, agent, this.#options.clock.monotonicMs());
+        return;
+      }
+      case "lease.end":
+        this.#timers.delete(`${runId}/${effect.step}`);
+        this.#forgetOffer(`${runId}/${effect.step}`);
+        return this.#leases.end(runId, effect.step, effect.epoch);
+      case "cancel":
+        this.#leases.cancel(runId, effect.step, effect.reason);
+        this.#tell(runId, effect, effect.reason);
+        return;
+      case "supersede":
+        this.#tell(runId, effect, "superseded: the attempt is no longer this agent's");
+        return;
+      case "timer":
+        return this.#setTimer(runId, effect);
+      case "release":
+        return this.#release(runId, state, effect.step);
+      case "finished":
+        return this.#finish(runId, state);
+      default:
+        return;
+    }
+  }
+
+  #tell(runId: string, to: { step: string; attempt: number; epoch: number; agent: string }, reason: string): void {
+    const lease = { runId, stepId: to.step, attempt: to.attempt, epoch: to.epoch };
+    this.#options.agents.cancel(to.agent, lease, reason);
+  }
+
+  #release(runId: string, state: RunState, stepId: string): void {
+    this.#forgetOffer(`${runId}/${stepId}`);
+    const { pools } = state.plan.steps[state.plan.indexOf.get(stepId)!]!;
+    if (pools.length === 0) return;
+    for (const next of this.#pools.release({ runId, stepId }, pools)) this.#replace(next.runId, next.stepId);
+  }
+
+  #holdPools(runId: string, state: RunState): void {
+    state.plan.steps.forEach((spec, index) => {
+      const { status } = state.steps.get(index);
+      if (status !== "offered" && status !== "running") return;
+      for (const pool of spec.pools) this.#pools.hold({ runId, stepId: spec.id }, pool);
+    });
+  }
+
+  #finish(runId: string, state: RunState): void {
+    const { log } = this.#options;
+    this.#timers.delete(runId);
+    for (const { id } of state.plan.steps) {
+      this.#timers.delete(`${runId}/${id}`);
+      this.#held.delete(`${runId}/${id}`);
+      this.#pools.forget({ runId, stepId: id });
+    }
+    this.#leases.endRun(
+      runId,
+      state.plan.steps.map(({ id }) => id),
+    );
+    this.#actors.delete(runId);
+    log.info({ runId, pipeline: state.plan.spec.name, status: state.status }, "run ended");
+  }
+
+  async #publish(state: RunState, effect: Extract<Effect, { kind: "offer" }>): Promise<void> {
+    const { desk, offers, clock, log } = this.#options;
+    const current = stepOf(state, effect.step);
+    if (current?.status !== "offered" || current.epoch !== effect.epoch) return;
+    const offer = buildOffer(state, effect.step, {
+      policyVersion: current.policyVersion,
+      classificationOf: (dataset) => desk.classificationOf(dataset),
+      issuedAtMs: this.#now(),
+    });
+    for (;;) {
+      try {
+        return await offers.publish(offer);
+      } catch (thrown) {
+        const err = InsituError.from(thrown);
+        // The offer is owed: it stays in the run's state until it is taken or expires.
+        if (!err.retryable || this.#now() > offer.expiresAtMs) throw err;
+        log.warn({ err, runId: state.runId, stepId: effect.step }, "offer not published yet");
+        await clock.sleep(OFFER_RETRY_MS, this.#stop.signal);
+      }
+    }
+  }
+
+  #expireLeases(): void {
+    for (const lease of this.#leases.expired(this.#options.clock.monotonicMs())) {
+      const { runId, stepId, epoch, agent, attempt } = lease;
+      const actor = this.#actors.get(runId);
+      this.#leases.end(runId, stepId, epoch);
+      if (!actor) continue;
+      this.#options.log.warn({ runId, stepId, attempt, epoch, agent }, "lease expired");
+      const input: Input = { kind: "lease-expired", atMs: this.#now(), step: stepId, epoch, agent };
+      this.#detach(actor.submit(input), "lease expired");
+    }
+  }
+
+  #setTimer(runId: string, effect: Extract<Effect, { kind: "timer" }>): void {
+    const key = effect.step === null ? runId : `${runId}/${effect.step}`;
+    this.#timers.set(key, effect.atMs, { runId, timer: effect.timer, step: effect.step });
+    this.#armTimers();
+  }
+
+  #armTimers(): void {
+    const atMs = this.#timers.nextAtMs();
+    if (atMs === undefined || this.#stop.signal.aborted) return;
+    if (this.#wake && this.#wake.atMs <= atMs) return;
+    this.#wake?.timer.cancel();
+    const timer = this.#options.clock.after(Math.max(0, atMs - this.#now()), () => this.#fireTimers());
+    this.#wake = { atMs, timer };
+  }
+
+  #fireTimers(): void {
+    this.#wake = undefined;
+    const atMs = this.#now();
+    for (const due of this.#timers.take(atMs)) {
+      const actor = this.#actors.get(due.value.runId);
+      if (!actor) continue;
+      const { timer, step } = due.value;
+      this.#detach(actor.submit({ kind: "timer", atMs, timer, step, dueAtMs: due.atMs }), "timer");
+    }
+    this.#armTimers();
+  }
+
+  #noteOffer(key: string, environment: string): void {
+    this.#forgetOffer(key);
+    this.#offered.set(key, environment);
+    this.#outstanding.set(environment, this.outstandingOffers(environment) + 1);
+  }
+
+  #forgetOffer(key: string): void {
+    const environment = this.#offered.get(key);
+    if (environment === undefined) return;
+    this.#offered.delete(key);
+    this.#outstanding.set(environment, this.outstandingOffers(environment) - 1);
+  }
+
+  /** Work that nobody waits for still belongs to this service: it is logged when it fails, awaited when it closes. */
+  #detach(work: Promise<unknown>, what: string): void {
+    const settled = work.catch((err: unknown) => {
+      if (!this.#stop.signal.aborted) this.#options.log.error({ err, what }, "work of a run failed");
+    });
+    this.#background.add(settled);
+    void settled.finally(() => this.#background.delete(settled));
+  }
+}

@@ -1,0 +1,128 @@
+/** The connection to NATS, the streams, and how JetStream's errors read to the rest. */
+import {
+  AckPolicy,
+  type ConnectionOptions,
+  DeliverPolicy,
+  DiscardPolicy,
+  type JetStreamManager,
+  type NatsConnection,
+  NatsError,
+  RetentionPolicy,
+  StorageType,
+  type StreamConfig,
+  connect,
+  nanos,
+} from "nats";
+import { InsituError } from "../../shared/errors.ts";
+import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+
+/** Repeats of a message id within this time are stored once. Longer than any retry of ours goes on. */
+const DUPLICATE_WINDOW_MS = 5 * 60_000;
+const WORK_MAX_AGE_MS = 24 * 3_600_000;
+const LOGS_MAX_AGE_MS = 30 * 24 * 3_600_000;
+
+export interface NatsTarget {
+  servers: string[];
+  user?: string;
+  password?: string;
+  caFile?: string;
+  name: string;
+}
+
+export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
+  const options: ConnectionOptions = {
+    servers: target.servers,
+    name: target.name,
+    maxReconnectAttempts: -1,
+    reconnectTimeWait: 200,
+    reconnectJitter: 200,
+    pingInterval: 5_000,
+    maxPingOut: 2,
+    ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
+    ...(target.caFile === undefined ? {} : { tls: { caFile: target.caFile } }),
+  };
+  try {
+    return await connect(options);
+  } catch (err) {
+    throw new InsituError("store.unavailable", `cannot connect to NATS at ${target.servers.join(", ")}`, {
+      retryable: true,
+      cause: err,
+    });
+  }
+}
+
+function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: string })[] {
+  const common = {
+    storage: StorageType.File,
+    num_replicas: replicas,
+    duplicate_window: nanos(DUPLICATE_WINDOW_MS),
+  };
+  return [
+    { ...common, name: STREAMS.runs, subjects: [subjects.allRuns], allow_direct: true },
+    { ...common, name: STREAMS.resources, subjects: [subjects.resources], deny_delete: true, deny_purge: true },
+    {
+      ...common,
+      name: STREAMS.work,
+      subjects: [subjects.allWork],
+      retention: RetentionPolicy.Workqueue,
+      discard: DiscardPolicy.New,
+      max_age: nanos(WORK_MAX_AGE_MS),
+    },
+    {
+      ...common,
+      name: STREAMS.logs,
+      subjects: [subjects.allLogs],
+      discard: DiscardPolicy.Old,
+      max_age: nanos(LOGS_MAX_AGE_MS),
+      max_bytes: 20 * 1024 ** 3,
+    },
+  ];
+}
+
+/** Creates the streams that are missing. Those that exist are left as an operator has set them. */
+export async function ensureStreams(manager: JetStreamManager, replicas: number): Promise<void> {
+  for (const config of streamConfigs(replicas)) {
+    try {
+      await manager.streams.info(config.name);
+    } catch (err) {
+      if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${config.name}`);
+      await manager.streams.add(config);
+    }
+  }
+}
+
+/** The durable pull consumer of an environment; agents bind to it by name and never create one. */
+export async function ensureWorkConsumer(
+  manager: JetStreamManager,
+  environment: string,
+  consumer: string,
+): Promise<void> {
+  await manager.consumers.add(STREAMS.work, {
+    durable_name: consumer,
+    filter_subject: subjects.work(environment),
+    ack_policy: AckPolicy.Explicit,
+    deliver_policy: DeliverPolicy.All,
+    // An agent acknowledges as soon as its lease is in its journal; one that died before gets nothing back.
+    ack_wait: nanos(30_000),
+    max_deliver: -1,
+    max_ack_pending: 20_000,
+  });
+}
+
+export const STREAM_NOT_FOUND = 10_059;
+export const WRONG_LAST_SEQUENCE = 10_071;
+
+export function errorCode(err: unknown): number | undefined {
+  return err instanceof NatsError ? err.api_error?.err_code : undefined;
+}
+
+/** A failure of NATS in our terms: time-outs, lost connections and missing responders may pass. */
+export function storeError(err: unknown, what: string): InsituError {
+  if (err instanceof InsituError) return err;
+  const message = err instanceof Error ? err.message : String(err);
+  const passing = err instanceof NatsError && err.api_error === undefined;
+  return new InsituError(passing ? "store.unavailable" : "internal", `${what}: ${message}`, {
+    retryable: passing,
+    cause: err,
+  });
+}

@@ -1,0 +1,299 @@
+/**
+ * Runs as readers see them: derived from the stream `RUNS`, kept in LMDB, rebuilt when the folder is deleted.
+ *
+ * Runs that go on live in memory as projections; LMDB holds a summary of every run and the steps of those that
+ * have ended. What is on disk may lag behind by one flush, and is caught up from the stream at start.
+ */
+import { rmSync } from "node:fs";
+import { type Database, type RootDatabase, open } from "lmdb";
+import type { NatsConnection } from "nats";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { RunEventBatch } from "../../shared/engine/events.ts";
+import type { Clock, Timer } from "../../shared/system.ts";
+import { STREAMS } from "../../shared/wire/subjects.ts";
+import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
+import type { Page, RunQueries } from "../api/services.ts";
+import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
+import { RunProjection } from "../runs/run-projection.ts";
+import type { RecoveredRun } from "../runs/run-service.ts";
+import { toBatch } from "./jetstream-run-store.ts";
+import { type StreamMessage, StreamTail, lastSeqOf } from "./stream-reader.ts";
+
+/** Another number makes a folder written by another release be thrown away and rebuilt. */
+const FORMAT = 1;
+const FLUSH_MS = 100;
+
+interface StoredRun {
+  summary: RunSummary;
+  eventSeq: number;
+}
+
+export interface ReadModelOptions {
+  directory: string;
+  connection: NatsConnection;
+  store: RunStore;
+  plans: PlanSource;
+  clock: Clock;
+  log: Logger;
+}
+
+type Listener = (seq: number, batch: RunEventBatch) => void;
+
+export class ReadModel implements RunQueries {
+  readonly #options: ReadModelOptions;
+  readonly #root: RootDatabase;
+  readonly #runs: Database<StoredRun, string>;
+  readonly #steps: Database<StepView, [string, number]>;
+  readonly #meta: Database<number, string>;
+  readonly #active = new Map<string, RunProjection>();
+  readonly #dirty = new Set<string>();
+  readonly #listeners = new Map<string, Set<Listener>>();
+  #waiters: { seq: number; resolve(): void }[] = [];
+  #inbox: StreamMessage[] = [];
+  #draining = false;
+  #seq = 0;
+  #flushedSeq = 0;
+  #tail: StreamTail | undefined;
+  #flushTimer: Timer | undefined;
+
+  constructor(options: ReadModelOptions) {
+    this.#options = options;
+    this.#root = openRoot(options.directory);
+    this.#runs = this.#root.openDB<StoredRun, string>({ name: "runs" });
+    this.#steps = this.#root.openDB<StepView, [string, number]>({ name: "steps" });
+    this.#meta = this.#root.openDB<number, string>({ name: "meta" });
+  }
+
+  /** Resolves when everything that was in the stream at the call is visible. */
+  async start(): Promise<void> {
+    const { connection, log, clock } = this.#options;
+    const lastSeq = await lastSeqOf(connection, STREAMS.runs);
+    const known = this.#meta.get("seq") ?? 0;
+    if (known > lastSeq || (this.#meta.get("format") ?? FORMAT) !== FORMAT) {
+      log.warn({ known, lastSeq }, "the read model is not of this stream; building it anew");
+      await Promise.all([this.#runs.clearAsync(), this.#steps.clearAsync(), this.#meta.clearAsync()]);
+    }
+    await this.#meta.put("format", FORMAT);
+    this.#seq = this.#meta.get("seq") ?? 0;
+    this.#flushedSeq = this.#seq;
+    await this.#loadUnfinished();
+    const onMessage = (message: StreamMessage): void => {
+      this.#inbox.push(message);
+      if (!this.#draining) void this.#drain();
+    };
+    const fromSeq = this.#seq + 1;
+    this.#tail = new StreamTail({ connection, stream: STREAMS.runs, fromSeq, clock, log, onMessage });
+    this.#tail.start();
+    this.#flushTimer = clock.every(FLUSH_MS, () => this.#flush());
+    await this.waitFor(lastSeq);
+  }
+
+  async close(): Promise<void> {
+    this.#flushTimer?.cancel();
+    await this.#tail?.close();
+    this.#flush();
+    await this.#root.close();
+  }
+
+  /** Resolves when the batch with that sequence is visible to reads. */
+  waitFor(seq: number): Promise<void> {
+    if (this.#seq >= seq) return Promise.resolve();
+    return new Promise((resolve) => this.#waiters.push({ seq, resolve }));
+  }
+
+  /** The runs that go on, for whoever decides for them. */
+  unfinished(): RecoveredRun[] {
+    return [...this.#active.values()]
+      .filter((run) => !run.terminal && run.state.runId !== "")
+      .map((run) => ({ runId: run.state.runId, state: run.state, seq: run.seq }));
+  }
+
+  list(query: { pipeline?: string; status?: string; limit: number; cursor?: string }): Page<RunSummary> {
+    this.#flush();
+    const items: RunSummary[] = [];
+    // Ids begin with the time, so the key order backwards is newest first.
+    const range = query.cursor === undefined ? {} : { start: query.cursor, exclusiveStart: true };
+    for (const { value } of this.#runs.getRange({ ...range, reverse: true })) {
+      const { summary } = value;
+      if (query.pipeline !== undefined && summary.pipeline !== query.pipeline) continue;
+      if (query.status !== undefined && summary.status !== query.status) continue;
+      if (items.length === query.limit) return { items, nextCursor: items.at(-1)!.id };
+      items.push(summary);
+    }
+    return { items, nextCursor: null };
+  }
+
+  get(runId: string): RunDetail | undefined {
+    const active = this.#active.get(runId);
+    if (active) return active.detail();
+    const stored = this.#runs.get(runId);
+    if (!stored) return undefined;
+    const steps = [...this.#steps.getRange({ start: [runId, 0], end: [runId, Number.MAX_SAFE_INTEGER] })];
+    return { ...stored.summary, steps: steps.map(({ value }) => value), eventSeq: stored.eventSeq };
+  }
+
+  summary(runId: string): RunSummary | undefined {
+    return this.#active.get(runId)?.summary() ?? this.#runs.get(runId)?.summary;
+  }
+
+  async *follow(
+    runId: string,
+    afterSeq: number,
+    signal: AbortSignal,
+  ): AsyncGenerator<{ seq: number; batch: RunEventBatch }> {
+    const buffer: { seq: number; batch: RunEventBatch }[] = [];
+    let wake = (): void => {};
+    const listener: Listener = (seq, batch) => {
+      buffer.push({ seq, batch });
+      wake();
+    };
+    const onAbort = (): void => wake();
+    this.#listen(runId, listener);
+    signal.addEventListener("abort", onAbort);
+    try {
+      let seen = afterSeq;
+      for (const { seq, events } of await this.#options.store.read(runId, afterSeq)) {
+        seen = seq;
+        yield { seq, batch: { v: 1, events } };
+        if (ends(events)) return;
+      }
+      // A reader that comes back after the end has nothing to wait for.
+      if (buffer.length === 0 && this.#ended(runId)) return;
+      while (!signal.aborted) {
+        const next = buffer.shift();
+        if (next === undefined) {
+          await new Promise<void>((resolve) => {
+            wake = resolve;
+          });
+        } else if (next.seq > seen) {
+          seen = next.seq;
+          yield next;
+          if (ends(next.batch.events)) return;
+        }
+      }
+    } finally {
+      signal.removeEventListener("abort", onAbort);
+      this.#unlisten(runId, listener);
+    }
+  }
+
+  #ended(runId: string): boolean {
+    const status = this.summary(runId)?.status;
+    return status === "succeeded" || status === "failed" || status === "cancelled";
+  }
+
+  #listen(runId: string, listener: Listener): void {
+    const listeners = this.#listeners.get(runId) ?? new Set();
+    this.#listeners.set(runId, listeners.add(listener));
+  }
+
+  #unlisten(runId: string, listener: Listener): void {
+    const listeners = this.#listeners.get(runId);
+    listeners?.delete(listener);
+    if (listeners?.size === 0) this.#listeners.delete(runId);
+  }
+
+  async #loadUnfinished(): Promise<void> {
+    for (const { key, value } of this.#runs.getRange({})) {
+      if (value.summary.finishedAtMs !== null) continue;
+      const run = new RunProjection(await this.#options.plans.load(value.summary.version));
+      for (const batch of await this.#options.store.read(key, 0)) run.apply(batch.seq, batch.events);
+      this.#active.set(key, run);
+      this.#dirty.add(key);
+    }
+  }
+
+  async #drain(): Promise<void> {
+    this.#draining = true;
+    while (this.#inbox.length > 0) {
+      const taken = this.#inbox;
+      this.#inbox = [];
+      for (const message of taken) {
+        try {
+          await this.#apply(toBatch(message));
+        } catch (err) {
+          // A message from outside our own code is an event, not an assertion: the rest goes on.
+          this.#options.log.error({ err, seq: message.seq, subject: message.subject }, "run events not understood");
+        }
+        this.#advance(message.seq);
+      }
+    }
+    this.#draining = false;
+  }
+
+  async #apply(batch: StoredBatch): Promise<void> {
+    let run = this.#active.get(batch.runId);
+    if (!run) {
+      const [first] = batch.events;
+      if (first?.kind === "run.created") {
+        run = new RunProjection(await this.#options.plans.load(first.version));
+      } else {
+        run = await this.#reopen(batch);
+      }
+      this.#active.set(batch.runId, run);
+    }
+    run.apply(batch.seq, batch.events);
+    this.#dirty.add(batch.runId);
+    const listeners = this.#listeners.get(batch.runId);
+    if (listeners) for (const listener of listeners) listener(batch.seq, { v: 1, events: batch.events });
+  }
+
+  /** Events of a run that had ended: a fenced outcome that came late. */
+  async #reopen(batch: StoredBatch): Promise<RunProjection> {
+    const version = this.#runs.get(batch.runId)?.summary.version;
+    if (version === undefined) throw new InsituError("internal", `events of run ${batch.runId} before run.created`);
+    const run = new RunProjection(await this.#options.plans.load(version));
+    for (const earlier of await this.#options.store.read(batch.runId, 0)) {
+      if (earlier.seq < batch.seq) run.apply(earlier.seq, earlier.events);
+    }
+    return run;
+  }
+
+  #advance(seq: number): void {
+    this.#seq = seq;
+    if (this.#waiters.length === 0) return;
+    for (const waiter of this.#waiters) if (waiter.seq <= seq) waiter.resolve();
+    this.#waiters = this.#waiters.filter((waiter) => waiter.seq > seq);
+  }
+
+  #flush(): void {
+    if (this.#dirty.size === 0 && this.#seq === this.#flushedSeq) return;
+    const seq = this.#seq;
+    this.#root.transactionSync(() => {
+      for (const runId of this.#dirty) this.#write(runId, this.#active.get(runId)!);
+      this.#meta.putSync("seq", seq);
+    });
+    this.#flushedSeq = seq;
+    for (const runId of this.#dirty) {
+      if (this.#active.get(runId)?.terminal) this.#active.delete(runId);
+    }
+    this.#dirty.clear();
+  }
+
+  #write(runId: string, run: RunProjection): void {
+    this.#runs.putSync(runId, { summary: run.summary(), eventSeq: run.seq });
+    if (!run.terminal) return;
+    run.state.plan.steps.forEach((_, index) => {
+      this.#steps.putSync([runId, index], run.step(index));
+    });
+  }
+}
+
+function ends(events: RunEventBatch["events"]): boolean {
+  return events.some((event) => event.kind === "run.finished");
+}
+
+function openRoot(directory: string): RootDatabase {
+  try {
+    return open({ path: directory, maxDbs: 8 });
+  } catch (err) {
+    // Nothing here cannot be derived again.
+    rmSync(directory, { recursive: true, force: true });
+    try {
+      return open({ path: directory, maxDbs: 8 });
+    } catch {
+      throw new InsituError("store.unavailable", `cannot open the read model in ${directory}`, { cause: err });
+    }
+  }
+}
