@@ -71,6 +71,35 @@ export async function openKv<T>(connection: NatsConnection, options: KvOptions<T
   return new NatsKv(kv, bucket, prefix, schema);
 }
 
+/** Rounds of read, decide and write before we say that the key is too busy. Each lost round means that another writer won. */
+const CHANGE_ROUNDS = 32;
+
+/**
+ * Reads, decides, and writes what was decided with compare-and-set; begins again when another writer was first.
+ * `decide` gives the next value, or undefined to leave the entry as it is; it may be called several times, and
+ * what it throws goes to the caller.
+ */
+export async function changeKv<T>(
+  store: KvStore<T>,
+  key: string,
+  decide: (current: T | undefined) => T | undefined,
+): Promise<{ value: T | undefined; revision: number }> {
+  for (let round = 1; ; round++) {
+    const current = await store.get(key);
+    const value = decide(current?.value);
+    if (value === undefined) return { value: current?.value, revision: current?.revision ?? 0 };
+    try {
+      const revision =
+        current === undefined
+          ? await store.create(key, value)
+          : await store.update(key, value, current.revision);
+      return { value, revision };
+    } catch (err) {
+      if (!(err instanceof InsituError) || err.code !== "conflict" || round >= CHANGE_ROUNDS) throw err;
+    }
+  }
+}
+
 class NatsKv<T> implements KvStore<T> {
   readonly #kv: KV;
   readonly #bucket: string;

@@ -1,0 +1,169 @@
+/**
+ * Tokens with which an agent joins. The secret is shown once; the store knows its SHA-256.
+ *
+ * A use is spent for one name with one key. The same agent may present the token again while it is valid, and
+ * spends nothing more: an answer that was lost, or a crash between the spending and the registration, costs
+ * another try and nothing else.
+ */
+import { createHash } from "node:crypto";
+import { z } from "zod";
+import { InsituError } from "../../shared/errors.ts";
+import { Name } from "../../shared/model/names.ts";
+import { type Clock, newSecret } from "../../shared/system.ts";
+import type { JoinTokens } from "../api/services.ts";
+import { changeKv, type KvStore } from "../store/kv.ts";
+
+/** Bucket `join-tokens`, key: hexadecimal SHA-256 of the secret. */
+export const JoinTokenRecord = z.object({
+  v: z.literal(1),
+  environment: Name,
+  createdBy: z.string(),
+  createdAtMs: z.int(),
+  expiresAtMs: z.int(),
+  uses: z.int().min(1),
+  redemptions: z.array(z.object({ agentName: Name, spkiSha256: z.string(), atMs: z.int() })),
+});
+export type JoinTokenRecord = z.infer<typeof JoinTokenRecord>;
+
+export const JOIN_TOKEN_TTL_MAX_MS = 30 * 86_400_000;
+export const JOIN_TOKEN_USES_MAX = 1_000;
+/** Of the bucket: tokens vanish some time after they can no longer be used. */
+export const JOIN_TOKEN_BUCKET_TTL_MS = JOIN_TOKEN_TTL_MAX_MS + 86_400_000;
+const SECRET_BYTES = 32;
+const SECRET_PATTERN = /^[A-Za-z0-9_-]{43}$/;
+
+export type TokenFault = "unknown" | "expired" | "used" | "agent-removed";
+
+/** Whoever asks with a bad token learns this and no more; `details.fault` is for our log. */
+export const TOKEN_REFUSED =
+  "the join token is not valid: it is unknown, expired or used up; make a new one with insitu join-token create";
+
+export interface TokenClaim {
+  agentName: string;
+  spkiSha256: string;
+}
+
+export interface JoinTokenService extends JoinTokens {
+  /** Looks without spending. @throws InsituError `token.invalid`. */
+  inspect(secret: string): Promise<JoinTokenRecord>;
+  /**
+   * Spends a use for this name and key, unless they have one already.
+   * `removedAtMs`: when an agent of this name and key was removed; a token from before that does not bring it back.
+   * @throws InsituError `token.invalid`.
+   */
+  redeem(secret: string, claim: TokenClaim, removedAtMs: number | null): Promise<JoinTokenRecord>;
+  /** Gives the use back, when the registration it was for is known not to have happened. */
+  release(secret: string, claim: TokenClaim): Promise<void>;
+}
+
+export interface JoinTokenDeps {
+  kv: KvStore<JoinTokenRecord>;
+  clock: Clock;
+  environmentExists(environment: string): boolean;
+  /** The line that a person copies, made of the secret and where to bring it. */
+  format(parts: { environment: string; secret: string }): string;
+}
+
+export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
+  const { kv, clock } = deps;
+  return {
+    async create(request) {
+      refuseOddRequest(request, deps.environmentExists);
+      const secret = newSecret(SECRET_BYTES);
+      const createdAtMs = clock.wallMs();
+      const expiresAtMs = createdAtMs + request.ttlMs;
+      await kv.create(keyOf(secret), {
+        v: 1,
+        environment: request.environment,
+        createdBy: request.by,
+        createdAtMs,
+        expiresAtMs,
+        uses: request.uses,
+        redemptions: [],
+      });
+      return { token: deps.format({ environment: request.environment, secret }), expiresAtMs };
+    },
+
+    async inspect(secret) {
+      if (!SECRET_PATTERN.test(secret)) throw refused("unknown");
+      const record = (await kv.get(keyOf(secret)))?.value;
+      if (record === undefined) throw refused("unknown");
+      if (clock.wallMs() >= record.expiresAtMs) throw refused("expired", record);
+      return record;
+    },
+
+    async redeem(secret, claim, removedAtMs) {
+      const { value } = await changeKv(kv, keyOf(secret), (record) => {
+        const decided = spend(record, claim, { nowMs: clock.wallMs(), removedAtMs });
+        if (decided.kind === "refused") throw refused(decided.fault, record);
+        return decided.kind === "spent" ? decided.record : undefined;
+      });
+      return value!;
+    },
+
+    async release(secret, claim) {
+      await changeKv(kv, keyOf(secret), (record) => {
+        const kept = record?.redemptions.filter((r) => !sameClaim(r, claim));
+        if (record === undefined || kept === undefined || kept.length === record.redemptions.length)
+          return undefined;
+        return { ...record, redemptions: kept };
+      });
+    },
+  };
+}
+
+type Spending =
+  | { kind: "spent"; record: JoinTokenRecord }
+  | { kind: "had-one" }
+  | { kind: "refused"; fault: TokenFault };
+
+/** What presenting the token does to it. Pure. */
+export function spend(
+  record: JoinTokenRecord | undefined,
+  claim: TokenClaim,
+  at: { nowMs: number; removedAtMs: number | null },
+): Spending {
+  if (record === undefined) return { kind: "refused", fault: "unknown" };
+  if (at.nowMs >= record.expiresAtMs) return { kind: "refused", fault: "expired" };
+  if (at.removedAtMs !== null && record.createdAtMs <= at.removedAtMs) {
+    return { kind: "refused", fault: "agent-removed" };
+  }
+  if (record.redemptions.some((r) => sameClaim(r, claim))) return { kind: "had-one" };
+  if (record.redemptions.length >= record.uses) return { kind: "refused", fault: "used" };
+  return {
+    kind: "spent",
+    record: { ...record, redemptions: [...record.redemptions, { ...claim, atMs: at.nowMs }] },
+  };
+}
+
+function sameClaim(a: TokenClaim, b: TokenClaim): boolean {
+  return a.agentName === b.agentName && a.spkiSha256 === b.spkiSha256;
+}
+
+function refused(fault: TokenFault, record?: JoinTokenRecord): InsituError {
+  return new InsituError("token.invalid", TOKEN_REFUSED, {
+    details: {
+      fault,
+      ...(record === undefined ? {} : { environment: record.environment, createdBy: record.createdBy }),
+    },
+  });
+}
+
+function keyOf(secret: string): string {
+  return createHash("sha256").update(secret, "utf8").digest("hex");
+}
+
+function refuseOddRequest(
+  request: { environment: string; ttlMs: number; uses: number },
+  environmentExists: (environment: string) => boolean,
+): void {
+  if (!environmentExists(request.environment)) {
+    throw new InsituError("not-found", `there is no environment ${request.environment}; apply it first`);
+  }
+  if (!Number.isInteger(request.ttlMs) || request.ttlMs < 1 || request.ttlMs > JOIN_TOKEN_TTL_MAX_MS) {
+    throw new InsituError("request.invalid", "a join token is valid for 1 ms to 30 days (ttlMs)");
+  }
+  if (!Number.isInteger(request.uses) || request.uses < 1 || request.uses > JOIN_TOKEN_USES_MAX) {
+    throw new InsituError("request.invalid", `a join token has 1 to ${JOIN_TOKEN_USES_MAX} uses`);
+  }
+}

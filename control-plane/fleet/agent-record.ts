@@ -1,0 +1,42 @@
+/** What is stored about agents: who they are, and how they were last seen. */
+import { z } from "zod";
+import { Name } from "../../shared/model/names.ts";
+
+/** Bucket `agents`, key `identity.<environment>.<name>`. Written when an agent enrols or is removed. */
+export const AgentRecord = z.object({
+  v: z.literal(1),
+  environment: Name,
+  name: Name,
+  /** SHA-256 of the public key's SPKI, hexadecimal: a certificate with another key is not this agent's. */
+  spkiSha256: z.string().regex(/^[0-9a-f]{64}$/),
+  enrolledAtMs: z.int(),
+  certificateNotAfterMs: z.int(),
+  /** Set when somebody removed the agent: its certificate no longer opens anything. */
+  removedAtMs: z.int().nullable(),
+});
+export type AgentRecord = z.infer<typeof AgentRecord>;
+
+/** Bucket `agents`, key `seen.<environment>.<name>`. For people; nothing decides by it. */
+export const SeenRecord = z.object({
+  v: z.literal(1),
+  lastSeenMs: z.int(),
+  software: z.string(),
+  hostname: z.string(),
+  slots: z.int(),
+  executors: z.array(z.string()),
+  datasets: z.array(z.string()),
+  labels: z.record(z.string(), z.string()),
+});
+export type SeenRecord = z.infer<typeof SeenRecord>;
+
+export const IDENTITY_PREFIX = "identity.";
+export const SEEN_PREFIX = "seen.";
+
+/** Names hold no dots, so the key can be read back and filtered by environment. */
+export function agentKey(id: string): string {
+  return id.replace("/", ".");
+}
+
+export function idOfKey(key: string): string {
+  return key.replace(".", "/");
+}

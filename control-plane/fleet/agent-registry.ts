@@ -1,0 +1,181 @@
+/** Which agents are enrolled, and with which key. The truth is the KV bucket; memory follows it. */
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock } from "../../shared/system.ts";
+import type { AgentCertificate } from "../access/pki.ts";
+import { type AgentName, agentId } from "../access/spiffe.ts";
+import { changeKv, type KvStore } from "../store/kv.ts";
+import { type AgentRecord, agentKey, idOfKey } from "./agent-record.ts";
+
+export interface AgentRegistry extends AsyncDisposable {
+  /** Resolves when everything that is stored is known. */
+  start(signal: AbortSignal): Promise<void>;
+  close(): Promise<void>;
+  list(): AgentRecord[];
+  /** From memory, else from the store: an agent that enrolled at another replica a moment ago is known. */
+  find(id: string): Promise<AgentRecord | undefined>;
+  /** From memory alone. */
+  known(id: string): AgentRecord | undefined;
+  /**
+   * Enrols the agent, again with the same key or for the first time. Durable when it resolves.
+   * @throws InsituError `agent.name-taken` when another key holds the name.
+   */
+  register(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord>;
+  /** Its certificate opens nothing from now on. @throws InsituError `not-found`. */
+  remove(id: string): Promise<AgentRecord>;
+  /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
+  onChange(listener: (record: AgentRecord) => void): () => void;
+}
+
+const WATCH_RETRY_MS = 1_000;
+
+export function createAgentRegistry(deps: {
+  kv: KvStore<AgentRecord>;
+  clock: Clock;
+  log: Logger;
+}): AgentRegistry {
+  return new Registry(deps.kv, deps.clock, deps.log);
+}
+
+class Registry implements AgentRegistry {
+  readonly #kv: KvStore<AgentRecord>;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  readonly #records = new Map<string, { record: AgentRecord; revision: number }>();
+  readonly #listeners = new Set<(record: AgentRecord) => void>();
+  readonly #stop = new AbortController();
+  #following: Promise<void> | undefined;
+
+  constructor(kv: KvStore<AgentRecord>, clock: Clock, log: Logger) {
+    this.#kv = kv;
+    this.#clock = clock;
+    this.#log = log;
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    const forward = () => this.#stop.abort(signal.reason);
+    signal.addEventListener("abort", forward, { once: true });
+    const stopped = new Promise<never>((_, reject) => {
+      this.#stop.signal.addEventListener("abort", () => reject(this.#stop.signal.reason), { once: true });
+    });
+    try {
+      signal.throwIfAborted();
+      const current = new Promise<void>((resolve) => {
+        this.#following = this.#follow(resolve);
+      });
+      await Promise.race([current, stopped]);
+    } finally {
+      signal.removeEventListener("abort", forward);
+      stopped.catch(() => {
+        // Lost on purpose: it only served the race above.
+      });
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort(new InsituError("cancelled", "the agent registry is closed"));
+    await this.#following;
+    this.#listeners.clear();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  list(): AgentRecord[] {
+    return [...this.#records.values()].map((entry) => entry.record);
+  }
+
+  known(id: string): AgentRecord | undefined {
+    return this.#records.get(id)?.record;
+  }
+
+  async find(id: string): Promise<AgentRecord | undefined> {
+    const known = this.known(id);
+    if (known !== undefined) return known;
+    const stored = await this.#kv.get(agentKey(id));
+    if (stored !== undefined) this.#learn(id, stored.value, stored.revision);
+    return stored?.value;
+  }
+
+  async register(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord> {
+    const id = agentId(agent);
+    const { value, revision } = await changeKv<AgentRecord>(this.#kv, agentKey(id), (current) => {
+      refuseTakenName(agent, certificate.spkiSha256, current);
+      return {
+        v: 1,
+        environment: agent.environment,
+        name: agent.name,
+        spkiSha256: certificate.spkiSha256,
+        enrolledAtMs: current?.removedAtMs === null ? current.enrolledAtMs : this.#clock.wallMs(),
+        certificateNotAfterMs: certificate.notAfterMs,
+        removedAtMs: null,
+      };
+    });
+    return this.#learn(id, value!, revision);
+  }
+
+  async remove(id: string): Promise<AgentRecord> {
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) => {
+      if (current === undefined) throw new InsituError("not-found", `there is no agent ${id}`);
+      return current.removedAtMs === null ? { ...current, removedAtMs: this.#clock.wallMs() } : undefined;
+    });
+    return this.#learn(id, value!, revision);
+  }
+
+  onChange(listener: (record: AgentRecord) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  /** Keeps the newest by revision: our own writes, reads and the watch arrive in any order. */
+  #learn(id: string, record: AgentRecord, revision: number): AgentRecord {
+    const known = this.#records.get(id);
+    if (known !== undefined && known.revision >= revision) return known.record;
+    this.#records.set(id, { record, revision });
+    for (const listener of this.#listeners) listener(record);
+    return record;
+  }
+
+  async #follow(onCurrent: () => void): Promise<void> {
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        for await (const change of this.#kv.watch(signal)) {
+          if (change.kind === "current") onCurrent();
+          else if (change.kind === "put") this.#learn(idOfKey(change.key), change.value, change.revision);
+          else if (change.kind === "delete") this.#forget(idOfKey(change.key), change.revision);
+          else this.#log.error({ key: change.key, reason: change.reason }, "agent record is malformed");
+        }
+      } catch (err) {
+        this.#log.warn({ err }, "watch of the agents was lost");
+        await this.#clock.sleep(WATCH_RETRY_MS, signal).catch(() => {
+          // Aborted: the loop's condition sees it.
+        });
+      }
+    }
+  }
+
+  /** A record that was deleted with other tools counts as removed. */
+  #forget(id: string, revision: number): void {
+    const known = this.#records.get(id);
+    if (known === undefined || known.revision >= revision) return;
+    this.#records.delete(id);
+    const removed = { ...known.record, removedAtMs: known.record.removedAtMs ?? this.#clock.wallMs() };
+    for (const listener of this.#listeners) listener(removed);
+  }
+}
+
+/** @throws InsituError `agent.name-taken` when the name is held by another key. */
+export function refuseTakenName(
+  agent: AgentName,
+  spkiSha256: string,
+  current: AgentRecord | undefined,
+): void {
+  if (current === undefined || current.removedAtMs !== null || current.spkiSha256 === spkiSha256) return;
+  throw new InsituError(
+    "agent.name-taken",
+    `an agent with another key is enrolled as ${agentId(agent)}: choose another name for this one, or start it with the state directory that holds the key it enrolled with`,
+    { details: { agentId: agentId(agent) } },
+  );
+}
