@@ -1,0 +1,16 @@
+import { defineConfig } from "vitest/config";
+
+export default defineConfig({
+  test: {
+    include: ["{shared,control-plane,agent,test,scripts,examples}/**/*.test.ts"],
+    // Each file in a process of its own: suites start servers, addons and signal handlers.
+    pool: "forks",
+    // Two cores serve everything here; more suites at once make the timings of each worse and none faster.
+    maxWorkers: 2,
+    testTimeout: 20_000,
+    hookTimeout: 30_000,
+    teardownTimeout: 10_000,
+    // A suite that leaves a rejection unhandled fails, as the product would end.
+    dangerouslyIgnoreUnhandledErrors: false,
+  },
+});
