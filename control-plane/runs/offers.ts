@@ -1,7 +1,7 @@
 /** Builds the offer of a grant from the run's state: it carries everything that the agent needs. No I/O. */
 import { createHash } from "node:crypto";
-import { invariant } from "../../shared/errors.ts";
 import { type RunState, stepOf } from "../../shared/engine/state.ts";
+import { invariant } from "../../shared/errors.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 
 export interface OfferFacts {

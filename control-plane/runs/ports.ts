@@ -1,8 +1,8 @@
 /** What the runs service needs of the world. */
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
-import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import type { StepSpec } from "../../shared/model/spec.ts";
+import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import type { EnvironmentVerdict } from "../placement/placement.ts";
 
 export interface StoredBatch {

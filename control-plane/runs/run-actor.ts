@@ -4,7 +4,7 @@
  */
 import { type Effect, type Input, step } from "../../shared/engine/engine.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
-import { type RunState, evolve } from "../../shared/engine/state.ts";
+import { evolve, type RunState } from "../../shared/engine/state.ts";
 import { InsituError, InvariantError } from "../../shared/errors.ts";
 import type { RunStore } from "./ports.ts";
 
@@ -67,7 +67,8 @@ export class RunActor {
       } catch (thrown) {
         const error = thrown instanceof Error ? thrown : new Error(String(thrown));
         if (error instanceof InvariantError) this.#aside = error;
-        for (const waiting of [...taken, ...(this.#aside ? this.#queue.splice(0) : [])]) waiting.reject(error);
+        for (const waiting of [...taken, ...(this.#aside ? this.#queue.splice(0) : [])])
+          waiting.reject(error);
         if (this.#aside) this.#world.setAside(this.runId, error);
       }
     }

@@ -1,8 +1,14 @@
 /** A run as readers see it: the engine's state, plus the history of its attempts. A fold over events; no I/O. */
-import { isTerminalRun } from "../../shared/engine/state.ts";
+
 import type { RunEvent, StepStatus } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
-import { type RunState, type StepState, evolve, initialState } from "../../shared/engine/state.ts";
+import {
+  evolve,
+  initialState,
+  isTerminalRun,
+  type RunState,
+  type StepState,
+} from "../../shared/engine/state.ts";
 import type { AttemptView, RunDetail, RunSummary, StepView } from "../api/schemas.ts";
 
 export class RunProjection {
@@ -167,7 +173,9 @@ function offered(event: Extract<RunEvent, { kind: "attempt.offered" }>): Attempt
   };
 }
 
-function ended(event: Pick<Extract<RunEvent, { kind: "attempt.finished" }>, "atMs" | "outcome">): Partial<AttemptView> {
+function ended(
+  event: Pick<Extract<RunEvent, { kind: "attempt.finished" }>, "atMs" | "outcome">,
+): Partial<AttemptView> {
   const { outcome } = event;
   return {
     finishedAtMs: event.atMs,

@@ -5,11 +5,11 @@
  * that they are owed are performed again.
  */
 import type { Logger } from "pino";
-import { type Effect, type Input, type TimerKind, owed } from "../../shared/engine/engine.ts";
-import { type RunState, evolve, initialState, isTerminalRun, stepOf } from "../../shared/engine/state.ts";
+import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
+import { evolve, initialState, isTerminalRun, type RunState, stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
-import { type Clock, type Random, type Timer, newId } from "../../shared/system.ts";
+import { type Clock, newId, type Random, type Timer } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import { LeaseTable } from "../leases/lease-table.ts";
@@ -85,7 +85,8 @@ export class RunService implements ReportSink, LeaseKeeper {
       this.#detach(actor.submit({ kind: "resume", atMs: this.#now() }), "run resumed");
     }
     this.#leaseTimer = this.#options.clock.every(LEASE_CHECK_MS, () => this.#expireLeases());
-    if (recovered.length > 0) this.#options.log.info({ runs: recovered.length }, "unfinished runs taken over");
+    if (recovered.length > 0)
+      this.#options.log.info({ runs: recovered.length }, "unfinished runs taken over");
   }
 
   async close(): Promise<void> {
@@ -129,7 +130,8 @@ export class RunService implements ReportSink, LeaseKeeper {
 
   /** Resources or the fleet changed: what could not be placed may be placeable now. */
   factsChanged(): void {
-    for (const { runId, stepId } of [...this.#held.values(), ...this.#pools.waiting()]) this.#replace(runId, stepId);
+    for (const { runId, stepId } of [...this.#held.values(), ...this.#pools.waiting()])
+      this.#replace(runId, stepId);
   }
 
   async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
@@ -177,7 +179,8 @@ export class RunService implements ReportSink, LeaseKeeper {
       perform: (current, effect) => this.#perform(runId, current, effect),
       nextMessageId: () => `${this.#options.instanceId}-${++this.#messageCount}`,
       pause: (ms) => this.#options.clock.sleep(ms, this.#stop.signal),
-      setAside: (id, err) => this.#options.log.error({ runId: id, err }, "run set aside: its state is impossible"),
+      setAside: (id, err) =>
+        this.#options.log.error({ runId: id, err }, "run set aside: its state is impossible"),
     };
   }
 
@@ -199,7 +202,13 @@ export class RunService implements ReportSink, LeaseKeeper {
     const key = `${runId}/${stepId}`;
     if (environment === null) {
       this.#held.set(key, { runId, stepId });
-      return { kind: "hold", atMs, step: stepId, reason: "unplaceable", message: explainRefusal(spec, verdicts) };
+      return {
+        kind: "hold",
+        atMs,
+        step: stepId,
+        reason: "unplaceable",
+        message: explainRefusal(spec, verdicts),
+      };
     }
     const ref = { runId, stepId };
     const taken = this.#pools.acquire(ref, spec.pools, (pool) => desk.poolCapacity(pool));
@@ -254,7 +263,11 @@ export class RunService implements ReportSink, LeaseKeeper {
     }
   }
 
-  #tell(runId: string, to: { step: string; attempt: number; epoch: number; agent: string }, reason: string): void {
+  #tell(
+    runId: string,
+    to: { step: string; attempt: number; epoch: number; agent: string },
+    reason: string,
+  ): void {
     const lease = { runId, stepId: to.step, attempt: to.attempt, epoch: to.epoch };
     this.#options.agents.cancel(to.agent, lease, reason);
   }

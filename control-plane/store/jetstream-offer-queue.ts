@@ -1,5 +1,5 @@
 /** Offers on the work queue `WORK`: signed, one message a grant, taken by agents of one environment. */
-import { type JetStreamClient, type NatsConnection, headers } from "nats";
+import { headers, type JetStreamClient, type NatsConnection } from "nats";
 import { OFFER_SIGNATURE_HEADER, type Offer } from "../../shared/wire/attempt.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { OfferQueue } from "../runs/ports.ts";

@@ -4,8 +4,8 @@ import type { RunEvent, RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { AppendResult, RunStore, StoredBatch } from "../runs/ports.ts";
-import { WRONG_LAST_SEQUENCE, errorCode, storeError } from "./jetstream.ts";
-import { type StreamMessage, readToEnd } from "./stream-reader.ts";
+import { errorCode, storeError, WRONG_LAST_SEQUENCE } from "./jetstream.ts";
+import { readToEnd, type StreamMessage } from "./stream-reader.ts";
 
 const PUBLISH_TIMEOUT_MS = 5_000;
 
@@ -18,7 +18,12 @@ export class JetStreamRunStore implements RunStore {
     this.#jetstream = connection.jetstream();
   }
 
-  async append(runId: string, events: RunEvent[], expectedSeq: number, messageId: string): Promise<AppendResult> {
+  async append(
+    runId: string,
+    events: RunEvent[],
+    expectedSeq: number,
+    messageId: string,
+  ): Promise<AppendResult> {
     const batch: RunEventBatch = { v: 1, events };
     try {
       const ack = await this.#jetstream.publish(subjects.run(runId), JSON.stringify(batch), {
@@ -36,7 +41,8 @@ export class JetStreamRunStore implements RunStore {
   async read(runId: string, afterSeq: number): Promise<StoredBatch[]> {
     const batches: StoredBatch[] = [];
     const options = { connection: this.#connection, stream: STREAMS.runs, filter: subjects.run(runId) };
-    for await (const message of readToEnd({ ...options, fromSeq: afterSeq + 1 })) batches.push(toBatch(message));
+    for await (const message of readToEnd({ ...options, fromSeq: afterSeq + 1 }))
+      batches.push(toBatch(message));
     return batches;
   }
 }
@@ -46,8 +52,10 @@ export function toBatch(message: StreamMessage): StoredBatch {
   const runId = message.subject.slice(message.subject.lastIndexOf(".") + 1);
   const parsed = JSON.parse(Buffer.from(message.data).toString("utf8")) as Partial<RunEventBatch>;
   if (parsed?.v !== 1 || !Array.isArray(parsed.events)) {
-    throw new InsituError("internal", `message ${message.seq} of ${STREAMS.runs} is not a batch of run events`);
+    throw new InsituError(
+      "internal",
+      `message ${message.seq} of ${STREAMS.runs} is not a batch of run events`,
+    );
   }
   return { seq: message.seq, runId, events: parsed.events };
 }
-

@@ -2,16 +2,16 @@
 import {
   AckPolicy,
   type ConnectionOptions,
+  connect,
   DeliverPolicy,
   DiscardPolicy,
   type JetStreamManager,
   type NatsConnection,
   NatsError,
+  nanos,
   RetentionPolicy,
   StorageType,
   type StreamConfig,
-  connect,
-  nanos,
 } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
@@ -59,7 +59,13 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
   };
   return [
     { ...common, name: STREAMS.runs, subjects: [subjects.allRuns], allow_direct: true },
-    { ...common, name: STREAMS.resources, subjects: [subjects.resources], deny_delete: true, deny_purge: true },
+    {
+      ...common,
+      name: STREAMS.resources,
+      subjects: [subjects.resources],
+      deny_delete: true,
+      deny_purge: true,
+    },
     {
       ...common,
       name: STREAMS.work,

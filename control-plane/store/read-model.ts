@@ -5,11 +5,11 @@
  * have ended. What is on disk may lag behind by one flush, and is caught up from the stream at start.
  */
 import { rmSync } from "node:fs";
-import { type Database, type RootDatabase, open } from "lmdb";
+import { type Database, open, type RootDatabase } from "lmdb";
 import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
-import { InsituError } from "../../shared/errors.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
+import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
@@ -18,7 +18,7 @@ import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
 import { RunProjection } from "../runs/run-projection.ts";
 import type { RecoveredRun } from "../runs/run-service.ts";
 import { toBatch } from "./jetstream-run-store.ts";
-import { type StreamMessage, StreamTail, lastSeqOf } from "./stream-reader.ts";
+import { lastSeqOf, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
 const FORMAT = 1;
@@ -214,7 +214,10 @@ export class ReadModel implements RunQueries {
           await this.#apply(toBatch(message));
         } catch (err) {
           // A message from outside our own code is an event, not an assertion: the rest goes on.
-          this.#options.log.error({ err, seq: message.seq, subject: message.subject }, "run events not understood");
+          this.#options.log.error(
+            { err, seq: message.seq, subject: message.subject },
+            "run events not understood",
+          );
         }
         this.#advance(message.seq);
       }
@@ -242,7 +245,8 @@ export class ReadModel implements RunQueries {
   /** Events of a run that had ended: a fenced outcome that came late. */
   async #reopen(batch: StoredBatch): Promise<RunProjection> {
     const version = this.#runs.get(batch.runId)?.summary.version;
-    if (version === undefined) throw new InsituError("internal", `events of run ${batch.runId} before run.created`);
+    if (version === undefined)
+      throw new InsituError("internal", `events of run ${batch.runId} before run.created`);
     const run = new RunProjection(await this.#options.plans.load(version));
     for (const earlier of await this.#options.store.read(batch.runId, 0)) {
       if (earlier.seq < batch.seq) run.apply(earlier.seq, earlier.events);
@@ -293,7 +297,9 @@ function openRoot(directory: string): RootDatabase {
     try {
       return open({ path: directory, maxDbs: 8 });
     } catch {
-      throw new InsituError("store.unavailable", `cannot open the read model in ${directory}`, { cause: err });
+      throw new InsituError("store.unavailable", `cannot open the read model in ${directory}`, {
+        cause: err,
+      });
     }
   }
 }

@@ -1,5 +1,5 @@
 /** Reads a JetStream stream from a sequence on: to its present end, or for ever. */
-import { type JsMsg, type NatsConnection, Events } from "nats";
+import { Events, type JsMsg, type NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
@@ -98,7 +98,9 @@ export class StreamTail {
 
   async #watchConnection(): Promise<void> {
     const status = this.#options.connection.status();
-    this.#stop.signal.addEventListener("abort", () => void status[Symbol.asyncIterator]().return?.(), { once: true });
+    this.#stop.signal.addEventListener("abort", () => void status[Symbol.asyncIterator]().return?.(), {
+      once: true,
+    });
     for await (const event of status) {
       if (this.#stop.signal.aborted) return;
       if (event.type === Events.Reconnect) this.#restart.abort();
@@ -140,7 +142,8 @@ export class StreamTail {
     restart.addEventListener("abort", () => messages.stop(), { once: true });
     if (restart.aborted) messages.stop();
     const err = await messages.closed();
-    if (err instanceof Error && !restart.aborted) throw storeError(err, `tail of ${stream} (${errorCode(err) ?? ""})`);
+    if (err instanceof Error && !restart.aborted)
+      throw storeError(err, `tail of ${stream} (${errorCode(err) ?? ""})`);
   }
 }
 

@@ -9,7 +9,16 @@ import { assertNever, invariant } from "../errors.ts";
 import type { ParamValue, RetrySpec } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
 import type { HoldReason, RunEvent } from "./events.ts";
-import { type RunState, type StepState, describe, evolve, isPlaceable, isTerminalRun, isTerminalStep, stepOf } from "./state.ts";
+import {
+  describe,
+  evolve,
+  isPlaceable,
+  isTerminalRun,
+  isTerminalStep,
+  type RunState,
+  type StepState,
+  stepOf,
+} from "./state.ts";
 
 /** Grants of one attempt that may be lost to dying agents before the step fails: a step may be what kills them. */
 export const LOSSES_MAX = 5;
@@ -143,7 +152,16 @@ function offer(draft: Draft, input: InputOf<"offer">): void {
   if (!mayBePlaced(draft.state, current, input.atMs)) return;
   const { atMs, environment, policyVersion, expiresAtMs } = input;
   const [attempt, epoch] = [current.nextAttempt, current.epoch + 1];
-  draft.emit({ kind: "attempt.offered", atMs, step: input.step, attempt, epoch, environment, policyVersion, expiresAtMs });
+  draft.emit({
+    kind: "attempt.offered",
+    atMs,
+    step: input.step,
+    attempt,
+    epoch,
+    environment,
+    policyVersion,
+    expiresAtMs,
+  });
   draft.effects.push({ kind: "offer", step: input.step, attempt, epoch, environment });
   draft.effects.push({ kind: "timer", timer: "offer", step: input.step, atMs: expiresAtMs });
 }
@@ -179,6 +197,8 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
   const { atMs, epoch, agent, outcome } = input;
   const before = draft.step(input.step);
   if (before.recorded.includes(`${epoch}:${agent}`)) return;
+  // Never granted: not evidence of anything.
+  if (epoch > before.epoch) return;
   // The outcome may overtake the report of the start.
   if (before.status === "offered" && before.epoch === epoch) {
     draft.emit({ kind: "attempt.started", atMs, step: input.step, attempt: before.attempt, epoch, agent });
@@ -189,7 +209,10 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
     draft.emit({ kind: "attempt.fenced", atMs, step: input.step, attempt, epoch, agent, outcome });
     return;
   }
-  draft.effects.push({ kind: "lease.end", step: input.step, epoch, agent }, { kind: "release", step: input.step });
+  draft.effects.push(
+    { kind: "lease.end", step: input.step, epoch, agent },
+    { kind: "release", step: input.step },
+  );
   if (outcome.status === "interrupted") {
     lose(draft, input, current, "interrupted", outcome);
     return;
@@ -285,7 +308,15 @@ function timer(draft: Draft, input: InputOf<"timer">): void {
     case "offer": {
       if (current.status !== "offered" || current.offerExpiresAtMs !== dueAtMs) return;
       const { attempt, epoch } = current;
-      draft.emit({ kind: "attempt.lost", atMs, step: input.step, attempt, epoch, agent: null, reason: "offer-expired" });
+      draft.emit({
+        kind: "attempt.lost",
+        atMs,
+        step: input.step,
+        attempt,
+        epoch,
+        agent: null,
+        reason: "offer-expired",
+      });
       draft.effects.push({ kind: "release", step: input.step }, { kind: "place", step: input.step });
       return;
     }
@@ -365,7 +396,10 @@ function verdict(state: RunState): { status: "succeeded" | "failed" | "cancelled
   }
   if (state.firstFailure) {
     const others = state.failed > 1 ? ` (and ${state.failed - 1} more)` : "";
-    return { status: "failed", reason: `step ${state.firstFailure.step}: ${state.firstFailure.message}${others}` };
+    return {
+      status: "failed",
+      reason: `step ${state.firstFailure.step}: ${state.firstFailure.message}${others}`,
+    };
   }
   return { status: "succeeded", reason: "" };
 }

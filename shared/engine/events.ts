@@ -35,7 +35,14 @@ export type RunEvent =
     }
   | { kind: "run.cancel-requested"; atMs: number; by: string; reason: string }
   | { kind: "run.finished"; atMs: number; status: "succeeded" | "failed" | "cancelled"; reason: string }
-  | { kind: "step.held"; atMs: number; step: string; reason: HoldReason; message: string; failsAtMs: number | null }
+  | {
+      kind: "step.held";
+      atMs: number;
+      step: string;
+      reason: HoldReason;
+      message: string;
+      failsAtMs: number | null;
+    }
   | {
       kind: "attempt.offered";
       atMs: number;

@@ -1,7 +1,7 @@
 /** A run as a fold over its events. */
-import { InvariantError, assertNever, invariant } from "../errors.ts";
+import { assertNever, InvariantError, invariant } from "../errors.ts";
 import type { ParamValue, StepSpec } from "../model/spec.ts";
-import type { Outcome, OutputValue, ArtifactRef } from "../wire/attempt.ts";
+import type { ArtifactRef, Outcome, OutputValue } from "../wire/attempt.ts";
 import type { HoldReason, RunEvent, RunStatus, StepStatus } from "./events.ts";
 import type { Plan } from "./plan.ts";
 import { StepTable } from "./step-table.ts";
@@ -138,7 +138,12 @@ export function evolve(state: RunState, event: RunEvent): RunState {
     case "step.held":
       return evolveStep(state, event.step, (step) => {
         expectPlaceable(event, step);
-        return { ...step, status: "ready", retryAtMs: null, held: { reason: event.reason, message: event.message, failsAtMs: event.failsAtMs } };
+        return {
+          ...step,
+          status: "ready",
+          retryAtMs: null,
+          held: { reason: event.reason, message: event.message, failsAtMs: event.failsAtMs },
+        };
       });
     case "attempt.offered":
       return evolveStep(state, event.step, (step) => {
@@ -168,7 +173,9 @@ export function evolve(state: RunState, event: RunEvent): RunState {
     case "attempt.lost":
       return evolveStep(state, event.step, (step) => {
         expectGrant(event, step, event.reason === "offer-expired" ? "offered" : "running");
-        const recorded = event.outcome ? record(event.epoch, event.agent ?? "")(step).recorded : step.recorded;
+        const recorded = event.outcome
+          ? record(event.epoch, event.agent ?? "")(step).recorded
+          : step.recorded;
         const losses = event.agent === null ? step.losses : step.losses + 1;
         return { ...step, status: "ready", agent: null, losses, recorded };
       });

@@ -1,0 +1,235 @@
+/**
+ * Resources as a fold over the stream `RESOURCES`: one message an apply, so that a directory of documents is
+ * taken whole or not at all. Pipeline bodies lie beside it in the bucket of versions, by digest.
+ */
+import type { JetStreamClient, NatsConnection } from "nats";
+import type { Logger } from "pino";
+import { z } from "zod";
+import { compile, type Plan } from "../../shared/engine/plan.ts";
+import { InsituError } from "../../shared/errors.ts";
+import { digestOf } from "../../shared/model/canonical.ts";
+import { Digest, Name } from "../../shared/model/names.ts";
+import {
+  DatasetSpec,
+  EnvironmentSpec,
+  KINDS,
+  type Kind,
+  PipelineSpec,
+  PoolSpec,
+} from "../../shared/model/spec.ts";
+import type { Clock } from "../../shared/system.ts";
+import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import type { StoredResource } from "../api/services.ts";
+import type { PlanSource } from "../runs/ports.ts";
+import { errorCode, storeError, WRONG_LAST_SEQUENCE } from "./jetstream.ts";
+import { type KvStore, openKv } from "./kv.ts";
+import { lastSeqOf, type StreamMessage, StreamTail } from "./stream-reader.ts";
+
+const head = { name: Name };
+const Change = z.union([
+  z.strictObject({ ...head, action: z.literal("deleted"), kind: z.enum(KINDS) }),
+  z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("pipeline"), version: Digest }),
+  z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("dataset"), spec: DatasetSpec }),
+  z.strictObject({
+    ...head,
+    action: z.literal("set"),
+    kind: z.literal("environment"),
+    spec: EnvironmentSpec,
+  }),
+  z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("pool"), spec: PoolSpec }),
+]);
+export type ResourceChange = z.infer<typeof Change>;
+const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
+
+const PUBLISH_TIMEOUT_MS = 5_000;
+
+export interface PipelineVersion {
+  version: string;
+  appliedAtMs: number;
+  appliedBy: string;
+}
+
+export class ResourceLog implements PlanSource {
+  readonly #connection: NatsConnection;
+  readonly #jetstream: JetStreamClient;
+  readonly #versions: KvStore<PipelineSpec>;
+  readonly #tail: StreamTail;
+  readonly #log: Logger;
+  readonly #resources = new Map<string, StoredResource>();
+  readonly #history = new Map<string, PipelineVersion[]>();
+  readonly #plans = new Map<string, Promise<Plan>>();
+  readonly #onChange = new Set<() => void>();
+  #waiters: { seq: number; resolve(): void }[] = [];
+  #queue: Promise<void> = Promise.resolve();
+  #seq = 0;
+
+  private constructor(
+    connection: NatsConnection,
+    versions: KvStore<PipelineSpec>,
+    clock: Clock,
+    log: Logger,
+  ) {
+    this.#connection = connection;
+    this.#jetstream = connection.jetstream();
+    this.#versions = versions;
+    this.#log = log;
+    const onMessage = (message: StreamMessage): void => {
+      this.#queue = this.#queue.then(() => this.#fold(message));
+    };
+    this.#tail = new StreamTail({ connection, stream: STREAMS.resources, fromSeq: 1, clock, log, onMessage });
+  }
+
+  /** Opens the log and reads it to its present end. */
+  static async open(options: {
+    connection: NatsConnection;
+    clock: Clock;
+    log: Logger;
+    replicas: number;
+  }): Promise<ResourceLog> {
+    const { connection, clock, log, replicas } = options;
+    const versions = await openKv(connection, { bucket: BUCKETS.versions, schema: PipelineSpec, replicas });
+    const opened = new ResourceLog(connection, versions, clock, log);
+    const lastSeq = await lastSeqOf(connection, STREAMS.resources);
+    opened.#tail.start();
+    await opened.#waitFor(lastSeq);
+    return opened;
+  }
+
+  async close(): Promise<void> {
+    await this.#tail.close();
+    await this.#queue;
+  }
+
+  /** Sequence of the last apply that is folded in: what a change is planned against. */
+  get seq(): number {
+    return this.#seq;
+  }
+
+  get(kind: Kind, name: string): StoredResource | undefined {
+    return this.#resources.get(`${kind}/${name}`);
+  }
+
+  /** Sorted by name. */
+  list(kind: Kind): StoredResource[] {
+    const found = [...this.#resources.values()].filter((resource) => resource.kind === kind);
+    return found.sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  all(): ReadonlyMap<string, StoredResource> {
+    return this.#resources;
+  }
+
+  /** Newest first. */
+  versionsOf(pipeline: string): PipelineVersion[] {
+    return [...(this.#history.get(pipeline) ?? [])].reverse();
+  }
+
+  onChange(listener: () => void): void {
+    this.#onChange.add(listener);
+  }
+
+  /** The plan of a version. @throws not-found, internal when the stored body does not have its digest */
+  load(version: string): Promise<Plan> {
+    let plan = this.#plans.get(version);
+    if (!plan) {
+      plan = this.#loadPlan(version);
+      this.#plans.set(version, plan);
+      plan.catch(() => this.#plans.delete(version)); // so that a store that was away is asked again
+    }
+    return plan;
+  }
+
+  async #loadPlan(version: string): Promise<Plan> {
+    const found = await this.#versions.get(keyOf(version));
+    if (!found) throw new InsituError("not-found", `there is no pipeline version ${version}`);
+    const digest = digestOf(found.value);
+    if (digest !== version) {
+      throw new InsituError(
+        "internal",
+        `the stored body of pipeline version ${version} has the digest ${digest}`,
+      );
+    }
+    return compile(found.value);
+  }
+
+  /** Keeps a pipeline's body; safe to repeat, and harmless when no apply follows. */
+  async keepVersion(version: string, spec: PipelineSpec): Promise<void> {
+    try {
+      await this.#versions.create(keyOf(version), spec);
+    } catch (err) {
+      if (InsituError.from(err).code !== "conflict") throw err;
+    }
+  }
+
+  /**
+   * Appends one apply if nothing was applied since `expectedSeq`. Resolves when reads see it.
+   *
+   * @throws conflict when something was: plan again
+   */
+  async append(
+    changes: ResourceChange[],
+    options: { by: string; atMs: number; expectedSeq: number; id: string },
+  ) {
+    const { by, atMs, expectedSeq, id } = options;
+    try {
+      const ack = await this.#jetstream.publish(
+        subjects.resources,
+        JSON.stringify({ v: 1, atMs, by, changes }),
+        {
+          msgID: id,
+          expect: { lastSequence: expectedSeq, streamName: STREAMS.resources },
+          timeout: PUBLISH_TIMEOUT_MS,
+        },
+      );
+      await this.#waitFor(ack.seq);
+    } catch (err) {
+      if (errorCode(err) !== WRONG_LAST_SEQUENCE) throw storeError(err, "apply");
+      await this.#waitFor(await lastSeqOf(this.#connection, STREAMS.resources));
+      throw new InsituError("conflict", "somebody else applied at the same time", { retryable: true });
+    }
+  }
+
+  #waitFor(seq: number): Promise<void> {
+    if (this.#seq >= seq) return Promise.resolve();
+    return new Promise((resolve) => this.#waiters.push({ seq, resolve }));
+  }
+
+  async #fold(message: StreamMessage): Promise<void> {
+    try {
+      const applied = Applied.parse(JSON.parse(Buffer.from(message.data).toString("utf8")));
+      for (const change of applied.changes) await this.#apply(change, applied, message.seq);
+    } catch (err) {
+      this.#log.error({ err, seq: message.seq }, "an apply in the stream is not understood");
+    }
+    this.#seq = message.seq;
+    for (const waiter of this.#waiters) if (waiter.seq <= this.#seq) waiter.resolve();
+    this.#waiters = this.#waiters.filter((waiter) => waiter.seq > this.#seq);
+    for (const listener of this.#onChange) listener();
+  }
+
+  async #apply(
+    change: ResourceChange,
+    applied: { atMs: number; by: string },
+    revision: number,
+  ): Promise<void> {
+    const { kind, name } = change;
+    if (change.action === "deleted") {
+      this.#resources.delete(`${kind}/${name}`);
+      return;
+    }
+    const version = change.kind === "pipeline" ? change.version : null;
+    const spec = change.kind === "pipeline" ? (await this.load(change.version)).spec : change.spec;
+    const { atMs: appliedAtMs, by: appliedBy } = applied;
+    this.#resources.set(`${kind}/${name}`, { kind, name, version, spec, revision, appliedAtMs, appliedBy });
+    if (version === null) return;
+    const history = this.#history.get(name) ?? [];
+    this.#history.set(name, [
+      ...history.filter((old) => old.version !== version),
+      { version, appliedAtMs, appliedBy },
+    ]);
+  }
+}
+
+function keyOf(version: string): string {
+  return version.slice("sha256:".length);
+}
