@@ -1,0 +1,529 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+export const DESCRIPTOR = {
+  "nested": {
+    "insitu": {
+      "nested": {
+        "agent": {
+          "nested": {
+            "v1": {
+              "nested": {
+                "AgentGateway": {
+                  "methods": {
+                    "Enrol": {
+                      "requestType": "EnrolRequest",
+                      "responseType": "EnrolResponse"
+                    },
+                    "Session": {
+                      "requestType": "AgentMessage",
+                      "requestStream": true,
+                      "responseType": "ServerMessage",
+                      "responseStream": true
+                    },
+                    "Report": {
+                      "requestType": "ReportBatch",
+                      "requestStream": true,
+                      "responseType": "Ack",
+                      "responseStream": true
+                    },
+                    "Logs": {
+                      "requestType": "LogBatch",
+                      "requestStream": true,
+                      "responseType": "Ack",
+                      "responseStream": true
+                    }
+                  }
+                },
+                "EnrolRequest": {
+                  "fields": {
+                    "token": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "agentName": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "csrDer": {
+                      "type": "bytes",
+                      "id": 3
+                    },
+                    "version": {
+                      "type": "Version",
+                      "id": 4
+                    }
+                  }
+                },
+                "EnrolResponse": {
+                  "fields": {
+                    "environment": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "trustDomain": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "certificatePem": {
+                      "type": "bytes",
+                      "id": 3
+                    },
+                    "caPem": {
+                      "type": "bytes",
+                      "id": 4
+                    },
+                    "notAfterMs": {
+                      "type": "uint64",
+                      "id": 5
+                    },
+                    "offerPublicKeyPem": {
+                      "type": "bytes",
+                      "id": 6
+                    }
+                  }
+                },
+                "Version": {
+                  "fields": {
+                    "major": {
+                      "type": "uint32",
+                      "id": 1
+                    },
+                    "minor": {
+                      "type": "uint32",
+                      "id": 2
+                    },
+                    "software": {
+                      "type": "string",
+                      "id": 3
+                    },
+                    "capabilities": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 4
+                    }
+                  }
+                },
+                "AgentMessage": {
+                  "oneofs": {
+                    "message": {
+                      "oneof": [
+                        "hello",
+                        "heartbeat",
+                        "goodbye"
+                      ]
+                    }
+                  },
+                  "fields": {
+                    "hello": {
+                      "type": "Hello",
+                      "id": 1
+                    },
+                    "heartbeat": {
+                      "type": "Heartbeat",
+                      "id": 2
+                    },
+                    "goodbye": {
+                      "type": "Goodbye",
+                      "id": 3
+                    }
+                  }
+                },
+                "Hello": {
+                  "fields": {
+                    "version": {
+                      "type": "Version",
+                      "id": 1
+                    },
+                    "slots": {
+                      "type": "uint32",
+                      "id": 2
+                    },
+                    "executors": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 3
+                    },
+                    "datasets": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 4
+                    },
+                    "labels": {
+                      "keyType": "string",
+                      "type": "string",
+                      "id": 5
+                    },
+                    "hostname": {
+                      "type": "string",
+                      "id": 6
+                    },
+                    "instanceId": {
+                      "type": "string",
+                      "id": 7
+                    },
+                    "held": {
+                      "rule": "repeated",
+                      "type": "Lease",
+                      "id": 8
+                    }
+                  }
+                },
+                "Lease": {
+                  "fields": {
+                    "runId": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "stepId": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "attempt": {
+                      "type": "uint32",
+                      "id": 3
+                    },
+                    "epoch": {
+                      "type": "uint32",
+                      "id": 4
+                    }
+                  }
+                },
+                "Heartbeat": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "sentAtMs": {
+                      "type": "uint64",
+                      "id": 2
+                    },
+                    "held": {
+                      "rule": "repeated",
+                      "type": "Lease",
+                      "id": 3
+                    },
+                    "freeSlots": {
+                      "type": "uint32",
+                      "id": 4
+                    },
+                    "spoolBytes": {
+                      "type": "uint64",
+                      "id": 5
+                    },
+                    "droppedLogBytes": {
+                      "type": "uint64",
+                      "id": 6
+                    },
+                    "notTakingWork": {
+                      "type": "string",
+                      "id": 7
+                    }
+                  }
+                },
+                "Goodbye": {
+                  "fields": {
+                    "reason": {
+                      "type": "string",
+                      "id": 1
+                    }
+                  }
+                },
+                "ServerMessage": {
+                  "oneofs": {
+                    "message": {
+                      "oneof": [
+                        "welcome",
+                        "heartbeatReply",
+                        "cancel",
+                        "drain"
+                      ]
+                    }
+                  },
+                  "fields": {
+                    "welcome": {
+                      "type": "Welcome",
+                      "id": 1
+                    },
+                    "heartbeatReply": {
+                      "type": "HeartbeatReply",
+                      "id": 2
+                    },
+                    "cancel": {
+                      "type": "Cancel",
+                      "id": 3
+                    },
+                    "drain": {
+                      "type": "Drain",
+                      "id": 4
+                    }
+                  }
+                },
+                "Welcome": {
+                  "fields": {
+                    "version": {
+                      "type": "Version",
+                      "id": 1
+                    },
+                    "heartbeatMs": {
+                      "type": "uint32",
+                      "id": 2
+                    },
+                    "leaseTtlMs": {
+                      "type": "uint32",
+                      "id": 3
+                    },
+                    "nats": {
+                      "type": "NatsAccess",
+                      "id": 4
+                    },
+                    "wallMs": {
+                      "type": "uint64",
+                      "id": 5
+                    },
+                    "offerPublicKeyPem": {
+                      "type": "bytes",
+                      "id": 6
+                    },
+                    "replicaId": {
+                      "type": "string",
+                      "id": 7
+                    }
+                  }
+                },
+                "NatsAccess": {
+                  "fields": {
+                    "servers": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 1
+                    },
+                    "user": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "password": {
+                      "type": "string",
+                      "id": 3
+                    },
+                    "inboxPrefix": {
+                      "type": "string",
+                      "id": 4
+                    },
+                    "stream": {
+                      "type": "string",
+                      "id": 5
+                    },
+                    "consumer": {
+                      "type": "string",
+                      "id": 6
+                    },
+                    "caPem": {
+                      "type": "bytes",
+                      "id": 7
+                    }
+                  }
+                },
+                "HeartbeatReply": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "renewed": {
+                      "rule": "repeated",
+                      "type": "Lease",
+                      "id": 2
+                    },
+                    "cancels": {
+                      "rule": "repeated",
+                      "type": "Cancel",
+                      "id": 3
+                    },
+                    "superseded": {
+                      "rule": "repeated",
+                      "type": "Lease",
+                      "id": 4
+                    },
+                    "cordoned": {
+                      "type": "bool",
+                      "id": 5
+                    }
+                  }
+                },
+                "Cancel": {
+                  "fields": {
+                    "lease": {
+                      "type": "Lease",
+                      "id": 1
+                    },
+                    "reason": {
+                      "type": "string",
+                      "id": 2
+                    }
+                  }
+                },
+                "Drain": {
+                  "fields": {
+                    "reconnectAfterMs": {
+                      "type": "uint32",
+                      "id": 1
+                    },
+                    "reason": {
+                      "type": "string",
+                      "id": 2
+                    }
+                  }
+                },
+                "ReportBatch": {
+                  "fields": {
+                    "reports": {
+                      "rule": "repeated",
+                      "type": "Report",
+                      "id": 1
+                    }
+                  }
+                },
+                "Report": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "payload": {
+                      "type": "bytes",
+                      "id": 2
+                    },
+                    "signature": {
+                      "type": "bytes",
+                      "id": 3
+                    }
+                  }
+                },
+                "LogBatch": {
+                  "fields": {
+                    "chunks": {
+                      "rule": "repeated",
+                      "type": "LogChunk",
+                      "id": 1
+                    }
+                  }
+                },
+                "LogChunk": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "runId": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "stepId": {
+                      "type": "string",
+                      "id": 3
+                    },
+                    "attempt": {
+                      "type": "uint32",
+                      "id": 4
+                    },
+                    "epoch": {
+                      "type": "uint32",
+                      "id": 5
+                    },
+                    "firstEntry": {
+                      "type": "uint32",
+                      "id": 6
+                    },
+                    "entryCount": {
+                      "type": "uint32",
+                      "id": 7
+                    },
+                    "encoding": {
+                      "type": "string",
+                      "id": 8
+                    },
+                    "entries": {
+                      "type": "bytes",
+                      "id": 9
+                    }
+                  }
+                },
+                "LogEntries": {
+                  "fields": {
+                    "entries": {
+                      "rule": "repeated",
+                      "type": "LogEntry",
+                      "id": 1
+                    }
+                  }
+                },
+                "LogEntry": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint32",
+                      "id": 1
+                    },
+                    "atMs": {
+                      "type": "uint64",
+                      "id": 2
+                    },
+                    "stream": {
+                      "type": "Stream",
+                      "id": 3
+                    },
+                    "data": {
+                      "type": "bytes",
+                      "id": 4
+                    },
+                    "droppedBytes": {
+                      "type": "uint64",
+                      "id": 5
+                    }
+                  }
+                },
+                "Stream": {
+                  "values": {
+                    "STREAM_UNSPECIFIED": 0,
+                    "STREAM_STDOUT": 1,
+                    "STREAM_STDERR": 2,
+                    "STREAM_AGENT": 3
+                  }
+                },
+                "Ack": {
+                  "fields": {
+                    "ackedSeq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "rejected": {
+                      "rule": "repeated",
+                      "type": "Rejected",
+                      "id": 2
+                    }
+                  }
+                },
+                "Rejected": {
+                  "fields": {
+                    "seq": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "code": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "message": {
+                      "type": "string",
+                      "id": 3
+                    }
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+};

@@ -1,0 +1,12 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+
+export interface Drain {
+  'reconnectAfterMs'?: (number);
+  'reason'?: (string);
+}
+
+export interface Drain__Output {
+  'reconnectAfterMs': (number);
+  'reason': (string);
+}

@@ -1,0 +1,10 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+
+export interface Goodbye {
+  'reason'?: (string);
+}
+
+export interface Goodbye__Output {
+  'reason': (string);
+}

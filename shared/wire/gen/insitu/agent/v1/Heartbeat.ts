@@ -1,0 +1,24 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
+import type { Long } from '@grpc/proto-loader';
+
+export interface Heartbeat {
+  'seq'?: (number | string | Long);
+  'sentAtMs'?: (number | string | Long);
+  'held'?: (_insitu_agent_v1_Lease)[];
+  'freeSlots'?: (number);
+  'spoolBytes'?: (number | string | Long);
+  'droppedLogBytes'?: (number | string | Long);
+  'notTakingWork'?: (string);
+}
+
+export interface Heartbeat__Output {
+  'seq': (string);
+  'sentAtMs': (string);
+  'held': (_insitu_agent_v1_Lease__Output)[];
+  'freeSlots': (number);
+  'spoolBytes': (string);
+  'droppedLogBytes': (string);
+  'notTakingWork': (string);
+}

@@ -1,0 +1,26 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
+import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
+
+export interface Hello {
+  'version'?: (_insitu_agent_v1_Version | null);
+  'slots'?: (number);
+  'executors'?: (string)[];
+  'datasets'?: (string)[];
+  'labels'?: ({[key: string]: string});
+  'hostname'?: (string);
+  'instanceId'?: (string);
+  'held'?: (_insitu_agent_v1_Lease)[];
+}
+
+export interface Hello__Output {
+  'version': (_insitu_agent_v1_Version__Output | null);
+  'slots': (number);
+  'executors': (string)[];
+  'datasets': (string)[];
+  'labels': ({[key: string]: string});
+  'hostname': (string);
+  'instanceId': (string);
+  'held': (_insitu_agent_v1_Lease__Output)[];
+}

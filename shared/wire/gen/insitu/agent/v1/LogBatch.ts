@@ -1,0 +1,11 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+import type { LogChunk as _insitu_agent_v1_LogChunk, LogChunk__Output as _insitu_agent_v1_LogChunk__Output } from '../../../insitu/agent/v1/LogChunk.ts';
+
+export interface LogBatch {
+  'chunks'?: (_insitu_agent_v1_LogChunk)[];
+}
+
+export interface LogBatch__Output {
+  'chunks': (_insitu_agent_v1_LogChunk__Output)[];
+}

@@ -1,0 +1,22 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+
+export interface NatsAccess {
+  'servers'?: (string)[];
+  'user'?: (string);
+  'password'?: (string);
+  'inboxPrefix'?: (string);
+  'stream'?: (string);
+  'consumer'?: (string);
+  'caPem'?: (Buffer | Uint8Array | string);
+}
+
+export interface NatsAccess__Output {
+  'servers': (string)[];
+  'user': (string);
+  'password': (string);
+  'inboxPrefix': (string);
+  'stream': (string);
+  'consumer': (string);
+  'caPem': (Buffer);
+}
