@@ -1,11 +1,28 @@
 /** What the HTTP API says, as Zod schemas: the OpenAPI document, the CLI's types and the routes come from here. */
 import { z } from "@hono/zod-openapi";
+import { Digest, Name } from "../../shared/model/names.ts";
+import {
+  DatasetSpec,
+  EnvironmentSpec,
+  KINDS,
+  ParamValue,
+  PipelineSpec,
+  PoolSpec,
+} from "../../shared/model/spec.ts";
 import { ArtifactRef, EgressRecord, OutcomeStatus, OutputValue } from "../../shared/wire/attempt.ts";
 
 const StepStatus = z.enum([
-  "pending", "ready", "offered", "running", "backoff", "succeeded", "failed", "skipped", "cancelled",
+  "pending",
+  "ready",
+  "offered",
+  "running",
+  "backoff",
+  "succeeded",
+  "failed",
+  "skipped",
+  "cancelled",
 ]);
-const RunStatus = z.enum(["running", "cancelling", "succeeded", "failed", "cancelled"]);
+export const RunStatus = z.enum(["running", "cancelling", "succeeded", "failed", "cancelled"]);
 const AtMs = z.int().openapi({ description: "Milliseconds since the Unix epoch" });
 
 export const Problem = z
@@ -152,7 +169,13 @@ export const StepPlan = z
 export type StepPlan = z.infer<typeof StepPlan>;
 
 export const PlanView = z
-  .object({ pipeline: z.string(), version: z.string(), policyVersion: z.string(), placeable: z.boolean(), steps: z.array(StepPlan) })
+  .object({
+    pipeline: z.string(),
+    version: z.string(),
+    policyVersion: z.string(),
+    placeable: z.boolean(),
+    steps: z.array(StepPlan),
+  })
   .openapi("Plan");
 export type PlanView = z.infer<typeof PlanView>;
 
@@ -179,3 +202,80 @@ export const LogLine = z
   })
   .openapi("LogEntry");
 export type LogLine = z.infer<typeof LogLine>;
+
+/** Documents as a person wrote them, with the text files that their steps name. */
+export const DocumentSetBody = z
+  .strictObject({
+    documents: z.array(z.strictObject({ file: z.string().max(4096), text: z.string() })).max(10_000),
+    attachments: z.record(z.string(), z.string()),
+  })
+  .openapi("DocumentSet");
+
+/** Names a pipeline that is stored; the newest version unless one is named. */
+export const StoredPipelineBody = z
+  .strictObject({ pipeline: Name, version: Digest.optional() })
+  .openapi("StoredPipeline");
+
+export const PlanRequest = z.union([DocumentSetBody, StoredPipelineBody]).openapi("PlanRequest");
+
+export const StoredResourceView = z
+  .object({
+    kind: z.enum(KINDS),
+    name: z.string(),
+    version: z
+      .string()
+      .nullable()
+      .openapi({ description: "Digest of the pipeline version; null for other kinds" }),
+    spec: z.union([PipelineSpec, DatasetSpec, EnvironmentSpec, PoolSpec]),
+    revision: z.int(),
+    appliedAtMs: AtMs,
+    appliedBy: z.string(),
+  })
+  .openapi("Resource");
+
+export const PipelineVersionEntry = z
+  .object({ version: z.string(), appliedAtMs: AtMs, appliedBy: z.string() })
+  .openapi("PipelineVersionEntry");
+
+export const ResourceDetail = StoredResourceView.extend({
+  versions: z.array(PipelineVersionEntry).optional().openapi({ description: "Of pipelines, newest first" }),
+}).openapi("ResourceDetail");
+
+export const PipelineVersionView = z
+  .object({ version: z.string(), spec: PipelineSpec })
+  .openapi("PipelineVersion");
+
+export const StartRunBody = z
+  .strictObject({
+    pipeline: Name,
+    version: Digest.optional(),
+    params: z.record(z.string(), ParamValue).default({}),
+  })
+  .openapi("StartRun");
+
+export const CancelRunBody = z
+  .strictObject({ reason: z.string().max(1024).default("") })
+  .openapi("CancelRun");
+
+export const JoinTokenBody = z
+  .strictObject({
+    environment: Name,
+    ttlMs: z
+      .int()
+      .min(1_000)
+      .max(30 * 86_400_000)
+      .default(3_600_000),
+    uses: z.int().min(1).max(10_000).default(1),
+  })
+  .openapi("CreateJoinToken");
+
+export const JoinTokenView = z.object({ token: z.string(), expiresAtMs: AtMs }).openapi("JoinToken");
+
+export const VersionView = z
+  .object({ software: z.string(), protocol: z.object({ major: z.int(), minor: z.int() }) })
+  .openapi("Version");
+
+/** A page of a list. `nextCursor` is null on the last one. */
+export function pageOf<T extends z.ZodType>(items: T) {
+  return z.object({ items: z.array(items), nextCursor: z.string().nullable() });
+}

@@ -1,6 +1,7 @@
 /** What the HTTP API needs of the rest of the control plane. Implemented in `main.ts` and the services. */
-import type { Kind, PipelineSpec, ParamValue, Resource } from "../../shared/model/spec.ts";
+
 import type { RunEventBatch } from "../../shared/engine/events.ts";
+import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
 import type { AgentView, AppliedChange, LogLine, PlanView, RunDetail, RunSummary } from "./schemas.ts";
 
 /** Documents as a person wrote them, with the text files that their steps name. */
@@ -56,7 +57,11 @@ export interface RunQueries {
   list(query: { pipeline?: string; status?: string; limit: number; cursor?: string }): Page<RunSummary>;
   get(runId: string): RunDetail | undefined;
   /** Batches after `afterSeq` (0: from the start), then live ones; ends after the batch with `run.finished`. */
-  follow(runId: string, afterSeq: number, signal: AbortSignal): AsyncIterable<{ seq: number; batch: RunEventBatch }>;
+  follow(
+    runId: string,
+    afterSeq: number,
+    signal: AbortSignal,
+  ): AsyncIterable<{ seq: number; batch: RunEventBatch }>;
 }
 
 export interface LogQueries {

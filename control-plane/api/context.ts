@@ -1,0 +1,40 @@
+/** What every route sees besides the request. */
+import type { Logger } from "pino";
+import type { Clock } from "../../shared/system.ts";
+import type { Access } from "./access.ts";
+import type { ConsoleAssets } from "./console.ts";
+import type { IdempotencyStore } from "./idempotency.ts";
+import type { ApiServices } from "./services.ts";
+
+export interface ApiOptions {
+  access: Access;
+  log: Logger;
+  clock: Clock;
+  idempotency: IdempotencyStore;
+  /**
+   * Names in the Host header that are answered, without the port; null for any. On loopback it must be a list:
+   * a page of another site can point its own name at 127.0.0.1 and would be let in by the browser.
+   */
+  allowedHosts: readonly string[] | null;
+  /** Aborts when the server stops: streams end, so that the connections can close. */
+  stopping: AbortSignal;
+  console?: ConsoleAssets;
+  /** Comment lines keep an idle event stream open through proxies. */
+  heartbeatMs?: number;
+}
+
+/** The names under which a server on loopback is reached. */
+export const LOOPBACK_HOSTS: readonly string[] = ["localhost", "127.0.0.1", "[::1]"];
+
+export interface ApiEnv {
+  Variables: {
+    /** Who calls, after authentication. */
+    caller: string;
+    requestId: string;
+    /** The body as JSON text; "" for none. */
+    bodyText: string;
+  };
+}
+
+export type RouteDeps = ApiServices &
+  Pick<ApiOptions, "clock" | "stopping" | "idempotency" | "log"> & { heartbeatMs: number };

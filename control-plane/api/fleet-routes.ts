@@ -1,0 +1,59 @@
+/** Agents, and the tokens that let new ones join. */
+import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { InsituError } from "../../shared/errors.ts";
+import type { ApiEnv, RouteDeps } from "./context.ts";
+import { pageByKey } from "./cursor.ts";
+import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
+import { AgentView, JoinTokenBody, JoinTokenView, pageOf } from "./schemas.ts";
+
+const list = createRoute({
+  method: "get",
+  path: "/v1/agents",
+  operationId: "listAgents",
+  tags: ["fleet"],
+  summary: "Agents, connected or not, by environment and name",
+  request: { query: z.object({ limit: limit(1000), cursor: Cursor }) },
+  responses: { 200: json(pageOf(AgentView), "A page"), ...problems },
+});
+
+const get = createRoute({
+  method: "get",
+  path: "/v1/agents/{environment}/{name}",
+  operationId: "getAgent",
+  tags: ["fleet"],
+  summary: "One agent",
+  request: { params: z.object({ environment: z.string(), name: z.string() }) },
+  responses: { 200: json(AgentView, "The agent"), ...problems },
+});
+
+const createToken = createRoute({
+  method: "post",
+  path: "/v1/join-tokens",
+  operationId: "createJoinToken",
+  tags: ["fleet"],
+  summary: "A token with which agents join an environment",
+  description: "Shown once. No Idempotency-Key here: the answer is a secret and is not kept.",
+  request: { body: jsonBody(JoinTokenBody) },
+  responses: { 201: json(JoinTokenView, "The token"), ...problems },
+});
+
+export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, joinTokens }: RouteDeps): void {
+  app.openapi(list, (c) =>
+    c.json(
+      pageByKey(fleet.list(), (agent) => agent.id, { list: "agents", ...c.req.valid("query") }),
+      200,
+    ),
+  );
+
+  app.openapi(get, (c) => {
+    const { environment, name } = c.req.valid("param");
+    const agent = fleet.get(`${environment}/${name}`);
+    if (agent === undefined) throw new InsituError("not-found", `there is no agent ${environment}/${name}`);
+    return c.json(agent, 200);
+  });
+
+  app.openapi(createToken, async (c) => {
+    const token = await joinTokens.create({ ...c.req.valid("json"), by: c.get("caller") });
+    return c.json(token, 201);
+  });
+}

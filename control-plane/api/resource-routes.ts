@@ -1,0 +1,142 @@
+/** Pipelines, datasets, environments and pools: apply, plan, read, delete. */
+import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { InsituError } from "../../shared/errors.ts";
+import { KINDS, type Kind } from "../../shared/model/spec.ts";
+import type { ApiEnv, RouteDeps } from "./context.ts";
+import { pageByKey } from "./cursor.ts";
+import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
+import {
+  AppliedChange,
+  DocumentSetBody,
+  PipelineVersionView,
+  PlanRequest,
+  PlanView,
+  pageOf,
+  ResourceDetail,
+  StoredResourceView,
+} from "./schemas.ts";
+import type { StoredResource } from "./services.ts";
+
+const PLURALS: Record<Kind, string> = {
+  pipeline: "pipelines",
+  dataset: "datasets",
+  environment: "environments",
+  pool: "pools",
+};
+
+const apply = createRoute({
+  method: "post",
+  path: "/v1/apply",
+  operationId: "apply",
+  tags: ["resources"],
+  summary: "Create or change resources, all or none of them",
+  request: {
+    query: z.object({ dry_run: flag.openapi({ description: "Say what would change, and change nothing" }) }),
+    headers: IdempotencyHeaders,
+    body: jsonBody(DocumentSetBody),
+  },
+  responses: {
+    200: json(z.object({ changes: z.array(AppliedChange) }), "One entry for each document"),
+    ...problems,
+  },
+});
+
+const plan = createRoute({
+  method: "post",
+  path: "/v1/plan",
+  operationId: "plan",
+  tags: ["resources"],
+  summary: "Where each step may run, and why not elsewhere",
+  request: { body: jsonBody(PlanRequest) },
+  responses: { 200: json(z.object({ plans: z.array(PlanView) }), "One plan for each pipeline"), ...problems },
+});
+
+const pipelineVersion = createRoute({
+  method: "get",
+  path: "/v1/pipelines/{name}/versions/{digest}",
+  operationId: "getPipelineVersion",
+  tags: ["resources"],
+  summary: "A pipeline as it was at one version",
+  request: { params: z.object({ name: z.string(), digest: z.string() }) },
+  responses: { 200: json(PipelineVersionView, "The version"), ...problems },
+});
+
+export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDeps): void {
+  app.openapi(apply, async (c) => {
+    const options = { by: c.get("caller"), dryRun: c.req.valid("query").dry_run === "true" };
+    return c.json({ changes: await resources.apply(c.req.valid("json"), options) }, 200);
+  });
+
+  app.openapi(plan, async (c) => {
+    const body = c.req.valid("json");
+    const plans =
+      "documents" in body
+        ? await resources.plan(body)
+        : [await resources.planStored(body.pipeline, body.version)];
+    return c.json({ plans }, 200);
+  });
+
+  app.openapi(pipelineVersion, async (c) => {
+    const { name, digest } = c.req.valid("param");
+    const spec = await resources.version(digest);
+    // Versions are found by digest alone, and this one may be another pipeline's.
+    if (spec?.name !== name) throw new InsituError("not-found", `pipeline ${name} has no version ${digest}`);
+    return c.json({ version: digest, spec }, 200);
+  });
+
+  for (const kind of KINDS) kindRoutes(app, resources, kind);
+}
+
+function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"], kind: Kind): void {
+  const plural = PLURALS[kind];
+  const titled = kind[0]?.toUpperCase() + kind.slice(1);
+  const one = { params: z.object({ name: z.string().openapi({ description: `Name of the ${kind}` }) }) };
+
+  const list = createRoute({
+    method: "get",
+    path: `/v1/${plural}`,
+    operationId: `list${titled}s`,
+    tags: ["resources"],
+    summary: `All ${plural}, by name`,
+    request: { query: z.object({ limit: limit(100), cursor: Cursor }) },
+    responses: { 200: json(pageOf(StoredResourceView), "A page"), ...problems },
+  });
+  app.openapi(list, (c) => {
+    const page = pageByKey(resources.list(kind), (item) => item.name, {
+      list: plural,
+      ...c.req.valid("query"),
+    });
+    return c.json(page, 200);
+  });
+
+  const get = createRoute({
+    method: "get",
+    path: `/v1/${plural}/{name}`,
+    operationId: `get${titled}`,
+    tags: ["resources"],
+    summary: `One ${kind}`,
+    request: one,
+    responses: { 200: json(ResourceDetail, `The ${kind}`), ...problems },
+  });
+  app.openapi(get, (c) => {
+    const { name } = c.req.valid("param");
+    const found: StoredResource | undefined = resources.get(kind, name);
+    if (found === undefined) {
+      throw new InsituError("not-found", `there is no ${kind} named ${name}; GET /v1/${plural} lists them`);
+    }
+    return c.json(kind === "pipeline" ? { ...found, versions: resources.versions(name) } : found, 200);
+  });
+
+  const remove = createRoute({
+    method: "delete",
+    path: `/v1/${plural}/{name}`,
+    operationId: `delete${titled}`,
+    tags: ["resources"],
+    summary: `Delete one ${kind}`,
+    request: one,
+    responses: { 200: json(AppliedChange, "What changed"), ...problems },
+  });
+  app.openapi(remove, async (c) =>
+    c.json(await resources.remove(kind, c.req.valid("param").name, c.get("caller")), 200),
+  );
+}

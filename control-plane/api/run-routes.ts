@@ -1,0 +1,191 @@
+/** Runs: start, read, cancel, follow. */
+import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { InsituError } from "../../shared/errors.ts";
+import { Name } from "../../shared/model/names.ts";
+import type { ApiEnv, RouteDeps } from "./context.ts";
+import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
+import { CancelRunBody, LogLine, pageOf, RunDetail, RunStatus, RunSummary, StartRunBody } from "./schemas.ts";
+import { bodyOf, eventFrames, logFrames } from "./streams.ts";
+
+const RunParams = z.object({ id: z.string().max(64).openapi({ description: "Id of the run" }) });
+
+const start = createRoute({
+  method: "post",
+  path: "/v1/runs",
+  operationId: "startRun",
+  tags: ["runs"],
+  summary: "Start a run",
+  request: { headers: IdempotencyHeaders, body: jsonBody(StartRunBody) },
+  responses: { 201: json(RunSummary, "The run, durable and visible"), ...problems },
+});
+
+const list = createRoute({
+  method: "get",
+  path: "/v1/runs",
+  operationId: "listRuns",
+  tags: ["runs"],
+  summary: "Runs, the newest first",
+  request: {
+    query: z.object({
+      pipeline: Name.optional(),
+      status: RunStatus.optional(),
+      limit: limit(50),
+      cursor: Cursor,
+    }),
+  },
+  responses: { 200: json(pageOf(RunSummary), "A page"), ...problems },
+});
+
+const get = createRoute({
+  method: "get",
+  path: "/v1/runs/{id}",
+  operationId: "getRun",
+  tags: ["runs"],
+  summary: "One run with its steps and attempts",
+  request: { params: RunParams },
+  responses: { 200: json(RunDetail, "The run"), ...problems },
+});
+
+const cancel = createRoute({
+  method: "post",
+  path: "/v1/runs/{id}/cancel",
+  operationId: "cancelRun",
+  tags: ["runs"],
+  summary: "Cancel a run; its steps are told to stop",
+  request: { params: RunParams, headers: IdempotencyHeaders, body: jsonBody(CancelRunBody) },
+  responses: { 200: json(RunSummary, "The run"), ...problems },
+});
+
+const events = createRoute({
+  method: "get",
+  path: "/v1/runs/{id}/events",
+  operationId: "followRun",
+  tags: ["runs"],
+  summary: "A run's events as they happen",
+  description:
+    "Server-sent events. `id` is the sequence, `data` a batch of events; a comment line keeps the stream alive; " +
+    "`event: end` follows the last batch of a run that has ended; `event: problem` says what broke.",
+  request: {
+    params: RunParams,
+    headers: z.object({
+      "last-event-id": z
+        .string()
+        .optional()
+        .openapi({ description: "Sequence of the last event seen; 0 for none" }),
+    }),
+  },
+  responses: {
+    200: { content: { "text/event-stream": { schema: z.string() } }, description: "The events" },
+    ...problems,
+  },
+});
+
+/** Typed as text: the router's types take whatever ends in "json" for one JSON value. */
+const NDJSON: string = "application/x-ndjson";
+
+const logs = createRoute({
+  method: "get",
+  path: "/v1/runs/{id}/logs",
+  operationId: "readLogs",
+  tags: ["runs"],
+  summary: "What the steps of a run wrote",
+  description: "Lines of JSON. A connection that is cut before its end means that the logs are not complete.",
+  request: {
+    params: RunParams,
+    query: z.object({
+      step: Name.optional(),
+      attempt: z.coerce.number().int().min(1).optional(),
+      follow: flag.openapi({ description: "Go on until the run ends" }),
+    }),
+  },
+  responses: {
+    200: { content: { [NDJSON]: { schema: LogLine } }, description: "The entries" },
+    ...problems,
+  },
+});
+
+const TERMINAL: ReadonlySet<string> = new Set(["succeeded", "failed", "cancelled"]);
+
+/** `transfer-encoding` tells the adapter not to wait for a first piece before it sends the head. */
+const STREAM_HEADERS = {
+  "cache-control": "no-store",
+  "x-accel-buffering": "no",
+  "transfer-encoding": "chunked",
+};
+
+export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
+  const { runs, queries } = deps;
+
+  const existing = (id: string) => {
+    const run = queries.get(id);
+    if (run === undefined)
+      throw new InsituError("not-found", `there is no run ${id}; GET /v1/runs lists them`);
+    return run;
+  };
+
+  app.openapi(start, async (c) => {
+    const { pipeline, version, params } = c.req.valid("json");
+    const request = { pipeline, params, by: c.get("caller"), ...(version === undefined ? {} : { version }) };
+    const run = await runs.start(request);
+    c.header("location", `/v1/runs/${run.id}`);
+    return c.json(run, 201);
+  });
+
+  app.openapi(list, (c) => {
+    const { pipeline, status, limit, cursor } = c.req.valid("query");
+    const page = queries.list({
+      limit,
+      ...(pipeline === undefined ? {} : { pipeline }),
+      ...(status === undefined ? {} : { status }),
+      ...(cursor === undefined ? {} : { cursor }),
+    });
+    return c.json(page, 200);
+  });
+
+  app.openapi(get, (c) => c.json(existing(c.req.valid("param").id), 200));
+
+  app.openapi(cancel, async (c) => {
+    const request = { by: c.get("caller"), reason: c.req.valid("json").reason };
+    return c.json(await runs.cancel(c.req.valid("param").id, request), 200);
+  });
+
+  app.openapi(events, (c) => {
+    const { id } = existing(c.req.valid("param").id);
+    const after = lastEventId(c.req.header("last-event-id"));
+    const ended = () => TERMINAL.has(queries.get(id)?.status ?? "");
+    const { clock, heartbeatMs } = deps;
+    const body = bodyOf(
+      (signal) => eventFrames(queries.follow(id, after, signal), { clock, heartbeatMs, signal, ended }),
+      [c.req.raw.signal, deps.stopping],
+    );
+    return new Response(body, { headers: { ...STREAM_HEADERS, "content-type": "text/event-stream" } });
+  });
+
+  app.openapi(logs, (c) => {
+    const { step, attempt, follow } = c.req.valid("query");
+    const run = existing(c.req.valid("param").id);
+    if (step !== undefined && !run.steps.some((one) => one.id === step)) {
+      throw new InsituError("not-found", `run ${run.id} has no step ${step}`);
+    }
+    const query = {
+      runId: run.id,
+      follow: follow === "true",
+      ...(step === undefined ? {} : { step }),
+      ...(attempt === undefined ? {} : { attempt }),
+    };
+    const body = bodyOf(
+      (signal) => logFrames(deps.logs.read({ ...query, signal }), signal),
+      [c.req.raw.signal, deps.stopping],
+    );
+    return new Response(body, { headers: { ...STREAM_HEADERS, "content-type": NDJSON } });
+  });
+}
+
+function lastEventId(given: string | undefined): number {
+  if (given === undefined || given === "") return 0;
+  if (/^\d{1,15}$/.test(given)) return Number(given);
+  throw new InsituError(
+    "request.invalid",
+    `Last-Event-ID is the sequence of an event, a number; not ${given}`,
+  );
+}
