@@ -42,10 +42,7 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   for (const path of IDEMPOTENT_PATHS) app.on("POST", path, idempotent(options.idempotency));
 
   const deps: RouteDeps = { ...services, ...options, heartbeatMs: options.heartbeatMs ?? 15_000 };
-  healthRoutes(app, deps);
-  resourceRoutes(app, deps);
-  runRoutes(app, deps);
-  fleetRoutes(app, deps);
+  addRoutes(app, deps);
   const document = JSON.stringify(openApiDocument(app));
   app.get("/v1/openapi.json", (c) => c.body(document, 200, { "content-type": "application/json" }));
   if (options.console !== undefined) consoleRoutes(app, options.console);
@@ -53,6 +50,14 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   app.notFound((c) => refuse(c, options, notFound(app, c)));
   app.onError((err, c) => refuse(c, options, toInsituError(err)));
   return app;
+}
+
+/** Everything that the description covers. Calls nothing in `deps` before a request comes. */
+export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
+  healthRoutes(app, deps);
+  resourceRoutes(app, deps);
+  runRoutes(app, deps);
+  fleetRoutes(app, deps);
 }
 
 /** Request id, security headers and the access log, around everything else. */

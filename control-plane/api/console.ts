@@ -1,7 +1,10 @@
 /** The console's files: read once at start, served as they are. */
 import { createHash } from "node:crypto";
+import { existsSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { InsituError } from "../../shared/errors.ts";
 
 export interface ConsoleAsset {
   body: string;
@@ -20,8 +23,11 @@ const FILES = {
   "/icon.svg": ["icon.svg", "image/svg+xml"],
 } as const;
 
-/** @param dir the folder `control-plane/console` */
-export async function loadConsole(dir: string): Promise<ConsoleAssets> {
+/** As seen from this file's source, from dist/, and from dist/chunks/. */
+const DIRECTORIES = ["../console/", "../control-plane/console/", "../../control-plane/console/"];
+
+/** @param dir the folder `control-plane/console`; found beside the program when it is not named */
+export async function loadConsole(dir = findConsole()): Promise<ConsoleAssets> {
   const assets = await Promise.all(
     Object.entries(FILES).map(async ([path, [file, contentType]]) => {
       const body = await readFile(join(dir, file), "utf8");
@@ -30,4 +36,16 @@ export async function loadConsole(dir: string): Promise<ConsoleAssets> {
     }),
   );
   return new Map(assets);
+}
+
+function findConsole(): string {
+  const candidates = DIRECTORIES.map((path) => fileURLToPath(new URL(path, import.meta.url)));
+  const found = candidates.find((path) => existsSync(join(path, "index.html")));
+  if (found === undefined) {
+    throw new InsituError(
+      "internal",
+      `the console's files are in none of ${candidates.join(", ")}; install again`,
+    );
+  }
+  return found;
 }

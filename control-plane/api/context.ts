@@ -27,6 +27,8 @@ export interface ApiOptions {
 export const LOOPBACK_HOSTS: readonly string[] = ["localhost", "127.0.0.1", "[::1]"];
 
 export interface ApiEnv {
+  /** The response on its connection, from the server; missing when the app is called without one. */
+  Bindings: { outgoing?: { destroy(): unknown } };
   Variables: {
     /** Who calls, after authentication. */
     caller: string;

@@ -1,5 +1,6 @@
 /** Runs: start, read, cancel, follow. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
@@ -156,7 +157,7 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
     const { clock, heartbeatMs } = deps;
     const body = bodyOf(
       (signal) => eventFrames(queries.follow(id, after, signal), { clock, heartbeatMs, signal, ended }),
-      [c.req.raw.signal, deps.stopping],
+      reach(c, deps),
     );
     return new Response(body, { headers: { ...STREAM_HEADERS, "content-type": "text/event-stream" } });
   });
@@ -173,10 +174,7 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
       ...(step === undefined ? {} : { step }),
       ...(attempt === undefined ? {} : { attempt }),
     };
-    const body = bodyOf(
-      (signal) => logFrames(deps.logs.read({ ...query, signal }), signal),
-      [c.req.raw.signal, deps.stopping],
-    );
+    const body = bodyOf((signal) => logFrames(deps.logs.read({ ...query, signal }), signal), reach(c, deps));
     return new Response(body, { headers: { ...STREAM_HEADERS, "content-type": NDJSON } });
   });
 }
@@ -188,4 +186,19 @@ function lastEventId(given: string | undefined): number {
     "request.invalid",
     `Last-Event-ID is the sequence of an event, a number; not ${given}`,
   );
+}
+
+/** How a stream ends from outside, and how it is broken off: with the connection itself, after a line in the log. */
+function reach(c: Context<ApiEnv>, { stopping, log }: RouteDeps) {
+  const cut = (err: unknown) => {
+    const error = InsituError.from(err);
+    const requestId = c.get("requestId");
+    if (error.code !== "cancelled")
+      log.error({ requestId, path: c.req.path, err: error }, "stream broke off");
+    // Without a server Hono leaves `env` itself undefined, whatever its type says.
+    const outgoing = c.env?.outgoing;
+    outgoing?.destroy();
+    return outgoing !== undefined;
+  };
+  return { signals: [c.req.raw.signal, stopping], cut };
 }

@@ -1,10 +1,12 @@
 /** Puts the API on a port: HTTPS anywhere, plain HTTP on loopback alone. */
 import { createServer as createHttpServer, type Server } from "node:http";
 import { createServer as createHttpsServer } from "node:https";
-import { type AddressInfo, BlockList } from "node:net";
+import { type AddressInfo, BlockList, isIP } from "node:net";
 import { getRequestListener } from "@hono/node-server";
+import type { Hono } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import type { ApiEnv } from "./context.ts";
 
 export interface ServeOptions {
   /** An address or a name to bind. Anything but loopback needs `tls`. */
@@ -34,32 +36,35 @@ LOOPBACK.addAddress("::1", "ipv6");
 
 /** True for `localhost` and the addresses of the machine itself. */
 export function isLoopback(host: string): boolean {
-  return host === "localhost" || LOOPBACK.check(host, host.includes(":") ? "ipv6" : "ipv4");
+  return (
+    host === "localhost" || (isIP(host) !== 0 && LOOPBACK.check(host, isIP(host) === 6 ? "ipv6" : "ipv4"))
+  );
 }
 
 /**
- * @param app anything with Hono's `fetch`
  * @throws InsituError `request.invalid` for an address off loopback without TLS
  */
-export function serveApi(
-  app: { fetch(request: Request): Response | Promise<Response> },
-  options: ServeOptions,
-): ApiServer {
+export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions): ApiServer {
   const { host, tls } = options;
   if (tls === undefined && !isLoopback(host)) {
     const message = `${host} is not a loopback address, and there is no plaintext mode off loopback; give a certificate and a key`;
     throw new InsituError("request.invalid", message);
   }
   // The adapter would replace the process's global Request and Response otherwise.
-  const listener = getRequestListener((request) => app.fetch(request), {
+  const listener = getRequestListener((request, { outgoing }) => app.fetch(request, { outgoing }), {
     overrideGlobalObjects: false,
     hostname: host,
   });
-  const onRequest: typeof listener = (incoming, outgoing) => listener(incoming, outgoing);
   const server =
-    tls === undefined
-      ? createHttpServer(onRequest)
-      : createHttpsServer({ ...tls, minVersion: "TLSv1.2" }, onRequest);
+    tls === undefined ? createHttpServer() : createHttpsServer({ ...tls, minVersion: "TLSv1.2" });
+  server.on("request", (incoming, outgoing) => {
+    // Once nobody new is let in, a connection that has had its answer would idle until its timeout.
+    outgoing.once("close", () => {
+      if (!server.listening) server.closeIdleConnections();
+    });
+    // Whatever goes wrong is answered by the adapter; there is nothing left to await.
+    void listener(incoming, outgoing);
+  });
   server.headersTimeout = 15_000;
   server.requestTimeout = 120_000;
   server.keepAliveTimeout = 30_000;
@@ -89,6 +94,7 @@ class NodeApiServer implements ApiServer {
 
   async start(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
+    if (this.#closed !== null) throw new InsituError("unavailable", "the API server has been closed");
     const { host, port, tls } = this.#options;
     await new Promise<void>((resolve, reject) => {
       const onError = (err: Error) => {
@@ -115,7 +121,6 @@ class NodeApiServer implements ApiServer {
     const closed = this.#stopListening();
     this.#server.closeIdleConnections();
     const cut = this.#options.clock.after(deadlineMs, () => this.#server.closeAllConnections());
-    // A connection that becomes idle now is closed by Node itself once the server no longer listens.
     await closed;
     cut.cancel();
   }

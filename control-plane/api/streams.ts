@@ -10,11 +10,12 @@ const CHUNK_MIN_CHARS = 64 * 1024;
 
 /**
  * A body of the texts that `frames` yields. Its signal aborts when the reader leaves, or with any of `signals`.
- * An error cuts the connection, so that half an answer is never taken for a whole one.
+ * An error cuts the connection, so that half an answer is never taken for a whole one: by `cut` when the server
+ * gives one, which is quiet; else by failing the body.
  */
 export function bodyOf(
   frames: (signal: AbortSignal) => AsyncGenerator<string, void>,
-  signals: readonly AbortSignal[],
+  { signals, cut }: { signals: readonly AbortSignal[]; cut: ((err: unknown) => boolean) | undefined },
 ): ReadableStream<Uint8Array> {
   const scope = new AbortController();
   const onAbort = () => scope.abort(new InsituError("cancelled", "the stream was closed from outside"));
@@ -36,7 +37,7 @@ export function bodyOf(
           } else controller.enqueue(encoder.encode(next.value));
         } catch (err) {
           letGo();
-          controller.error(err);
+          if (cut?.(err) !== true) controller.error(err);
         }
       },
       async cancel() {
