@@ -55,7 +55,7 @@ export async function pooledRegression() {
   };
 }
 
-async function readPenguins() {
+export async function readPenguins() {
   return JSON.parse(await readFile(SOURCE, "utf8"));
 }
 

@@ -1,0 +1,73 @@
+import { execFile } from "node:child_process";
+import { mkdtemp, readFile, rm, stat, utimes } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { comparison } from "./comparison.mjs";
+import type { Demo } from "./demo.ts";
+import federated from "./federated/demo.mjs";
+import flights from "./flights/demo.mjs";
+import penguins from "./penguins/demo.mjs";
+import { runLocally } from "./run-locally.fixture.ts";
+
+const run = promisify(execFile);
+let directory = "";
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), "insitu-examples-"));
+});
+afterAll(() => rm(directory, { recursive: true, force: true }));
+
+test("each island's file holds its own penguins, and a second set-up writes nothing", async () => {
+  const place = join(directory, "islands");
+  const sites = await penguins.setUp(place);
+  expect(sites.map(({ environment, rows }) => [environment, rows])).toEqual([
+    ["biscoe", 168],
+    ["dream", 124],
+    ["torgersen", 52],
+  ]);
+  const path = join(place, "dream", "data", "penguins.json");
+  const islands = new Set(
+    JSON.parse(await readFile(path, "utf8")).map((row: { Island: string }) => row.Island),
+  );
+  expect([...islands]).toEqual(["Dream"]);
+  await utimes(path, 1, 1);
+  await penguins.setUp(place);
+  expect((await stat(path)).mtimeMs).toBe(1000);
+});
+
+describe("the sites' answers merge into the answer over the pooled data", () => {
+  test.each<[Demo]>([[penguins], [flights], [federated]])(
+    "$name",
+    async (demo) => {
+      const place = join(directory, demo.name);
+      await demo.setUp(place);
+      const result = await demo.compare(await runLocally(demo, place));
+      expect(result).toMatchObject({ equal: true });
+      expect(result.rows.length).toBeGreaterThan(3);
+      for (const { federated: value } of result.rows) expect(value).toBeTypeOf("number");
+    },
+    120_000,
+  );
+});
+
+test("an answer that is off by a millionth is told from the right one", async () => {
+  const place = join(directory, "off");
+  await penguins.setUp(place);
+  const outputs = await runLocally(penguins, place);
+  const regression = outputs.merge?.regression as { slope: number };
+  regression.slope *= 1 + 1e-6;
+  expect(await penguins.compare(outputs)).toMatchObject({ equal: false });
+});
+
+test("an answer that is no number is unequal", () => {
+  const row = { name: "x", unit: "", federated: Number.NaN, pooled: 1 };
+  expect(comparison([row], 1e-9).equal).toBe(false);
+});
+
+test("federated/pipeline.yaml is what its generator writes", async () => {
+  const generator = fileURLToPath(new URL("federated/generate-pipeline.mjs", import.meta.url));
+  await expect(run(process.execPath, [generator, "--check"])).resolves.toMatchObject({ stderr: "" });
+});

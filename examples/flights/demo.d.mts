@@ -1,0 +1,4 @@
+import type { Demo } from "../demo.ts";
+
+declare const demo: Demo;
+export default demo;
