@@ -28,7 +28,9 @@ export const RetrySpec = z.strictObject({
 export type RetrySpec = z.infer<typeof RetrySpec>;
 
 export const OutputSpec = z.strictObject({ type: z.enum(["json", "text"]), maxBytes: z.int().min(1) });
+export type OutputSpec = z.infer<typeof OutputSpec>;
 export const ArtifactSpec = z.strictObject({ path: z.string().min(1), maxBytes: z.int().min(1) });
+export type ArtifactSpec = z.infer<typeof ArtifactSpec>;
 
 export const StepSpec = z.strictObject({
   id: Name,
