@@ -20,6 +20,8 @@ const FILES = {
   "/console.css": ["console.css", "text/css; charset=utf-8"],
   "/console.js": ["console.js", "text/javascript; charset=utf-8"],
   "/client.js": ["client.js", "text/javascript; charset=utf-8"],
+  "/dom.js": ["dom.js", "text/javascript; charset=utf-8"],
+  "/views.js": ["views.js", "text/javascript; charset=utf-8"],
   "/icon.svg": ["icon.svg", "image/svg+xml"],
 } as const;
 
