@@ -104,6 +104,19 @@ describe("the events of a run", () => {
     expect(services.changes.waiting).toBe(0);
   });
 
+  test("are not opened by a HEAD request", async () => {
+    const { call, services } = testApi();
+    services.addRun("r");
+    let opened = 0;
+    const { follow } = services.queries;
+    services.queries.follow = (...args) => {
+      opened += 1;
+      return follow(...args);
+    };
+    expect((await call("/v1/runs/r/events", { method: "HEAD" })).status).toBe(200);
+    expect(opened).toBe(0);
+  });
+
   test("stop without an end when the server stops, so that the reader comes back", async () => {
     const { call, services, stopping } = testApi();
     services.addRun("r");

@@ -19,17 +19,22 @@ export function bodyOf(
 ): ReadableStream<Uint8Array> {
   const scope = new AbortController();
   const onAbort = () => scope.abort(new InsituError("cancelled", "the stream was closed from outside"));
-  for (const signal of signals) signal.addEventListener("abort", onAbort, { once: true });
-  if (signals.some((signal) => signal.aborted)) onAbort();
   const letGo = () => {
     for (const signal of signals) signal.removeEventListener("abort", onAbort);
   };
-  const source = frames(scope.signal);
+  // Opened by the first reading: the answer to a HEAD request has a body that nobody reads or cancels.
+  let source: AsyncGenerator<string, void> | undefined;
+  const open = () => {
+    for (const signal of signals) signal.addEventListener("abort", onAbort, { once: true });
+    if (signals.some((signal) => signal.aborted)) onAbort();
+    return frames(scope.signal);
+  };
   const encoder = new TextEncoder();
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
         try {
+          source ??= open();
           const next = await source.next();
           if (next.done === true) {
             letGo();
@@ -43,7 +48,7 @@ export function bodyOf(
       async cancel() {
         letGo();
         scope.abort(new InsituError("cancelled", "the reader has left"));
-        await source.return();
+        await source?.return();
       },
     },
     { highWaterMark: 0 },

@@ -1,5 +1,4 @@
 /** The placement port over Cedar: every question that a step raises at an environment is one authorisation request. */
-import { createHash } from "node:crypto";
 import {
   type AuthorizationAnswer,
   type DetailedError,
@@ -10,6 +9,8 @@ import {
   validate,
 } from "@cedar-policy/cedar-wasm/nodejs";
 import { InsituError } from "../../shared/errors.ts";
+import { digestOf } from "../../shared/model/canonical.ts";
+import { expandResidency } from "../../shared/model/jurisdictions.ts";
 import type { DatasetSpec, EnvironmentSpec, StepSpec } from "../../shared/model/spec.ts";
 import { DEFAULT_POLICIES, type PolicyBundle } from "./default-policies.ts";
 import type { EnvironmentVerdict, Placement, PlacementFacts, PlacementReason } from "./placement.ts";
@@ -23,7 +24,7 @@ type DataAction = "read" | "write";
  * @throws InsituError `document.invalid` when a rule does not parse or does not fit the schema.
  */
 export function createCedarPlacement(bundle: PolicyBundle = DEFAULT_POLICIES): Placement {
-  const version = versionOf(bundle);
+  const version = digestOf({ schema: bundle.schema, rules: bundle.rules });
   const policies = { staticPolicies: { ...bundle.rules } };
   const checked = validate({ schema: bundle.schema, policies });
   const faults =
@@ -38,13 +39,6 @@ export function createCedarPlacement(bundle: PolicyBundle = DEFAULT_POLICIES): P
     throw new InsituError("document.invalid", `the placement policies cannot be used: ${faults.join("; ")}`);
   }
   return new CedarPlacement(version);
-}
-
-/** SHA-256 over the schema and the rules in the order of their names. */
-function versionOf(bundle: PolicyBundle): string {
-  const rules = Object.entries(bundle.rules).sort(([a], [b]) => (a < b ? -1 : 1));
-  const hash = createHash("sha256").update(JSON.stringify([bundle.schema, rules]));
-  return `sha256:${hash.digest("hex")}`;
 }
 
 function describe(error: DetailedError): string {
@@ -204,8 +198,4 @@ function datasetEntity(dataset: DatasetSpec): EntityJson {
     },
     parents: [],
   };
-}
-
-function expandResidency(residency: readonly string[]): Set<string> {
-  return new Set(residency);
 }
