@@ -1,0 +1,177 @@
+/** Wires the parts of a running agent and stops them in order. */
+
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { statfs } from "node:fs/promises";
+import { hostname } from "node:os";
+import { join } from "node:path";
+import type { Logger } from "pino";
+import { type Clock, newSecret, type Random, type Timer } from "../shared/system.ts";
+import type { Welcome__Output } from "../shared/wire/gen/insitu/agent/v1/Welcome.ts";
+import type { AgentConfig } from "./config.ts";
+import type { Identity } from "./enrolment/identity.ts";
+import { noopExecutor } from "./executors/noop-executor.ts";
+import { ProcessExecutor } from "./executors/process-executor.ts";
+import { Journal } from "./journal/journal.ts";
+import { AttemptService } from "./leases/attempt-service.ts";
+import { OfferReader } from "./leases/offer-reader.ts";
+import { type NatsAccess, PullLoop } from "./leases/pull-loop.ts";
+import { Uplink } from "./uplink/uplink.ts";
+
+const DISK_CHECK_MS = 5_000;
+/** When the agent stops: how long it tries to deliver what it has. The rest is delivered by the next start. */
+const FLUSH_MS = 3_000;
+
+export class Agent {
+  readonly #config: AgentConfig;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  readonly #journal: Journal;
+  readonly #attempts: AttemptService;
+  readonly #uplink: Uplink;
+  readonly #reader = new OfferReader();
+  #pulls: PullLoop | undefined;
+  #accessText = "";
+  #timer: Timer | undefined;
+  #centreOffsetMs = 0;
+  #cordoned = false;
+  #stopping = false;
+  #diskFull = false;
+
+  constructor(config: AgentConfig, identity: Identity, world: { clock: Clock; random: Random; log: Logger }) {
+    this.#config = config;
+    this.#clock = world.clock;
+    this.#log = world.log;
+    mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
+    this.#journal = new Journal(join(config.stateDir, "journal"), config);
+    this.#reader.setKey(identity.offerPublicKeyPem);
+    const processes = new ProcessExecutor({ ...config, clock: world.clock });
+    this.#attempts = new AttemptService({
+      clock: world.clock,
+      log: world.log,
+      journal: this.#journal,
+      reader: this.#reader,
+      executors: [processes, noopExecutor].filter(({ kind }) => config.executors.includes(kind)),
+      environment: identity.environment,
+      agent: identity.id,
+      stateDir: config.stateDir,
+      slots: config.slots,
+      centreNowMs: () => world.clock.wallMs() + this.#centreOffsetMs,
+      onFree: () => this.#pulls?.poke(),
+    });
+    this.#uplink = new Uplink({
+      ...world,
+      identity,
+      instanceId: newSecret(9),
+      journal: this.#journal,
+      side: {
+        hello: () => ({
+          slots: config.slots,
+          executors: [...config.executors],
+          datasets: Object.keys(config.datasets),
+          labels: { ...config.labels },
+          hostname: hostname(),
+        }),
+        held: () => this.#attempts.held(),
+        freeSlots: () => this.#attempts.freeSlots,
+        notTakingWork: () => this.#notTakingWork(),
+        welcomed: (welcome) => this.#welcomed(welcome),
+        cancel: (lease, reason) => {
+          if (this.#attempts.stop(lease, "cancelled", reason))
+            this.#log.info({ ...lease, reason }, "attempt cancelled");
+        },
+        superseded: (lease) => {
+          if (this.#attempts.stop(lease, "cancelled", "superseded"))
+            this.#log.warn({ ...lease }, "attempt superseded");
+        },
+        cordoned: (cordoned) => {
+          if (cordoned !== this.#cordoned) this.#log.info({ cordoned }, "cordon changed");
+          this.#cordoned = cordoned;
+        },
+      },
+    });
+  }
+
+  async start(): Promise<void> {
+    await this.#attempts.recover();
+    await this.#checkDisk();
+    this.#timer = this.#clock.every(DISK_CHECK_MS, () => void this.#checkDisk());
+    this.#uplink.start();
+    // While the control plane is away, work that is queued already can go on.
+    const access = this.#loadAccess();
+    if (access) this.#pullFrom(access);
+  }
+
+  /** Steps end as interrupted, what can be delivered within a few seconds is, and the rest waits on disk. */
+  async stop(reason: string): Promise<void> {
+    if (this.#stopping) return;
+    this.#stopping = true;
+    this.#log.info({ reason, held: this.#attempts.held().length }, "agent stops");
+    this.#timer?.cancel();
+    await this.#pulls?.close();
+    await this.#attempts.stopAll("interrupted", `the agent stopped: ${reason}`);
+    const until = this.#clock.monotonicMs() + FLUSH_MS;
+    while (this.#uplink.connected && !this.#journal.delivered && this.#clock.monotonicMs() < until) {
+      await this.#clock.sleep(20);
+    }
+    await this.#uplink.close(reason);
+    await this.#journal.close();
+  }
+
+  #notTakingWork(): string {
+    if (this.#stopping) return "the agent stops";
+    if (this.#cordoned) return "cordoned";
+    if (this.#diskFull) return "its disk is nearly full";
+    if (this.#journal.outboxFull) return "its outbox is full: results wait for the control plane";
+    return "";
+  }
+
+  #welcomed(welcome: Welcome__Output): void {
+    this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.wallMs();
+    if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
+    const { nats } = welcome;
+    if (!nats) return;
+    const { caPem, ...rest } = nats;
+    this.#pullFrom({ ...rest, caPem: Buffer.from(caPem).toString("utf8") });
+  }
+
+  #pullFrom(access: NatsAccess): void {
+    const text = JSON.stringify(access);
+    if (text === this.#accessText || this.#stopping) return;
+    this.#accessText = text;
+    writeFileSync(this.#accessFile(), text, { mode: 0o600 });
+    const former = this.#pulls;
+    this.#pulls = new PullLoop({
+      clock: this.#clock,
+      log: this.#log,
+      access,
+      freeSlots: () => (this.#notTakingWork() === "" ? this.#attempts.freeSlots : 0),
+      onOffer: (message) => {
+        this.#attempts
+          .take(message)
+          .catch((err: unknown) => this.#log.error({ err }, "offer could not be handled"));
+      },
+    });
+    this.#pulls.start();
+    void former?.close();
+  }
+
+  #loadAccess(): NatsAccess | undefined {
+    try {
+      return JSON.parse(readFileSync(this.#accessFile(), "utf8")) as NatsAccess;
+    } catch {
+      return undefined; // the first start; Welcome brings it
+    }
+  }
+
+  #accessFile(): string {
+    return join(this.#config.stateDir, "nats.json");
+  }
+
+  async #checkDisk(): Promise<void> {
+    const { bavail, bsize } = await statfs(this.#config.stateDir);
+    const full = bavail * bsize < this.#config.diskFreeMinBytes;
+    if (full !== this.#diskFull) this.#log.warn({ freeBytes: bavail * bsize, full }, "disk space changed");
+    this.#diskFull = full;
+    if (!full) this.#pulls?.poke();
+  }
+}

@@ -1,0 +1,145 @@
+/** The agent's configuration: a file, flags over it, and the only reader of the environment. */
+import { readFileSync } from "node:fs";
+import { availableParallelism, hostname } from "node:os";
+import { dirname, resolve } from "node:path";
+import { parse } from "yaml";
+import { z } from "zod";
+import { InsituError } from "../shared/errors.ts";
+import { FIELD_PATTERN, Name } from "../shared/model/names.ts";
+
+const MiB = 1024 * 1024;
+
+const Config = z.strictObject({
+  /** Holds identity, journal, artifacts and the files of running steps. Relative to the configuration file. */
+  stateDir: z.string().min(1),
+  /** Unique within the environment. Default: the host's name. */
+  name: Name,
+  /** Needed until the agent has an identity. */
+  joinToken: z.string().optional(),
+  /** Steps at the same time. Default: one per core. */
+  slots: z.coerce.number().int().min(1).max(1024),
+  executors: z.array(z.enum(["process", "noop"])).min(1),
+  /** Where each dataset lies at this site: name → path. */
+  datasets: z.record(Name, z.string()),
+  labels: z.record(z.string(), z.string()),
+  /** What steps see of the environment, besides what the product sets. */
+  stepEnv: z.record(z.string().regex(FIELD_PATTERN), z.string()),
+  logLevel: z.enum(["debug", "info", "warn", "error"]),
+  /** Logs that are not delivered yet: beyond this the oldest are given up, and counted. */
+  logSpoolMaxBytes: z.coerce.number().int().min(MiB),
+  /** Reports that are not delivered yet: beyond this the agent takes no more work. */
+  outboxMaxBytes: z.coerce.number().int().min(MiB),
+  /** Less free disk than this, and the agent takes no more work. */
+  diskFreeMinBytes: z.coerce.number().int().min(0),
+  /** Between asking a step's processes to end and killing them. */
+  killGraceMs: z.coerce.number().int().min(0).max(600_000),
+});
+export type AgentConfig = Readonly<z.infer<typeof Config>>;
+
+const DEFAULTS = {
+  executors: ["process", "noop"],
+  datasets: {},
+  labels: {},
+  stepEnv: {},
+  logLevel: "info",
+  logSpoolMaxBytes: 1024 * MiB,
+  outboxMaxBytes: 256 * MiB,
+  diskFreeMinBytes: 64 * MiB,
+  killGraceMs: 5_000,
+};
+
+/** Flags that set one key each. */
+const SCALAR_FLAGS = {
+  "state-dir": "stateDir",
+  name: "name",
+  "join-token": "joinToken",
+  slots: "slots",
+  "log-level": "logLevel",
+} as const;
+const PAIR_FLAGS = { dataset: "datasets", label: "labels", "step-env": "stepEnv" } as const;
+
+export interface Flags {
+  config?: string | undefined;
+  [flag: string]: string | string[] | undefined;
+}
+
+/**
+ * File, then environment (`INSITU_JOIN_TOKEN`, `INSITU_LOG_LEVEL`), then flags.
+ *
+ * @throws request.invalid with every bad key at once
+ */
+export function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): AgentConfig {
+  const file = flags.config;
+  const base = file === undefined ? process.cwd() : dirname(resolve(file));
+  const raw: Record<string, unknown> = {
+    ...DEFAULTS,
+    name: hostName(),
+    slots: availableParallelism(),
+    ...(file === undefined ? {} : readFile(file)),
+  };
+  if (env.INSITU_JOIN_TOKEN) raw.joinToken = env.INSITU_JOIN_TOKEN;
+  if (env.INSITU_LOG_LEVEL) raw.logLevel = env.INSITU_LOG_LEVEL;
+  for (const [flag, key] of Object.entries(SCALAR_FLAGS))
+    if (flags[flag] !== undefined) raw[key] = flags[flag];
+  for (const [flag, key] of Object.entries(PAIR_FLAGS)) {
+    raw[key] = { ...(raw[key] as Record<string, string>), ...pairs(flag, flags[flag]) };
+  }
+  const parsed = Config.safeParse(raw);
+  if (!parsed.success) {
+    const problems = parsed.error.issues.map(
+      (issue) => `  ${issue.path.join(".") || "(top)"}: ${issue.message}`,
+    );
+    const source = file ?? "flags";
+    throw new InsituError(
+      "request.invalid",
+      `the agent's configuration (${source}) is not valid:\n${problems.join("\n")}`,
+    );
+  }
+  const config = parsed.data;
+  const datasets = Object.fromEntries(
+    Object.entries(config.datasets).map(([name, path]) => [
+      name,
+      path.includes("://") ? path : resolve(base, path),
+    ]),
+  );
+  const PATH = env.PATH ?? "/usr/local/bin:/usr/bin:/bin";
+  const stepEnv = { PATH, LANG: "C.UTF-8", ...config.stepEnv };
+  return Object.freeze({ ...config, stateDir: resolve(base, config.stateDir), datasets, stepEnv });
+}
+
+function readFile(file: string): Record<string, unknown> {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch (err) {
+    throw new InsituError("request.invalid", `cannot read the configuration ${file}`, { cause: err });
+  }
+  try {
+    const parsed: unknown = parse(text);
+    if (parsed !== null && typeof parsed === "object" && !Array.isArray(parsed)) {
+      return parsed as Record<string, unknown>;
+    }
+  } catch (err) {
+    const message = err instanceof Error ? err.message : String(err);
+    throw new InsituError("request.invalid", `${file} is not YAML: ${message}`, { cause: err });
+  }
+  throw new InsituError("request.invalid", `${file} must hold keys and values, like "slots: 4"`);
+}
+
+function pairs(flag: string, given: string | string[] | undefined): Record<string, string> {
+  const list = given === undefined ? [] : Array.isArray(given) ? given : [given];
+  return Object.fromEntries(
+    list.map((item) => {
+      const at = item.indexOf("=");
+      if (at <= 0) throw new InsituError("request.invalid", `--${flag} takes name=value, not "${item}"`);
+      return [item.slice(0, at), item.slice(at + 1)];
+    }),
+  );
+}
+
+function hostName(): string {
+  const name = hostname()
+    .toLowerCase()
+    .replace(/[^a-z0-9-]+/g, "-");
+  return name.replace(/^-+|-+$/g, "").slice(0, 63) || "agent";
+}

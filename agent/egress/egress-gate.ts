@@ -1,0 +1,88 @@
+/**
+ * Decides what of an attempt may leave the site, and counts it. No I/O.
+ *
+ * The default rule: a step that reads data classed above `internal` keeps its logs and error text at the site,
+ * and its outputs leave as digests.
+ */
+import { CLASSIFICATIONS, type Classification } from "../../shared/model/spec.ts";
+import type { EgressRecord, Offer, OutputValue, Verdict } from "../../shared/wire/attempt.ts";
+
+export interface EgressVerdicts {
+  outputs: Verdict;
+  logs: Verdict;
+  errors: Verdict;
+}
+
+/** The highest classification among what the step reads; null when it reads nothing. */
+export function highestClassification(offer: Pick<Offer, "datasets" | "step">): Classification | null {
+  const reads = new Set(offer.step.reads);
+  let highest = -1;
+  for (const dataset of offer.datasets) {
+    if (reads.has(dataset.name)) highest = Math.max(highest, CLASSIFICATIONS.indexOf(dataset.classification));
+  }
+  // A dataset that the offer says nothing about is treated as the most secret one.
+  if (offer.step.reads.some((name) => !offer.datasets.some((dataset) => dataset.name === name)))
+    return "secret";
+  return highest < 0 ? null : CLASSIFICATIONS[highest]!;
+}
+
+export function verdictsFor(classification: Classification | null): EgressVerdicts {
+  const open = classification === null || classification === "public" || classification === "internal";
+  return open
+    ? { outputs: "allow", logs: "allow", errors: "allow" }
+    : { outputs: "digest", logs: "withhold", errors: "withhold" };
+}
+
+export interface RawOutput {
+  type: "json" | "text";
+  digest: string;
+  text: string;
+}
+
+export interface Released {
+  outputs: Record<string, OutputValue>;
+  error: { code: string; message: string } | null;
+  egress: EgressRecord[];
+}
+
+/** Applies the verdicts to what an attempt produced. */
+export function release(
+  verdicts: EgressVerdicts,
+  produced: {
+    outputs: Record<string, RawOutput>;
+    error: { code: string; message: string } | null;
+    artifacts: { name: string; bytes: number }[];
+    logBytes: number;
+  },
+): Released {
+  const egress: EgressRecord[] = [];
+  const outputs: Record<string, OutputValue> = {};
+  for (const [name, { type, digest, text }] of Object.entries(produced.outputs)) {
+    const bytes = Buffer.byteLength(text);
+    const allowed = verdicts.outputs === "allow";
+    outputs[name] = { type, digest, bytes, ...(allowed ? { text } : {}) };
+    egress.push(count("output", name, verdicts.outputs, bytes));
+  }
+  if (produced.logBytes > 0) egress.push(count("log", "log", verdicts.logs, produced.logBytes));
+  for (const { name, bytes } of produced.artifacts) egress.push(count("artifact", name, "digest", bytes));
+  const error = produced.error === null ? null : releaseError(verdicts, produced.error, egress);
+  return { outputs, error, egress };
+}
+
+function releaseError(
+  verdicts: EgressVerdicts,
+  error: { code: string; message: string },
+  egress: EgressRecord[],
+): { code: string; message: string } {
+  egress.push(count("error", error.code, verdicts.errors, Buffer.byteLength(error.message)));
+  if (verdicts.errors === "allow") return error;
+  return {
+    code: error.code,
+    message: "the text stays at the site: the step reads data classed above internal",
+  };
+}
+
+function count(kind: EgressRecord["kind"], name: string, verdict: Verdict, bytes: number): EgressRecord {
+  const sent = verdict === "allow";
+  return { kind, name, verdict, sentBytes: sent ? bytes : 0, keptBytes: sent ? 0 : bytes };
+}

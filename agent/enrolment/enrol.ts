@@ -1,0 +1,156 @@
+/**
+ * Exchanges a join token for an identity.
+ *
+ * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
+ * ends in exactly that CA. The key is made here and never leaves the host.
+ */
+import { createHash, X509Certificate } from "node:crypto";
+import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
+import { credentials, type ServiceError } from "@grpc/grpc-js";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock } from "../../shared/system.ts";
+import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts";
+import { softwareVersion } from "../uplink/version.ts";
+import type { NewIdentity } from "./identity.ts";
+
+const CONNECT_TIMEOUT_MS = 10_000;
+const ENROL_TIMEOUT_MS = 20_000;
+
+/** @throws token.invalid, unreachable, auth.denied, with what to do in the message */
+export async function enrol(options: {
+  joinToken: string;
+  name: string;
+  clock: Clock;
+}): Promise<NewIdentity> {
+  const token = decodeJoinToken(options.joinToken);
+  const caPem = await fetchPinnedCa(token);
+  const { keyPem, csrDer } = await makeRequest(options.name);
+  const client = new AgentGatewayClient(token.gateway, credentials.createSsl(caPem));
+  try {
+    const answer = await call(client, token, options, csrDer);
+    return { ...answer, name: options.name, gateway: token.gateway, keyPem };
+  } finally {
+    client.close();
+  }
+}
+
+type Answer = Omit<NewIdentity, "name" | "gateway" | "keyPem">;
+
+function call(
+  client: InstanceType<typeof AgentGatewayClient>,
+  token: JoinToken,
+  options: { name: string; clock: Clock },
+  csrDer: Buffer,
+): Promise<Answer> {
+  const deadline = options.clock.wallMs() + ENROL_TIMEOUT_MS;
+  const request = { token: token.secret, agentName: options.name, csrDer, version: softwareVersion() };
+  return new Promise((resolve, reject) => {
+    client.Enrol(request, { deadline }, (err, response) => {
+      if (err) return reject(explain(err, token));
+      if (!response) return reject(new InsituError("internal", "the control plane answered nothing"));
+      resolve({
+        environment: response.environment,
+        trustDomain: response.trustDomain,
+        certificatePem: Buffer.from(response.certificatePem),
+        caPem: Buffer.from(response.caPem),
+        offerPublicKeyPem: Buffer.from(response.offerPublicKeyPem),
+      });
+    });
+  });
+}
+
+function explain(err: ServiceError, token: JoinToken): InsituError {
+  const retryable = err.code === 14 || err.code === 4;
+  const code = retryable ? "unreachable" : err.code === 7 ? "token.invalid" : "auth.denied";
+  return new InsituError(code, `enrolment at ${token.gateway} failed: ${err.details}`, {
+    retryable,
+    cause: err,
+  });
+}
+
+/** The CA of the gateway, if it is the one that the token pins. */
+async function fetchPinnedCa(token: JoinToken): Promise<Buffer> {
+  const chain = await presentedChain(token.gateway);
+  const ca = chain.find((certificate) => pinOf(certificate) === token.caPin);
+  const [leaf] = chain;
+  if (!ca || !leaf) {
+    const seen = chain.map(pinOf).join(", ") || "none";
+    throw new InsituError(
+      "auth.denied",
+      `${token.gateway} does not present the CA that the join token pins (${token.caPin}; presented: ${seen}). ` +
+        "Either something between here and the control plane intercepts TLS, or the token is of another control plane",
+    );
+  }
+  return Buffer.from(ca.toString());
+}
+
+function presentedChain(gateway: string): Promise<X509Certificate[]> {
+  const at = gateway.lastIndexOf(":");
+  const [host, port] = [gateway.slice(0, at).replace(/^\[|\]$/g, ""), Number(gateway.slice(at + 1))];
+  return new Promise((resolve, reject) => {
+    // Nothing is believed of this connection: only the certificates are looked at.
+    const socket = connect({
+      host,
+      port,
+      rejectUnauthorized: false,
+      ALPNProtocols: ["h2"],
+      servername: nameOf(host),
+    });
+    const fail = (reason: string, cause?: unknown): void => {
+      socket.destroy();
+      const message = `cannot reach the gateway ${gateway}: ${reason}`;
+      reject(new InsituError("unreachable", message, { retryable: true, cause }));
+    };
+    socket.setTimeout(CONNECT_TIMEOUT_MS, () => fail(`no answer within ${CONNECT_TIMEOUT_MS} ms`));
+    socket.once("error", (err) => fail(err.message, err));
+    socket.once("secureConnect", () => {
+      const chain = unfold(socket.getPeerCertificate(true));
+      socket.destroy();
+      resolve(chain);
+    });
+  });
+}
+
+function nameOf(host: string): string {
+  return /^[\d.]+$|:/.test(host) ? "" : host; // RFC 6066 §3: no IP addresses in SNI
+}
+
+function unfold(leaf: DetailedPeerCertificate): X509Certificate[] {
+  const chain: X509Certificate[] = [];
+  let current: DetailedPeerCertificate | PeerCertificate | undefined = leaf;
+  while (current?.raw && chain.length < 10) {
+    chain.push(new X509Certificate(current.raw));
+    const issuer: DetailedPeerCertificate | undefined =
+      "issuerCertificate" in current ? current.issuerCertificate : undefined;
+    if (!issuer || issuer === current) break;
+    current = issuer;
+  }
+  return chain;
+}
+
+function pinOf(certificate: X509Certificate): string {
+  const spki = certificate.publicKey.export({ type: "spki", format: "der" });
+  return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
+}
+
+/** EC P-256 key and PKCS#10 request. The library is loaded only now: a running agent does without it. */
+async function makeRequest(name: string): Promise<{ keyPem: Buffer; csrDer: Buffer }> {
+  await import("reflect-metadata");
+  const { Pkcs10CertificateRequestGenerator, PemConverter, cryptoProvider } = await import("@peculiar/x509");
+  const { webcrypto } = await import("node:crypto");
+  const crypto = webcrypto;
+  cryptoProvider.set(crypto as unknown as Parameters<typeof cryptoProvider.set>[0]);
+  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
+  const keys = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+  const request = await Pkcs10CertificateRequestGenerator.create({
+    name: `CN=${name}`,
+    keys,
+    signingAlgorithm: algorithm,
+  });
+  const pkcs8 = await crypto.subtle.exportKey("pkcs8", keys.privateKey);
+  return {
+    keyPem: Buffer.from(PemConverter.encode(pkcs8, "PRIVATE KEY")),
+    csrDer: Buffer.from(request.rawData),
+  };
+}

@@ -1,0 +1,273 @@
+/**
+ * What the agent must not forget, in LMDB: the leases it holds, the reports and the logs it has not delivered.
+ *
+ * Writes of one turn of the event loop share one synchronous transaction: LMDB has called fdatasync when it
+ * returns, and a full disk is then a clean error with nothing half-written, which its asynchronous path does
+ * not give.
+ */
+import { type Database, open, type RootDatabase } from "lmdb";
+import { z } from "zod";
+import { InsituError } from "../../shared/errors.ts";
+import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
+import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
+import type { LogChunkRecord } from "./log-chunk.ts";
+
+const Held = z.object({ offer: Offer, takenAtMs: z.number() });
+export type HeldLease = z.infer<typeof Held>;
+
+interface Pending {
+  run(): void;
+  resolve(): void;
+  reject(err: unknown): void;
+}
+
+export interface JournalLimits {
+  logSpoolMaxBytes: number;
+  outboxMaxBytes: number;
+}
+
+export interface StoredReport {
+  seq: number;
+  payload: Buffer;
+}
+
+const MAP_SIZE = 16 * 1024 ** 3;
+
+export class Journal {
+  readonly #root: RootDatabase;
+  readonly #leases: Database<HeldLease, string>;
+  readonly #outbox: Database<Buffer, number>;
+  readonly #logs: Database<LogChunkRecord, number>;
+  /** Last log entry of an attempt that is on record, while it runs. */
+  readonly #marks: Database<number, string>;
+  readonly #meta: Database<number, string>;
+  readonly #limits: JournalLimits;
+  /** Sizes of what is stored, so that the quota needs no look at the store. */
+  readonly #logSizes = new Map<number, number>();
+  /** Outcomes on their way, by report sequence. */
+  readonly #undelivered = new Map<number, LeaseKey>();
+  #queue: Pending[] = [];
+  #scheduled = false;
+  #closed = false;
+  #reportSeq: number;
+  #logSeq: number;
+  #outboxBytes = 0;
+  #logBytes = 0;
+  #droppedLogBytes: number;
+  #onReport: () => void = () => {};
+  #onLog: () => void = () => {};
+
+  constructor(directory: string, limits: JournalLimits) {
+    this.#limits = limits;
+    this.#root = open({ path: directory, maxDbs: 8, mapSize: MAP_SIZE });
+    this.#leases = this.#root.openDB<HeldLease, string>({ name: "leases" });
+    this.#outbox = this.#root.openDB<Buffer, number>({ name: "outbox", encoding: "binary" });
+    this.#logs = this.#root.openDB<LogChunkRecord, number>({ name: "logs" });
+    this.#marks = this.#root.openDB<number, string>({ name: "marks" });
+    this.#meta = this.#root.openDB<number, string>({ name: "meta" });
+    for (const { key, value } of this.#outbox.getRange({})) {
+      this.#outboxBytes += value.length;
+      const payload = JSON.parse(value.toString("utf8")) as ReportPayload;
+      if (payload.kind === "finished") this.#undelivered.set(key, payload.lease);
+    }
+    for (const { key, value } of this.#logs.getRange({})) {
+      this.#logSizes.set(key, value.entries.length);
+      this.#logBytes += value.entries.length;
+    }
+    // Sequences are never reused, also when everything was delivered and forgotten.
+    this.#reportSeq = this.#meta.get("reportSeq") ?? 0;
+    this.#logSeq = this.#meta.get("logSeq") ?? 0;
+    this.#droppedLogBytes = this.#meta.get("droppedLogBytes") ?? 0;
+  }
+
+  /** Called after new reports, or new log chunks, are durable. */
+  onStored(listeners: { report: () => void; log: () => void }): void {
+    this.#onReport = listeners.report;
+    this.#onLog = listeners.log;
+  }
+
+  /** Keeps the lease, and the report that the attempt starts. Resolves when both are durable. */
+  take(held: HeldLease, started: ReportPayload): Promise<void> {
+    return this.#write(() => {
+      this.#leases.putSync(keyOf(held.offer.lease), held);
+      this.#putReport(started);
+    });
+  }
+
+  /** Replaces the lease by its outcome. Resolves when that is durable. */
+  finish(outcome: Extract<ReportPayload, { kind: "finished" }>): Promise<void> {
+    return this.#write(() => {
+      this.#leases.removeSync(keyOf(outcome.lease));
+      this.#marks.removeSync(keyOf(outcome.lease));
+      this.#undelivered.set(this.#putReport(outcome), outcome.lease);
+    });
+  }
+
+  /** Leases without an outcome: after a start, what an earlier process of this agent left behind. */
+  held(): HeldLease[] {
+    return [...this.#leases.getRange({})].map(({ key, value }) => {
+      const parsed = Held.safeParse(value);
+      if (!parsed.success)
+        throw new InsituError("internal", `the journal's lease ${key} is damaged: ${parsed.error.message}`);
+      return parsed.data;
+    });
+  }
+
+  /** Attempts whose outcome the control plane has not confirmed. */
+  undelivered(): LeaseKey[] {
+    return [...this.#undelivered.values()];
+  }
+
+  /** Sequence of the last log entry of the attempt that is on record; 0 for none. */
+  lastLogEntry(lease: LeaseKey): number {
+    return this.#marks.get(keyOf(lease)) ?? 0;
+  }
+
+  /** Resolves when durable, or when the chunk was given up for want of space. */
+  appendLog(chunk: Omit<LogChunkRecord, "seq">): Promise<void> {
+    return this.#write(() => {
+      const seq = ++this.#logSeq;
+      this.#logs.putSync(seq, { ...chunk, seq });
+      this.#marks.putSync(keyOf(chunk.lease), chunk.firstEntry + chunk.entryCount - 1);
+      this.#meta.putSync("logSeq", seq);
+      this.#logSizes.set(seq, chunk.entries.length);
+      this.#logBytes += chunk.entries.length;
+      if (this.#logBytes > this.#limits.logSpoolMaxBytes) this.#dropOldestLogs();
+    }, this.#onLog);
+  }
+
+  reportsAfter(seq: number, limit: number): StoredReport[] {
+    const range = this.#outbox.getRange({ start: seq + 1, limit });
+    return [...range].map(({ key, value }) => ({ seq: key, payload: value }));
+  }
+
+  logsAfter(seq: number, limit: number): LogChunkRecord[] {
+    return [...this.#logs.getRange({ start: seq + 1, limit })].map(({ value }) => value);
+  }
+
+  /** Everything up to `seq` is durable at the control plane. */
+  ackReports(seq: number): void {
+    const keys = [...this.#outbox.getKeys({ end: seq + 1 })];
+    if (keys.length === 0) return;
+    void this.#write(() => {
+      for (const key of keys) {
+        const size = this.#outbox.get(key)?.length ?? 0;
+        if (this.#outbox.removeSync(key)) this.#outboxBytes -= size;
+        this.#undelivered.delete(key);
+      }
+    }, null).catch(() => undefined); // sent again after a restart, and known there
+  }
+
+  ackLogs(seq: number): void {
+    const keys = [...this.#logs.getKeys({ end: seq + 1 })];
+    if (keys.length === 0) return;
+    void this.#write(() => {
+      for (const key of keys) {
+        if (!this.#logs.removeSync(key)) continue;
+        this.#logBytes -= this.#logSizes.get(key) ?? 0;
+        this.#logSizes.delete(key);
+      }
+    }, null).catch(() => undefined);
+  }
+
+  get spoolBytes(): number {
+    return this.#outboxBytes + this.#logBytes;
+  }
+
+  get droppedLogBytes(): number {
+    return this.#droppedLogBytes;
+  }
+
+  /** True when no more results fit: the agent then takes no more work, and drops nothing. */
+  get outboxFull(): boolean {
+    return this.#outboxBytes > this.#limits.outboxMaxBytes;
+  }
+
+  /** True when every report was confirmed, and every log chunk. */
+  get delivered(): boolean {
+    return this.#queue.length === 0 && this.#outboxBytes === 0 && this.#logSizes.size === 0;
+  }
+
+  async close(): Promise<void> {
+    this.#flush();
+    this.#closed = true;
+    await this.#root.close();
+  }
+
+  #putReport(payload: ReportPayload): number {
+    const seq = ++this.#reportSeq;
+    const bytes = Buffer.from(JSON.stringify(payload));
+    this.#outbox.putSync(seq, bytes);
+    this.#meta.putSync("reportSeq", seq);
+    this.#outboxBytes += bytes.length;
+    return seq;
+  }
+
+  /** The oldest chunks give way, each to a note of how much was lost, so that a reader sees the gap where it is. */
+  #dropOldestLogs(): void {
+    const target = this.#limits.logSpoolMaxBytes * 0.9;
+    for (const [seq, bytes] of this.#logSizes) {
+      if (this.#logBytes <= target) break;
+      const chunk = this.#logs.get(seq);
+      if (!chunk || chunk.dropped) continue;
+      const lost = chunk.contentBytes;
+      const note = {
+        seq: chunk.firstEntry,
+        atMs: 0,
+        stream: "agent" as const,
+        data: new Uint8Array(),
+        droppedBytes: lost,
+      };
+      const { encoding, bytes: entries } = encodeLogEntries([note]);
+      this.#logs.putSync(seq, {
+        ...chunk,
+        dropped: true,
+        encoding,
+        entries: Buffer.from(entries),
+        contentBytes: 0,
+      });
+      this.#logSizes.set(seq, entries.length);
+      this.#logBytes += entries.length - bytes;
+      this.#droppedLogBytes += lost;
+    }
+    this.#meta.putSync("droppedLogBytes", this.#droppedLogBytes);
+  }
+
+  #write(run: () => void, after: (() => void) | null = this.#onReport): Promise<void> {
+    if (this.#closed) return Promise.reject(new InsituError("unavailable", "the journal is closed"));
+    return new Promise((resolve, reject) => {
+      const done = (): void => {
+        resolve();
+        after?.();
+      };
+      this.#queue.push({ run, resolve: done, reject });
+      if (this.#scheduled) return;
+      this.#scheduled = true;
+      setImmediate(() => this.#flush());
+    });
+  }
+
+  #flush(): void {
+    this.#scheduled = false;
+    const taken = this.#queue;
+    this.#queue = [];
+    if (taken.length === 0 || this.#closed) return;
+    try {
+      this.#root.transactionSync(() => {
+        for (const pending of taken) pending.run();
+      });
+    } catch (err) {
+      const wrapped = new InsituError("store.unavailable", "the journal cannot be written", {
+        retryable: true,
+        cause: err,
+      });
+      for (const pending of taken) pending.reject(wrapped);
+      return;
+    }
+    for (const pending of taken) pending.resolve();
+  }
+}
+
+function keyOf(lease: LeaseKey): string {
+  return `${lease.runId}/${lease.stepId}/${lease.attempt}/${lease.epoch}`;
+}

@@ -1,0 +1,259 @@
+/**
+ * Takes offers and carries attempts to their outcome.
+ *
+ * Order is the point: journal, then acknowledge the pull, then start; log chunks, then the outcome, then the
+ * report. What an earlier process of this agent left without an outcome is reported as interrupted.
+ */
+import { join } from "node:path";
+import type { Logger } from "pino";
+import type { Clock } from "../../shared/system.ts";
+import type { LeaseKey, Offer, Outcome } from "../../shared/wire/attempt.ts";
+import { OUTPUTS_MAX_BYTES } from "../../shared/wire/protocol.ts";
+import { type EgressVerdicts, highestClassification, release, verdictsFor } from "../egress/egress-gate.ts";
+import {
+  type Execution,
+  type ExecutionResult,
+  type Executor,
+  failure,
+  type StopReason,
+} from "../executors/executor.ts";
+import type { HeldLease, Journal } from "../journal/journal.ts";
+import { LeaseBook } from "./lease-book.ts";
+import { type LogTotals, LogWriter } from "./log-writer.ts";
+import type { OfferReader } from "./offer-reader.ts";
+
+const ERROR_MAX_CHARS = 4_000;
+
+/** What the pull loop hands over. */
+export interface OfferMessage {
+  payload: Uint8Array;
+  signature: string;
+  /** Takes it off the queue. */
+  ack(): void;
+  /** Takes it off the queue: it can never be used. */
+  discard(): void;
+}
+
+export interface AttemptServiceOptions {
+  clock: Clock;
+  log: Logger;
+  journal: Journal;
+  reader: OfferReader;
+  executors: readonly Executor[];
+  environment: string;
+  agent: string;
+  stateDir: string;
+  slots: number;
+  /** Wall time of the control plane, as well as it is known. */
+  centreNowMs(): number;
+  /** A slot has become free. */
+  onFree(): void;
+}
+
+interface Running {
+  lease: LeaseKey;
+  execution: Execution | undefined;
+  stop: { reason: StopReason; message: string } | undefined;
+  done: Promise<void>;
+}
+
+export class AttemptService {
+  readonly #options: AttemptServiceOptions;
+  readonly #book: LeaseBook;
+  readonly #running = new Map<string, Running>();
+  readonly #executors: Map<string, Executor>;
+  /** Offers that were refused, by reason: shown, and a sign of an attack when it grows. */
+  readonly refused = new Map<string, number>();
+
+  constructor(options: AttemptServiceOptions) {
+    this.#options = options;
+    this.#book = new LeaseBook(options.environment);
+    this.#executors = new Map(options.executors.map((executor) => [executor.kind, executor]));
+  }
+
+  get freeSlots(): number {
+    return this.#options.slots - this.#running.size;
+  }
+
+  /** Running attempts, and ended ones whose outcome is not confirmed yet. */
+  held(): LeaseKey[] {
+    return [
+      ...[...this.#running.values()].map((running) => running.lease),
+      ...this.#options.journal.undelivered(),
+    ];
+  }
+
+  /** Ends what an earlier process left behind. Resolves when each has its outcome in the journal. */
+  async recover(): Promise<void> {
+    const { journal, log, clock } = this.#options;
+    for (const held of journal.held()) {
+      const { offer } = held;
+      await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
+      const lastSeq = journal.lastLogEntry(offer.lease);
+      const message = "the agent was restarted while the step ran";
+      const result = failure("interrupted", "interrupted", message);
+      const outcome = this.#outcome(
+        offer,
+        result,
+        { lastSeq, bytes: 0, droppedBytes: 0 },
+        held.takenAtMs,
+        clock.wallMs(),
+      );
+      await journal.finish({ kind: "finished", lease: offer.lease, outcome });
+      log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
+      this.#book.note(offer.lease);
+    }
+    for (const lease of journal.undelivered()) this.#book.note(lease);
+  }
+
+  /** Never rejects: a bad offer is counted and taken off the queue. */
+  async take(message: OfferMessage): Promise<void> {
+    const read = this.#options.reader.read(message.payload, message.signature);
+    if (read.kind === "refused") return this.#refuse(message, read.reason);
+    const { offer } = read;
+    const decision = this.#book.decide(offer, this.#options.centreNowMs());
+    if (decision.kind === "refuse") return this.#refuse(message, decision.reason, offer.lease);
+    if (decision.kind === "duplicate") return message.ack();
+    this.#book.note(offer.lease);
+    const running: Running = {
+      lease: offer.lease,
+      execution: undefined,
+      stop: undefined,
+      done: Promise.resolve(),
+    };
+    const key = keyOf(offer.lease);
+    this.#running.set(key, running);
+    running.done = this.#carry(offer, message, running).finally(() => {
+      this.#running.delete(key);
+      this.#options.onFree();
+    });
+    await running.done;
+  }
+
+  /** Stops an attempt under exactly this epoch. False when it does not run here. */
+  stop(lease: LeaseKey, reason: StopReason, message: string): boolean {
+    const running = this.#running.get(keyOf(lease));
+    if (!running) return false;
+    running.stop ??= { reason, message };
+    running.execution?.stop(reason, message);
+    return true;
+  }
+
+  /** Stops everything, and resolves when every outcome is in the journal. */
+  async stopAll(reason: StopReason, message: string): Promise<void> {
+    const all = [...this.#running.values()];
+    for (const running of all) this.stop(running.lease, reason, message);
+    await Promise.all(all.map((running) => running.done));
+  }
+
+  #refuse(message: OfferMessage, reason: string, lease?: LeaseKey): void {
+    this.refused.set(reason, (this.refused.get(reason) ?? 0) + 1);
+    this.#options.log.warn({ ...lease, reason }, "offer refused");
+    message.discard();
+  }
+
+  async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {
+    const { clock, journal, log } = this.#options;
+    const startedAtMs = clock.wallMs();
+    const held: HeldLease = { offer, takenAtMs: startedAtMs };
+    try {
+      await journal.take(held, { kind: "started", lease: offer.lease, atMs: startedAtMs });
+    } catch (err) {
+      // Not acknowledged: the queue gives it to another agent, or to this one later.
+      log.error({ ...offer.lease, err }, "offer not taken: the journal cannot be written");
+      return;
+    }
+    message.ack();
+    const verdicts = verdictsFor(highestClassification(offer));
+    const writer = new LogWriter({
+      lease: offer.lease,
+      journal,
+      clock,
+      siteFile: this.#siteFile(offer, verdicts),
+    });
+    const result = await this.#execute(offer, running, writer);
+    const totals = await writer.close();
+    const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());
+    await this.#finish(offer, outcome);
+    log.debug({ ...offer.lease, status: outcome.status, exitCode: outcome.exitCode }, "attempt ended");
+  }
+
+  async #execute(offer: Offer, running: Running, writer: LogWriter): Promise<ExecutionResult> {
+    const executor = this.#executors.get(offer.step.executor.kind);
+    if (!executor) {
+      const { kind } = offer.step.executor;
+      return failure("refused", "executor.missing", `this agent does not run the executor ${kind}`);
+    }
+    const execution = executor.start(offer, writer);
+    running.execution = execution;
+    if (running.stop) execution.stop(running.stop.reason, running.stop.message);
+    return await execution.done;
+  }
+
+  /** An outcome is never given up: while the journal cannot be written, it waits here. */
+  async #finish(offer: Offer, outcome: Outcome): Promise<void> {
+    const { journal, log, clock } = this.#options;
+    for (;;) {
+      try {
+        return await journal.finish({ kind: "finished", lease: offer.lease, outcome });
+      } catch (err) {
+        log.error({ ...offer.lease, err }, "outcome waits: the journal cannot be written");
+        await clock.sleep(1_000);
+      }
+    }
+  }
+
+  #siteFile(offer: Offer, verdicts: EgressVerdicts): string | null {
+    if (verdicts.logs === "allow") return null;
+    const { runId, stepId, attempt, epoch } = offer.lease;
+    return join(this.#options.stateDir, "site-logs", runId, stepId, `${attempt}.${epoch}.log`);
+  }
+
+  #outcome(
+    offer: Offer,
+    result: ExecutionResult,
+    logs: LogTotals,
+    startedAtMs: number,
+    finishedAtMs: number,
+  ): Outcome {
+    const outputBytes = Object.values(result.outputs).reduce(
+      (sum, output) => sum + Buffer.byteLength(output.text),
+      0,
+    );
+    if (outputBytes > OUTPUTS_MAX_BYTES) {
+      const message = `the outputs have ${outputBytes} bytes together; ${OUTPUTS_MAX_BYTES} are allowed (use artifacts)`;
+      return this.#outcome(
+        offer,
+        failure("failed", "output.too-large", message),
+        logs,
+        startedAtMs,
+        finishedAtMs,
+      );
+    }
+    const verdicts = verdictsFor(highestClassification(offer));
+    const released = release(verdicts, { ...result, logBytes: logs.bytes });
+    const { environment } = this.#options;
+    const error = released.error && {
+      ...released.error,
+      message: released.error.message.slice(0, ERROR_MAX_CHARS),
+    };
+    return {
+      status: result.status,
+      exitCode: result.exitCode,
+      signal: result.signal,
+      error,
+      outputs: released.outputs,
+      artifacts: result.artifacts.map((artifact) => ({ ...artifact, environment })),
+      egress: released.egress,
+      logLastSeq: logs.lastSeq,
+      logBytes: logs.bytes,
+      logDroppedBytes: logs.droppedBytes,
+      startedAtMs,
+      finishedAtMs,
+    };
+  }
+}
+
+function keyOf(lease: LeaseKey): string {
+  return `${lease.runId}/${lease.stepId}/${lease.attempt}/${lease.epoch}`;
+}

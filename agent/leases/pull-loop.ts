@@ -1,0 +1,202 @@
+/**
+ * Pulls offers from the work queue, never more than there are free slots.
+ *
+ * Speaks the pull protocol of JetStream itself (a request with `batch` and `expires` to
+ * `$JS.API.CONSUMER.MSG.NEXT.<stream>.<consumer>`): the client's `consume` fetches ahead of the slots, and its
+ * recovery needs the consumer's INFO, which agents have no right to.
+ */
+import { type ConnectionOptions, connect, Events, type Msg, type NatsConnection, nanos } from "nats";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
+import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
+import type { OfferMessage } from "./attempt-service.ts";
+
+const PULL_EXPIRES_MS = 20_000;
+/** Beyond its expiry, how long a request is believed to be alive: then its answer was lost. */
+const PULL_OVERDUE_MS = 2_000;
+const CHECK_MS = 500;
+const RETRY_MS = 500;
+
+export interface NatsAccess {
+  servers: string[];
+  user: string;
+  password: string;
+  inboxPrefix: string;
+  stream: string;
+  consumer: string;
+  /** Empty: no TLS, which is for loopback only. */
+  caPem: string;
+}
+
+export interface PullLoopOptions {
+  clock: Clock;
+  log: Logger;
+  access: NatsAccess;
+  /** 0 while the agent takes no work. */
+  freeSlots(): number;
+  onOffer(message: OfferMessage): void;
+}
+
+interface Request {
+  remaining: number;
+  expiresAtMs: number;
+}
+
+export class PullLoop {
+  readonly #options: PullLoopOptions;
+  /** In the order of asking, which is the order in which the server serves them. */
+  readonly #requests = new Map<string, Request>();
+  readonly #stop = new AbortController();
+  #connection: NatsConnection | undefined;
+  #inbox = "";
+  #count = 0;
+  #timer: Timer | undefined;
+  #done: Promise<void> = Promise.resolve();
+  #lastComplaint = "";
+
+  constructor(options: PullLoopOptions) {
+    this.#options = options;
+  }
+
+  get connected(): boolean {
+    return this.#connection !== undefined && !this.#connection.isClosed();
+  }
+
+  start(): void {
+    this.#done = this.#connect();
+  }
+
+  /** Stops pulling and lets the connection go. What was on its way is offered again by the queue. */
+  async close(): Promise<void> {
+    this.#stop.abort(new InsituError("cancelled", "closed"));
+    this.#timer?.cancel();
+    const connection = this.#connection;
+    if (connection) {
+      await connection.flush().catch(() => undefined); // acknowledgements that are still in the buffer
+      await connection.close();
+    }
+    await this.#done;
+  }
+
+  /** A slot may have become free. */
+  poke(): void {
+    this.#pull();
+  }
+
+  async #connect(): Promise<void> {
+    const { access, log, clock } = this.#options;
+    const options: ConnectionOptions = {
+      servers: access.servers,
+      user: access.user,
+      pass: access.password,
+      inboxPrefix: access.inboxPrefix,
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: 200,
+      reconnectJitter: 300,
+      pingInterval: 5_000,
+      maxPingOut: 2,
+      ignoreAuthErrorAbort: true,
+      ...(access.caPem === "" ? {} : { tls: { ca: access.caPem } }),
+    };
+    while (!this.#stop.signal.aborted && !this.#connection) {
+      try {
+        this.#connection = await connect({ ...options });
+      } catch (err) {
+        log.warn({ err, servers: access.servers }, "work queue not reached; trying again");
+        await clock.sleep(RETRY_MS, this.#stop.signal).catch(() => undefined);
+      }
+    }
+    const connection = this.#connection;
+    if (!connection) return;
+    if (this.#stop.signal.aborted) return connection.close();
+    log.info({ server: connection.getServer() }, "work queue connected");
+    this.#inbox = `${access.inboxPrefix}.${newSecret(9)}`;
+    connection.subscribe(`${this.#inbox}.*`, { callback: (err, message) => this.#receive(err, message) });
+    this.#timer = clock.every(CHECK_MS, () => this.#check());
+    this.#pull();
+    await this.#watch(connection);
+  }
+
+  /** After a reconnect the server knows nothing of the requests that were open. */
+  async #watch(connection: NatsConnection): Promise<void> {
+    for await (const status of connection.status()) {
+      if (status.type === Events.Disconnect) this.#options.log.warn({}, "work queue lost; connecting again");
+      if (status.type !== Events.Reconnect) continue;
+      this.#options.log.info({ server: connection.getServer() }, "work queue connected again");
+      this.#requests.clear();
+      this.#pull();
+    }
+  }
+
+  #outstanding(): number {
+    let sum = 0;
+    for (const { remaining } of this.#requests.values()) sum += remaining;
+    return sum;
+  }
+
+  #pull(): void {
+    const connection = this.#connection;
+    if (!connection || connection.isClosed() || this.#stop.signal.aborted) return;
+    const free = this.#options.freeSlots();
+    const outstanding = this.#outstanding();
+    const wanted = free - outstanding;
+    // One open request keeps delivery immediate; asking again for every single slot would double the traffic.
+    if (wanted <= 0 || (outstanding > 0 && wanted < free / 2)) return;
+    const { stream, consumer } = this.#options.access;
+    const id = String(++this.#count);
+    const expiresAtMs = this.#options.clock.monotonicMs() + PULL_EXPIRES_MS;
+    this.#requests.set(id, { remaining: wanted, expiresAtMs });
+    const body = JSON.stringify({ batch: wanted, expires: nanos(PULL_EXPIRES_MS) });
+    connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, body, {
+      reply: `${this.#inbox}.${id}`,
+    });
+  }
+
+  #receive(err: Error | null, message: Msg): void {
+    if (err) return this.#complain(err.message);
+    const code = message.headers?.code ?? 0;
+    // A status comes on the request's own subject; an offer keeps the subject it was published under.
+    if (code !== 0 && !message.reply) {
+      this.#requests.delete(message.subject.slice(message.subject.lastIndexOf(".") + 1));
+      // 404 and 408: nothing to do now, or the request has expired. Others say that something is wrong.
+      if (code !== 404 && code !== 408) this.#complain(`${code} ${message.headers?.description ?? ""}`);
+      else this.#pull();
+      return;
+    }
+    this.#servedOne();
+    const { reply } = message;
+    const connection = this.#connection!;
+    const answer = (text: string): void => {
+      if (reply && !connection.isClosed()) connection.publish(reply, text);
+    };
+    this.#options.onOffer({
+      payload: message.data,
+      signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
+      ack: () => answer("+ACK"),
+      discard: () => answer("+TERM"),
+    });
+  }
+
+  #servedOne(): void {
+    for (const [id, request] of this.#requests) {
+      request.remaining -= 1;
+      if (request.remaining <= 0) this.#requests.delete(id);
+      return;
+    }
+  }
+
+  #check(): void {
+    const nowMs = this.#options.clock.monotonicMs();
+    for (const [id, request] of this.#requests) {
+      if (nowMs > request.expiresAtMs + PULL_OVERDUE_MS) this.#requests.delete(id);
+    }
+    this.#pull();
+  }
+
+  /** The same trouble is said once, not twice a second. The next check asks again. */
+  #complain(text: string): void {
+    if (text !== this.#lastComplaint) this.#options.log.warn({ text }, "work queue refused a pull");
+    this.#lastComplaint = text;
+  }
+}

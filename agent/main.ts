@@ -1,0 +1,134 @@
+/** The command `insitu-agent`. */
+import { readFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { type Logger, pino } from "pino";
+import { InsituError } from "../shared/errors.ts";
+import { systemClock, systemRandom } from "../shared/system.ts";
+import { Agent } from "./agent.ts";
+import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
+import { type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
+import { softwareVersion } from "./uplink/version.ts";
+
+const HELP = `insitu-agent — runs steps next to the data, over connections that it opens itself
+
+Usage
+  insitu-agent run   [--config FILE] [flags]   enrol if need be, then take work until stopped
+  insitu-agent enrol [--config FILE] [flags]   exchange a join token for an identity, and exit
+  insitu-agent version
+
+Flags
+  --config FILE          YAML or JSON with the keys below; flags win over it
+  --state-dir DIR        identity, journal, artifacts, running steps          (stateDir)
+  --name NAME            unique in its environment; default: the host's name   (name)
+  --join-token TOKEN     from "insitu join-token create"; "-" reads it from standard input,
+                         so that it is in no list of processes                 (joinToken)
+  --slots N              steps at the same time; default: one per core         (slots)
+  --dataset NAME=PATH    where a dataset lies at this site; may be repeated    (datasets)
+  --label KEY=VALUE      shown in the fleet; may be repeated                   (labels)
+  --step-env KEY=VALUE   environment of steps; may be repeated                 (stepEnv)
+  --log-level LEVEL      debug, info, warn or error                            (logLevel)
+
+Environment
+  INSITU_JOIN_TOKEN, INSITU_LOG_LEVEL
+
+Examples
+  insitu-agent run --state-dir ./state --join-token insitu1.eyJ… --dataset patients=/srv/patients.parquet
+  insitu-agent enrol --config /etc/insitu/agent.yaml --join-token -
+  insitu-agent run --config /etc/insitu/agent.yaml
+
+Exit codes: 0 stopped as asked · 1 failed · 2 bad configuration · 6 enrolment refused · 8 control plane not reached
+`;
+
+const FLAGS = {
+  config: { type: "string" },
+  "state-dir": { type: "string" },
+  name: { type: "string" },
+  "join-token": { type: "string" },
+  slots: { type: "string" },
+  dataset: { type: "string", multiple: true },
+  label: { type: "string", multiple: true },
+  "step-env": { type: "string", multiple: true },
+  "log-level": { type: "string" },
+  help: { type: "boolean", short: "h" },
+} as const;
+
+async function main(argv: string[]): Promise<number> {
+  const { values, positionals } = parse(argv);
+  const [command] = positionals;
+  if (values.help || command === undefined || command === "help") {
+    process.stdout.write(HELP);
+    return command === undefined && !values.help ? 2 : 0;
+  }
+  if (command === "version") {
+    process.stdout.write(`${softwareVersion().software}\n`);
+    return 0;
+  }
+  if (command !== "run" && command !== "enrol") {
+    throw new InsituError("request.invalid", `there is no command "${command}"; it is run, enrol or version`);
+  }
+  if (values["join-token"] === "-") values["join-token"] = readFileSync(0, "utf8").trim();
+  const config = loadConfig(values as Flags, process.env);
+  const log = pino({
+    level: config.logLevel,
+    base: { name: config.name },
+    redact: ["joinToken", "password"],
+  });
+  const identity = await identityOf(config, log);
+  if (command === "enrol") return 0;
+  return await run(config, identity, log);
+}
+
+function parse(argv: string[]) {
+  try {
+    return parseArgs({ args: argv, options: FLAGS, allowPositionals: true });
+  } catch (err) {
+    const message = err instanceof Error ? err.message : String(err);
+    throw new InsituError("request.invalid", `${message} (see insitu-agent --help)`, { cause: err });
+  }
+}
+
+async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
+  const known = loadIdentity(config.stateDir);
+  if (known) return known;
+  if (config.joinToken === undefined) {
+    throw new InsituError(
+      "auth.missing",
+      `this agent has no identity in ${config.stateDir} yet; give it a join token (--join-token, made by "insitu join-token create")`,
+    );
+  }
+  const { enrol } = await import("./enrolment/enrol.ts");
+  saveIdentity(
+    config.stateDir,
+    await enrol({ joinToken: config.joinToken, name: config.name, clock: systemClock }),
+  );
+  const identity = loadIdentity(config.stateDir)!;
+  log.info({ agent: identity.id, notAfter: new Date(identity.notAfterMs).toISOString() }, "enrolled");
+  return identity;
+}
+
+async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {
+  const agent = new Agent(config, identity, { clock: systemClock, random: systemRandom, log });
+  const stopped = new Promise<string>((resolve) => {
+    for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
+    // Started by `insitu dev`: ends with it, however it ended.
+    if (process.connected) process.once("disconnect", () => resolve("its parent has gone"));
+  });
+  await agent.start();
+  log.info({ agent: identity.id, slots: config.slots, pid: process.pid }, "agent started");
+  await agent.stop(await stopped);
+  return 0;
+}
+
+main(process.argv.slice(2)).then(
+  (code) => {
+    process.exitCode = code;
+    if (process.connected) process.disconnect();
+  },
+  (thrown: unknown) => {
+    const err = InsituError.from(thrown);
+    process.stderr.write(`insitu-agent: ${err.message}\n`);
+    if (err.code === "internal" && err.stack) process.stderr.write(`${err.stack}\n`);
+    process.exitCode = err.exitCode;
+    if (process.connected) process.disconnect();
+  },
+);

@@ -1,0 +1,275 @@
+/**
+ * The agent's one connection to the control plane: session, reports and logs over mutual TLS, opened from here,
+ * opened again with jitter whenever it ends.
+ */
+import { type ClientDuplexStream, credentials, type ServiceError } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import type { Clock, Random, Timer } from "../../shared/system.ts";
+import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
+import type { Lease__Output } from "../../shared/wire/gen/insitu/agent/v1/Lease.ts";
+import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
+import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
+import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
+import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
+import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
+import type { Identity } from "../enrolment/identity.ts";
+import type { Journal, StoredReport } from "../journal/journal.ts";
+import type { LogChunkRecord } from "../journal/log-chunk.ts";
+import { Delivery } from "./delivery.ts";
+import { softwareVersion } from "./version.ts";
+
+const BACKOFF_MIN_MS = 200;
+const BACKOFF_MAX_MS = 10_000;
+const WELCOME_TIMEOUT_MS = 10_000;
+/** Heartbeats without an answer before the connection is given up. */
+const MISSED_MAX = 3;
+
+/** What the uplink asks and tells the rest of the agent. */
+export interface AgentSide {
+  hello(): {
+    slots: number;
+    executors: string[];
+    datasets: string[];
+    labels: Record<string, string>;
+    hostname: string;
+  };
+  held(): LeaseKey[];
+  freeSlots(): number;
+  /** Empty, or why nothing is pulled. */
+  notTakingWork(): string;
+  welcomed(welcome: Welcome__Output): void;
+  cancel(lease: LeaseKey, reason: string): void;
+  superseded(lease: LeaseKey): void;
+  cordoned(cordoned: boolean): void;
+}
+
+export interface UplinkOptions {
+  clock: Clock;
+  random: Random;
+  log: Logger;
+  identity: Identity;
+  instanceId: string;
+  journal: Journal;
+  side: AgentSide;
+}
+
+type SessionStream = ClientDuplexStream<AgentMessage, ServerMessage__Output>;
+
+export class Uplink {
+  readonly #options: UplinkOptions;
+  readonly #stop = new AbortController();
+  readonly #reports: Delivery<StoredReport, ReportBatch>;
+  readonly #logs: Delivery<LogChunkRecord, LogBatch>;
+  #session: SessionStream | undefined;
+  #done: Promise<void> = Promise.resolve();
+  #heartbeatSeq = 0;
+  #answeredSeq = 0;
+  #reconnectAfterMs: number | undefined;
+  connected = false;
+
+  constructor(options: UplinkOptions) {
+    this.#options = options;
+    const { journal, log } = options;
+    this.#reports = new Delivery(reportSource(journal), log);
+    this.#logs = new Delivery(logSource(journal), log);
+    journal.onStored({ report: () => this.#reports.pump(), log: () => this.#logs.pump() });
+  }
+
+  start(): void {
+    this.#done = this.#run();
+  }
+
+  /** Says goodbye and closes. */
+  async close(reason: string): Promise<void> {
+    this.#session?.write({ goodbye: { reason } });
+    this.#session?.end();
+    this.#stop.abort(new Error(reason));
+    await this.#done;
+  }
+
+  async #run(): Promise<void> {
+    const { clock, random, log, identity } = this.#options;
+    const client = new AgentGatewayClient(
+      identity.gateway,
+      credentials.createSsl(identity.caPem, identity.keyPem, identity.certificatePem),
+      {
+        "grpc.keepalive_time_ms": 20_000,
+        "grpc.keepalive_timeout_ms": 10_000,
+        "grpc.keepalive_permit_without_calls": 1,
+        "grpc.use_local_subchannel_pool": 1,
+        "grpc.initial_reconnect_backoff_ms": BACKOFF_MIN_MS,
+        "grpc.max_reconnect_backoff_ms": BACKOFF_MAX_MS,
+        "grpc.max_receive_message_length": 8 * 1024 * 1024,
+      },
+    );
+    let delayMs = BACKOFF_MIN_MS;
+    while (!this.#stop.signal.aborted) {
+      const ended = await this.#connection(client);
+      if (this.#stop.signal.aborted) break;
+      delayMs = ended.welcomed ? BACKOFF_MIN_MS : Math.min(BACKOFF_MAX_MS, delayMs * 2);
+      const waitMs = this.#reconnectAfterMs ?? delayMs * (0.5 + random() / 2);
+      this.#reconnectAfterMs = undefined;
+      log.warn(
+        { reason: ended.reason, retryInMs: Math.round(waitMs) },
+        "control plane lost; connecting again",
+      );
+      await clock.sleep(waitMs, this.#stop.signal).catch(() => undefined);
+    }
+    client.close();
+  }
+
+  /** One life of the three streams. Resolves when any of them has ended. */
+  async #connection(
+    client: InstanceType<typeof AgentGatewayClient>,
+  ): Promise<{ welcomed: boolean; reason: string }> {
+    const { clock } = this.#options;
+    const session = client.Session();
+    this.#session = session;
+    const streams: ClientDuplexStream<never, unknown>[] = [session as never];
+    let timer: Timer = clock.after(WELCOME_TIMEOUT_MS, () => session.cancel());
+    let welcomed = false;
+    const ended = new Promise<string>((resolve) => {
+      const watch = (stream: ClientDuplexStream<never, unknown>): void => {
+        stream.on("error", (err: ServiceError) => resolve(this.#explain(err)));
+        stream.on("end", () => resolve("the control plane closed the stream"));
+      };
+      watch(session as never);
+      session.on("data", (message: ServerMessage__Output) => {
+        if (message.message !== "welcome") return this.#receive(message);
+        const refusal = this.#welcome(message.welcome!);
+        if (refusal !== undefined) return resolve(refusal);
+        welcomed = true;
+        timer.cancel();
+        timer = clock.every(message.welcome!.heartbeatMs, () => this.#heartbeat(session));
+        const [reports, logs] = [client.Report(), client.Logs()];
+        for (const stream of [reports, logs]) {
+          streams.push(stream as never);
+          watch(stream as never);
+        }
+        this.#reports.attach(reports);
+        this.#logs.attach(logs);
+        this.#heartbeat(session);
+      });
+      this.#stop.signal.addEventListener("abort", () => resolve("the agent stops"), { once: true });
+    });
+    session.write({ hello: this.#hello() });
+    const reason = await ended;
+    timer.cancel();
+    this.connected = false;
+    this.#reports.detach();
+    this.#logs.detach();
+    for (const stream of streams) {
+      stream.on("error", () => undefined);
+      if (this.#stop.signal.aborted) stream.end();
+      else stream.cancel();
+    }
+    return { welcomed, reason };
+  }
+
+  #hello() {
+    const { side, instanceId } = this.#options;
+    return { version: softwareVersion(), instanceId, held: side.held(), ...side.hello() };
+  }
+
+  /** Undefined when the two sides understand each other. */
+  #welcome(welcome: Welcome__Output): string | undefined {
+    const { log, side } = this.#options;
+    const major = welcome.version?.major ?? 0;
+    if (major !== PROTOCOL_MAJOR) {
+      const older = major > PROTOCOL_MAJOR ? "this agent" : "the control plane";
+      return `it speaks protocol ${major}, this agent ${PROTOCOL_MAJOR}: upgrade ${older}`;
+    }
+    this.connected = true;
+    this.#heartbeatSeq = 0;
+    this.#answeredSeq = 0;
+    log.info({ replica: welcome.replicaId, software: welcome.version?.software }, "control plane connected");
+    side.welcomed(welcome);
+    return undefined;
+  }
+
+  #heartbeat(session: SessionStream): void {
+    const { clock, side, journal, log } = this.#options;
+    if (this.#heartbeatSeq - this.#answeredSeq >= MISSED_MAX) {
+      log.warn({ missed: MISSED_MAX }, "heartbeats are not answered");
+      session.cancel();
+      return;
+    }
+    session.write({
+      heartbeat: {
+        seq: ++this.#heartbeatSeq,
+        sentAtMs: clock.wallMs(),
+        held: side.held(),
+        freeSlots: side.freeSlots(),
+        spoolBytes: journal.spoolBytes,
+        droppedLogBytes: journal.droppedLogBytes,
+        notTakingWork: side.notTakingWork(),
+      },
+    });
+  }
+
+  #receive(message: ServerMessage__Output): void {
+    const { side } = this.#options;
+    switch (message.message) {
+      case "heartbeatReply": {
+        const reply = message.heartbeatReply!;
+        this.#answeredSeq = Number(reply.seq);
+        side.cordoned(reply.cordoned);
+        for (const lease of reply.superseded) side.superseded(toKey(lease));
+        for (const cancel of reply.cancels) if (cancel.lease) side.cancel(toKey(cancel.lease), cancel.reason);
+        return;
+      }
+      case "cancel": {
+        const { lease, reason } = message.cancel!;
+        if (lease) side.cancel(toKey(lease), reason);
+        return;
+      }
+      case "drain":
+        this.#reconnectAfterMs = message.drain!.reconnectAfterMs;
+        this.#session?.end();
+        return;
+      default:
+        return; // additions of a newer control plane
+    }
+  }
+
+  /** gRPC says UNAVAILABLE for a bad certificate too; what can be known here is said. */
+  #explain(err: ServiceError): string {
+    const { clock, identity } = this.#options;
+    if (clock.wallMs() > identity.notAfterMs) {
+      return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
+    }
+    return err.details || err.message;
+  }
+}
+
+function toKey(lease: Lease__Output): LeaseKey {
+  return { runId: lease.runId, stepId: lease.stepId, attempt: lease.attempt, epoch: lease.epoch };
+}
+
+function reportSource(journal: Journal) {
+  return {
+    name: "report",
+    after: (seq: number, limit: number) => journal.reportsAfter(seq, limit),
+    seqOf: (report: StoredReport) => report.seq,
+    bytesOf: (report: StoredReport) => report.payload.length,
+    batch: (reports: StoredReport[]): ReportBatch => ({
+      reports: reports.map(({ seq, payload }) => ({ seq, payload })),
+    }),
+    ack: (seq: number) => journal.ackReports(seq),
+  };
+}
+
+function logSource(journal: Journal) {
+  return {
+    name: "log chunk",
+    after: (seq: number, limit: number) => journal.logsAfter(seq, limit),
+    seqOf: (chunk: LogChunkRecord) => chunk.seq,
+    bytesOf: (chunk: LogChunkRecord) => chunk.entries.length,
+    batch: (chunks: LogChunkRecord[]): LogBatch => ({
+      chunks: chunks.map(({ lease, dropped: _, contentBytes: __, ...chunk }) => ({ ...chunk, ...lease })),
+    }),
+    ack: (seq: number) => journal.ackLogs(seq),
+  };
+}
