@@ -14,6 +14,8 @@ export interface AgentRegistry extends AsyncDisposable {
   list(): AgentRecord[];
   /** From memory, else from the store: an agent that enrolled at another replica a moment ago is known. */
   find(id: string): Promise<AgentRecord | undefined>;
+  /** From the store, past memory: for what must not rest on a view that lags. */
+  stored(id: string): Promise<AgentRecord | undefined>;
   /** From memory alone. */
   known(id: string): AgentRecord | undefined;
   /**
@@ -92,7 +94,10 @@ class Registry implements AgentRegistry {
 
   async find(id: string): Promise<AgentRecord | undefined> {
     const known = this.known(id);
-    if (known !== undefined) return known;
+    return known ?? (await this.stored(id));
+  }
+
+  async stored(id: string): Promise<AgentRecord | undefined> {
     const stored = await this.#kv.get(agentKey(id));
     if (stored !== undefined) this.#learn(id, stored.value, stored.revision);
     return stored?.value;

@@ -1,0 +1,70 @@
+/** How an agent gets its identity: a join token and a certificate request for a certificate. */
+import { InsituError } from "../../shared/errors.ts";
+import { Name } from "../../shared/model/names.ts";
+import type { AgentRecord } from "../fleet/agent-record.ts";
+import { type AgentRegistry, refuseTakenName } from "../fleet/agent-registry.ts";
+import type { JoinTokenService } from "./join-tokens.ts";
+import type { Pki } from "./pki.ts";
+import { type AgentName, agentId } from "./spiffe.ts";
+
+export interface Enrolled {
+  agent: AgentName;
+  certificatePem: string;
+  notAfterMs: number;
+}
+
+export interface EnrolmentDeps {
+  tokens: JoinTokenService;
+  registry: AgentRegistry;
+  pki: Pki;
+}
+
+/**
+ * Enrols one agent. Durable when it resolves.
+ *
+ * A use of the token is spent first and the agent registered second. Whoever crashes in between comes again with
+ * the same key: its use is remembered by name and key, so it costs no second one. Only a registration that is
+ * known to have failed gives the use back.
+ *
+ * @throws InsituError `token.invalid`, `request.invalid` (name, certificate request), `agent.name-taken`,
+ *   `store.unavailable` (try again, with the same key).
+ */
+export async function enrol(
+  deps: EnrolmentDeps,
+  request: { secret: string; agentName: string; csrDer: Uint8Array },
+): Promise<Enrolled> {
+  const { tokens, registry, pki } = deps;
+  // The token comes first: without one, nothing that costs time is done and nothing is told.
+  const { environment } = await tokens.inspect(request.secret);
+  const name = parseName(request.agentName);
+  const agent: AgentName = { environment, name };
+  const key = await pki.readRequest(request.csrDer);
+  const current = await registry.stored(agentId(agent));
+  refuseTakenName(agent, key.spkiSha256, current);
+
+  const claim = { agentName: name, spkiSha256: key.spkiSha256 };
+  await tokens.redeem(request.secret, claim, removalOf(current, key.spkiSha256));
+  const certificate = await pki.issueAgentCertificate(agent, key);
+  try {
+    await registry.register(agent, certificate);
+  } catch (err) {
+    if (err instanceof InsituError && err.code === "agent.name-taken")
+      await tokens.release(request.secret, claim);
+    throw err;
+  }
+  return { agent, certificatePem: certificate.certificatePem, notAfterMs: certificate.notAfterMs };
+}
+
+function parseName(text: string): string {
+  const parsed = Name.safeParse(text);
+  if (parsed.success) return parsed.data;
+  throw new InsituError(
+    "request.invalid",
+    `${JSON.stringify(text.slice(0, 80))} is no name for an agent: ${parsed.error.issues[0]?.message ?? "not a name"}`,
+  );
+}
+
+/** When this very key was removed; another key under a name that became free begins anew. */
+function removalOf(current: AgentRecord | undefined, spkiSha256: string): number | null {
+  return current?.spkiSha256 === spkiSha256 ? current.removedAtMs : null;
+}

@@ -1,0 +1,320 @@
+/** The gRPC server that agents call: one port, TLS, everything but Enrol behind a client certificate. */
+import { Server } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock, Random, Timer } from "../../shared/system.ts";
+import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1/AgentGateway.ts";
+import { agentGatewayService } from "../../shared/wire/grpc.ts";
+import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
+import type { JoinTokenService } from "../access/join-tokens.ts";
+import type { Pki } from "../access/pki.ts";
+import { agentId } from "../access/spiffe.ts";
+import type { AgentRegistry } from "../fleet/agent-registry.ts";
+import type { Fleet } from "../fleet/fleet-service.ts";
+import { enrolHandler } from "./enrol-handler.ts";
+import { Intake } from "./intake.ts";
+import { logItems, reportItems } from "./intake-items.ts";
+import { OpenCalls } from "./open-calls.ts";
+import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
+import type { RateLimitOptions } from "./rate-limit.ts";
+import { peerOf, requireAgent } from "./require-agent.ts";
+import { Sessions } from "./sessions.ts";
+import { type GatewayCredentials, gatewayCredentials } from "./tls-credentials.ts";
+
+/** Where the agents of an environment pull offers, and as whom. See `NatsAccess` in agent.proto. */
+export interface NatsAccess {
+  servers: string[];
+  user: string;
+  password: string;
+  inboxPrefix: string;
+  stream: string;
+  consumer: string;
+  /** Empty on loopback alone. */
+  caPem: string;
+}
+
+export interface GatewayOptions {
+  clock: Clock;
+  random: Random;
+  log: Logger;
+  pki: Pki;
+  tokens: JoinTokenService;
+  registry: AgentRegistry;
+  fleet: Fleet;
+  reports: ReportSink;
+  leases: LeaseKeeper;
+  logs: LogSink;
+  natsAccessFor(environment: string): NatsAccess;
+  /** Of the key that signs offers, SPKI. */
+  offerPublicKeyPem: string;
+  /** Port 0: a free one. */
+  listen: { host: string; port: number };
+  /** Names by which agents reach it, beside localhost. */
+  serverNames?: { dns: string[]; ips: string[] };
+  heartbeatMs: number;
+  leaseTtlMs: number;
+  replicaId: string;
+  /** Of one agent: reports, and logs, that are being stored. */
+  inFlightMaxBytes?: number;
+  enrolRateLimit?: RateLimitOptions;
+  /** How far apart agents come back after a drain. */
+  drainSpreadMs?: number;
+}
+
+export interface Gateway extends AsyncDisposable {
+  /** Resolves when it listens. */
+  start(signal: AbortSignal): Promise<void>;
+  /** Takes no new streams, asks agents to go elsewhere, and waits until they have, at most this long. */
+  drain(withinMs: number): Promise<void>;
+  close(reason?: unknown): Promise<void>;
+  /** The port it listens on, after `start`. */
+  readonly port: number;
+  readonly sessions: AgentSessions;
+}
+
+const SWEEP_MS = 1_000;
+const IN_FLIGHT_MAX_BYTES = 4 * 1024 * 1024;
+const MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
+const DRAIN_SPREAD_MS = 5_000;
+/** For each of: what is being stored, calls that end, connections that close. */
+const CLOSE_STEP_MS = 2_000;
+const ENROL_RATE_LIMIT: RateLimitOptions = { burst: 60, refillMs: 1_000, maxAddresses: 10_000 };
+/** After this share of its life the server's certificate is replaced. */
+const ROTATE_AT = 2 / 3;
+
+export function createGateway(options: GatewayOptions): Gateway {
+  return new GrpcGateway(options);
+}
+
+class GrpcGateway implements Gateway {
+  readonly #options: GatewayOptions;
+  readonly #log: Logger;
+  readonly #openCalls = new OpenCalls();
+  readonly #sessions: Sessions;
+  readonly #intakes = new Set<{ stop(): void; ended(): Promise<void> }>();
+  #server: Server | undefined;
+  #credentials: GatewayCredentials | undefined;
+  #rotateAtMs = Number.POSITIVE_INFINITY;
+  #rotating: Promise<void> = Promise.resolve();
+  #port = 0;
+  #sweep: Timer | undefined;
+  #unsubscribe: (() => void) | undefined;
+  #draining = false;
+  #closed: Promise<void> | undefined;
+
+  constructor(options: GatewayOptions) {
+    this.#options = options;
+    this.#log = options.log;
+    this.#sessions = new Sessions({
+      fleet: options.fleet,
+      leases: options.leases,
+      openCalls: this.#openCalls,
+      clock: options.clock,
+      log: options.log,
+      silenceMaxMs: Math.max(options.leaseTtlMs, options.heartbeatMs * 3),
+      welcome: (peer) => this.#welcome(peer.environment),
+    });
+  }
+
+  get port(): number {
+    return this.#port;
+  }
+
+  get sessions(): AgentSessions {
+    return this.#sessions;
+  }
+
+  async start(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    const { clock, listen, pki, registry } = this.#options;
+    this.#credentials = gatewayCredentials(pki.caPem, await this.#issueCertificate());
+    signal.throwIfAborted();
+    const server = this.#createServer();
+    this.#server = server;
+    const host = listen.host.includes(":") ? `[${listen.host}]` : listen.host;
+    this.#port = await bind(server, `${host}:${listen.port}`, this.#credentials);
+    this.#sweep = clock.every(SWEEP_MS, () => this.#onSweep());
+    this.#unsubscribe = registry.onChange((record) => {
+      if (record.removedAtMs === null) return;
+      const id = agentId(record);
+      this.#openCalls.failAgent(id, new InsituError("auth.denied", `the agent ${id} was removed`));
+    });
+    if (signal.aborted || this.#closed !== undefined) {
+      await this.close();
+      throw signal.reason ?? new InsituError("cancelled", "the gateway was closed while it started");
+    }
+    this.#log.info({ host: listen.host, port: this.#port }, "gateway listens");
+  }
+
+  async drain(withinMs: number): Promise<void> {
+    this.#askToLeave();
+    const { clock } = this.#options;
+    const untilMs = clock.monotonicMs() + withinMs;
+    while (this.#sessions.size > 0 && clock.monotonicMs() < untilMs) await clock.sleep(20);
+    await this.#finishIntakes(Math.max(0, untilMs - clock.monotonicMs()));
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#close();
+    return this.#closed;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  async #close(): Promise<void> {
+    this.#askToLeave();
+    await this.#finishIntakes(CLOSE_STEP_MS);
+    this.#sessions.endAll();
+    this.#sweep?.cancel();
+    this.#unsubscribe?.();
+    await this.#rotating;
+    const server = this.#server;
+    if (server === undefined) return;
+    // It never completes while an agent keeps a stream open, so it is given a bound.
+    const quiet = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
+    await this.#within(CLOSE_STEP_MS, quiet);
+    server.forceShutdown();
+  }
+
+  #askToLeave(): void {
+    if (this.#draining) return;
+    this.#draining = true;
+    const { random, drainSpreadMs = DRAIN_SPREAD_MS } = this.#options;
+    this.#sessions.drain(() => random() * drainSpreadMs, "the server stops");
+  }
+
+  async #finishIntakes(withinMs: number): Promise<void> {
+    const open = [...this.#intakes];
+    for (const intake of open) intake.stop();
+    await this.#within(withinMs, Promise.all(open.map((intake) => intake.ended())));
+  }
+
+  async #within(ms: number, promise: Promise<unknown>): Promise<void> {
+    const enough = new AbortController();
+    const bound = this.#options.clock.sleep(ms, enough.signal).catch(() => {
+      // Aborted: what we waited for came first.
+    });
+    await Promise.race([promise, bound]);
+    enough.abort();
+  }
+
+  #createServer(): Server {
+    const { registry, clock, log, pki, tokens, reports, logs, offerPublicKeyPem } = this.#options;
+    const server = new Server({
+      "grpc.max_receive_message_length": MESSAGE_MAX_BYTES,
+      "grpc.max_concurrent_streams": 32,
+      // Finds connections that died without a word. No max_connection_age: with keepalive it would cut streams.
+      "grpc.keepalive_time_ms": 30_000,
+      "grpc.keepalive_timeout_ms": 10_000,
+      interceptors: [
+        requireAgent({ registry, clock, log, trustDomain: pki.trustDomain, closing: () => this.#refusal() }),
+      ],
+    });
+    const deps = {
+      openCalls: this.#openCalls,
+      log,
+      inFlightMaxBytes: this.#options.inFlightMaxBytes ?? IN_FLIGHT_MAX_BYTES,
+    };
+    const handlers: AgentGatewayHandlers = {
+      Enrol: enrolHandler({
+        registry,
+        clock,
+        log,
+        pki,
+        tokens,
+        offerPublicKeyPem,
+        rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,
+      }),
+      Session: (call) => this.#sessions.accept(call, peerOf(call)),
+      Report: (call) => {
+        const peer = peerOf(call);
+        this.#take(new Intake("report", call, peer, reportItems(peer, reports), deps));
+      },
+      Logs: (call) => {
+        const peer = peerOf(call);
+        this.#take(new Intake("logs", call, peer, logItems(peer, logs), deps));
+      },
+    };
+    server.addService(agentGatewayService, handlers);
+    return server;
+  }
+
+  #take(intake: { begin(): void; stop(): void; ended(): Promise<void> }): void {
+    this.#intakes.add(intake);
+    intake.begin();
+    void intake.ended().then(() => this.#intakes.delete(intake));
+  }
+
+  #refusal(): InsituError | undefined {
+    if (!this.#draining) return undefined;
+    return new InsituError("unavailable", "this server stops: connect again, elsewhere if you can", {
+      retryable: true,
+    });
+  }
+
+  #welcome(environment: string) {
+    const { clock, heartbeatMs, leaseTtlMs, natsAccessFor, offerPublicKeyPem, replicaId } = this.#options;
+    const nats = natsAccessFor(environment);
+    return {
+      version: {
+        major: PROTOCOL_MAJOR,
+        minor: PROTOCOL_MINOR,
+        software: `insitu ${SOFTWARE_VERSION}`,
+        capabilities: [],
+      },
+      heartbeatMs,
+      leaseTtlMs,
+      nats: { ...nats, caPem: Buffer.from(nats.caPem) },
+      wallMs: String(clock.wallMs()),
+      offerPublicKeyPem: Buffer.from(offerPublicKeyPem),
+      replicaId,
+    };
+  }
+
+  #onSweep(): void {
+    const { clock } = this.#options;
+    const wallMs = clock.wallMs();
+    this.#openCalls.sweep({ wallMs, monotonicMs: clock.monotonicMs() });
+    if (wallMs < this.#rotateAtMs) return;
+    this.#rotateAtMs = Number.POSITIVE_INFINITY; // until the new one says when
+    this.#rotating = this.#issueCertificate().then(
+      (pair) => {
+        this.#credentials?.replace(pair);
+        this.#log.info({ notAfterMs: pair.notAfterMs }, "server certificate replaced");
+      },
+      (err: unknown) => {
+        this.#rotateAtMs = wallMs + 60_000;
+        this.#log.error({ err }, "server certificate could not be replaced");
+      },
+    );
+  }
+
+  async #issueCertificate() {
+    const { clock, pki, serverNames = { dns: [], ips: [] } } = this.#options;
+    const pair = await pki.issueServerCertificate(serverNames);
+    const nowMs = clock.wallMs();
+    this.#rotateAtMs = nowMs + (pair.notAfterMs - nowMs) * ROTATE_AT;
+    return pair;
+  }
+}
+
+function bind(server: Server, address: string, { credentials }: GatewayCredentials): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.bindAsync(address, credentials, (err, port) => {
+      if (err === null) resolve(port);
+      else {
+        reject(
+          new InsituError(
+            "unavailable",
+            `the gateway cannot listen on ${address} (${err.message}): is the port taken?`,
+            {
+              cause: err,
+            },
+          ),
+        );
+      }
+    });
+  });
+}

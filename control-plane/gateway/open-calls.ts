@@ -1,0 +1,69 @@
+/** The streams that are open, so that they can be closed: when a certificate expires, an agent is removed, we stop. */
+import { InsituError } from "../../shared/errors.ts";
+import type { Peer } from "./peer-identity.ts";
+
+export type CallKind = "session" | "report" | "logs";
+
+export interface OpenCall {
+  readonly peer: Peer;
+  readonly kind: CallKind;
+  /** Ends the call with this error and lets go of what it holds. Safe twice. */
+  fail(err: InsituError): void;
+  /** Looks after the call's own time limits. */
+  tick?(nowMs: number): void;
+}
+
+export class OpenCalls {
+  readonly #calls = new Map<string, OpenCall>();
+
+  /** An agent has one call of each kind: the older one gives way, so that a half-dead connection blocks nothing. */
+  add(call: OpenCall): void {
+    const key = keyOf(call);
+    const older = this.#calls.get(key);
+    this.#calls.set(key, call);
+    older?.fail(
+      new InsituError(
+        "conflict",
+        `a newer ${call.kind} stream of ${call.peer.id} took the place of this one`,
+        {
+          retryable: true,
+        },
+      ),
+    );
+  }
+
+  /** To be called when the call is over, however it ended. */
+  remove(call: OpenCall): void {
+    if (this.#calls.get(keyOf(call)) === call) this.#calls.delete(keyOf(call));
+  }
+
+  has(call: OpenCall): boolean {
+    return this.#calls.get(keyOf(call)) === call;
+  }
+
+  count(kind: CallKind): number {
+    return [...this.#calls.values()].filter((call) => call.kind === kind).length;
+  }
+
+  failAgent(id: string, err: InsituError): void {
+    for (const call of [...this.#calls.values()]) if (call.peer.id === id) call.fail(err);
+  }
+
+  /** Closes what has outlived its certificate, and lets every call look at its own limits. */
+  sweep(times: { wallMs: number; monotonicMs: number }): void {
+    for (const call of [...this.#calls.values()]) {
+      if (times.wallMs >= call.peer.notAfterMs) {
+        call.fail(
+          new InsituError(
+            "auth.denied",
+            `the certificate of ${call.peer.id} expired: join again with a new token`,
+          ),
+        );
+      } else call.tick?.(times.monotonicMs);
+    }
+  }
+}
+
+function keyOf(call: OpenCall): string {
+  return `${call.kind} ${call.peer.id}`;
+}

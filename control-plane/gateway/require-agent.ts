@@ -1,0 +1,112 @@
+/** The one place that decides who may call what. Deny by default: only Enrol is open. */
+import {
+  type Metadata,
+  ServerInterceptingCall,
+  type ServerInterceptingCallInterface,
+  type ServerInterceptor,
+} from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock } from "../../shared/system.ts";
+import { agentGatewayService } from "../../shared/wire/grpc.ts";
+import type { AgentRegistry } from "../fleet/agent-registry.ts";
+import { inspectPeer, type Peer } from "./peer-identity.ts";
+import { rpcStatus } from "./rpc-errors.ts";
+
+const OPEN_METHODS: ReadonlySet<string> = new Set([agentGatewayService.Enrol.path]);
+const PEER = Symbol("the agent that the interceptor let in");
+
+export interface RequireAgentDeps {
+  registry: AgentRegistry;
+  clock: Clock;
+  log: Logger;
+  trustDomain: string;
+  /** Says why no new call is taken now, or undefined. */
+  closing(): InsituError | undefined;
+}
+
+export function requireAgent(deps: RequireAgentDeps): ServerInterceptor {
+  return (method, call) => {
+    if (OPEN_METHODS.has(method.path)) return new ServerInterceptingCall(call);
+    return new AgentCall(call, async () => {
+      const closing = deps.closing();
+      if (closing !== undefined) throw closing;
+      return await admit(deps, call, method.path);
+    });
+  };
+}
+
+/** The agent whose call this is. Throws when the call did not come through the interceptor. */
+export function peerOf(call: { getAuthContext(): object }): Peer {
+  const peer = (call.getAuthContext() as { [PEER]?: Peer })[PEER];
+  if (peer === undefined)
+    throw new InsituError("auth.missing", "the call was not let in by a client certificate");
+  return peer;
+}
+
+async function admit(
+  deps: RequireAgentDeps,
+  call: ServerInterceptingCallInterface,
+  method: string,
+): Promise<Peer> {
+  const address = call.getPeer();
+  // Empty unless TLS verified the certificate against our authority.
+  const certificate = call.getAuthContext().sslPeerCertificate?.raw;
+  const verdict = inspectPeer(certificate, { trustDomain: deps.trustDomain, nowMs: deps.clock.wallMs() });
+  if (!verdict.ok) {
+    deps.log.warn({ method, address, fault: verdict.fault }, "call without an agent's certificate refused");
+    throw new InsituError(
+      "auth.missing",
+      "this call needs the client certificate that the agent got when it joined; none came, or it is expired, of another authority or not an agent's: join again with a new token",
+    );
+  }
+  const { peer } = verdict;
+  const record = await deps.registry.find(peer.id);
+  if (record === undefined || record.removedAtMs !== null || record.spkiSha256 !== peer.spkiSha256) {
+    const fault = record === undefined ? "unknown" : record.removedAtMs !== null ? "removed" : "replaced";
+    deps.log.warn(
+      { method, address, agentId: peer.id, fault },
+      "call of an agent that is not enrolled refused",
+    );
+    throw new InsituError(
+      "auth.denied",
+      `the agent ${peer.id} is not enrolled any more (removed, or enrolled anew with another key): join again with a new token`,
+    );
+  }
+  return peer;
+}
+
+/** Holds a call back until its agent is known, and carries the agent to the handler. */
+class AgentCall extends ServerInterceptingCall {
+  #peer: Peer | undefined;
+
+  constructor(call: ServerInterceptingCallInterface, identify: () => Promise<Peer>) {
+    super(call, {
+      start: (next) =>
+        next({
+          onReceiveMetadata: (metadata, proceed) => {
+            void this.#letIn(call, identify, () => proceed(metadata));
+          },
+        }),
+    });
+  }
+
+  override getAuthContext(): ReturnType<ServerInterceptingCall["getAuthContext"]> {
+    const context = super.getAuthContext();
+    return this.#peer === undefined ? context : Object.assign(context, { [PEER]: this.#peer });
+  }
+
+  async #letIn(
+    call: ServerInterceptingCallInterface,
+    identify: () => Promise<Peer>,
+    proceed: (metadata?: Metadata) => void,
+  ): Promise<void> {
+    try {
+      this.#peer = await identify();
+    } catch (err) {
+      call.sendStatus(rpcStatus(err));
+      return;
+    }
+    proceed();
+  }
+}

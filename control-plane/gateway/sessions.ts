@@ -1,0 +1,196 @@
+/** The life lines of the agents: hello and welcome, heartbeats and their answers, cancels and drains. */
+import type { ServerDuplexStream } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock } from "../../shared/system.ts";
+import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import type { AgentMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
+import type { ServerMessage } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
+import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
+import type { Fleet, Presence } from "../fleet/fleet-service.ts";
+import { checkVersion, parseHeartbeat, parseHello } from "./messages.ts";
+import type { OpenCall, OpenCalls } from "./open-calls.ts";
+import type { Peer } from "./peer-identity.ts";
+import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper } from "./ports.ts";
+import { failCall } from "./rpc-errors.ts";
+
+export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage>;
+
+export interface SessionDeps {
+  fleet: Fleet;
+  leases: LeaseKeeper;
+  openCalls: OpenCalls;
+  clock: Clock;
+  log: Logger;
+  /** How long an agent may say nothing. */
+  silenceMaxMs: number;
+  welcome(peer: Peer): Welcome;
+}
+
+/** How long a new stream may stay without its hello. */
+const HELLO_WITHIN_MS = 10_000;
+/** Answers that wait because the agent does not read them. */
+const UNREAD_MAX = 256;
+
+export class Sessions implements AgentSessions {
+  readonly #deps: SessionDeps;
+  readonly #sessions = new Map<AgentId, Session>();
+
+  constructor(deps: SessionDeps) {
+    this.#deps = deps;
+  }
+
+  accept(call: SessionCall, peer: Peer): void {
+    new Session(call, peer, this.#deps, this.#sessions).begin();
+  }
+
+  cancel(agent: AgentId, lease: LeaseKey, reason: string): boolean {
+    return this.#sessions.get(agent)?.send({ cancel: { lease, reason } }) ?? false;
+  }
+
+  get size(): number {
+    return this.#sessions.size;
+  }
+
+  /** Asks every agent to come back later. `delayMs` is asked once for each, to spread the load. */
+  drain(delayMs: () => number, reason: string): void {
+    for (const session of this.#sessions.values()) {
+      session.send({ drain: { reconnectAfterMs: Math.round(delayMs()), reason } });
+    }
+  }
+
+  /** Ends all of them in peace. */
+  endAll(): void {
+    for (const session of [...this.#sessions.values()]) session.finish();
+  }
+}
+
+class Session implements OpenCall {
+  readonly kind = "session";
+  readonly peer: Peer;
+  readonly #call: SessionCall;
+  readonly #deps: SessionDeps;
+  readonly #sessions: Map<AgentId, Session>;
+  readonly #log: Logger;
+  #presence: Presence | undefined;
+  #lastHeardMs: number;
+  #over = false;
+  #goodbye: string | undefined;
+
+  constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
+    this.#call = call;
+    this.peer = peer;
+    this.#deps = deps;
+    this.#sessions = sessions;
+    this.#log = deps.log.child({ agentId: peer.id });
+    this.#lastHeardMs = deps.clock.monotonicMs();
+  }
+
+  begin(): void {
+    const call = this.#call;
+    call.on("data", (message: AgentMessage__Output) => this.#receive(message));
+    // "end" comes first whether the agent died or stopped writing, so it says nothing yet; when it only stopped
+    // writing, our own end brings the close.
+    call.on("end", () => {
+      if (!call.writableEnded) call.end();
+    });
+    call.on("cancelled", () => this.#leave("cancelled"));
+    call.on("close", () => this.#leave("closed"));
+    call.on("error", () => this.#leave("failed"));
+    this.#deps.openCalls.add(this);
+  }
+
+  /** False when it can no longer reach the agent. */
+  send(message: ServerMessage): boolean {
+    if (this.#over || this.#call.cancelled || this.#call.writableEnded) return false;
+    if (this.#call.writableLength >= UNREAD_MAX) {
+      this.fail(
+        new InsituError("limit.exceeded", "the agent does not read what it is told", { retryable: true }),
+      );
+      return false;
+    }
+    this.#call.write(message);
+    return true;
+  }
+
+  fail(err: InsituError): void {
+    if (this.#over) return;
+    this.#log.info({ err: { code: err.code, message: err.message } }, "session ended by the server");
+    this.#leave("failed");
+    failCall(this.#call, err);
+  }
+
+  finish(): void {
+    if (this.#over) return;
+    this.#leave("finished");
+    this.#call.end();
+  }
+
+  tick(nowMs: number): void {
+    const limitMs = this.#presence === undefined ? HELLO_WITHIN_MS : this.#deps.silenceMaxMs;
+    if (nowMs - this.#lastHeardMs < limitMs) return;
+    const what = this.#presence === undefined ? "hello" : "heartbeat";
+    this.fail(new InsituError("timeout", `no ${what} came for ${limitMs} ms`, { retryable: true }));
+  }
+
+  #receive(message: AgentMessage__Output): void {
+    if (this.#over) return;
+    this.#lastHeardMs = this.#deps.clock.monotonicMs();
+    try {
+      if (message.message === "hello" && message.hello) this.#onHello(message.hello);
+      else if (message.message === "heartbeat" && message.heartbeat) this.#onHeartbeat(message.heartbeat);
+      else if (message.message === "goodbye") this.#goodbye = message.goodbye?.reason.slice(0, 200) ?? "";
+      // Anything else is from a newer agent, and additions are ignored.
+    } catch (err) {
+      const failure = InsituError.from(err);
+      if (failure.code === "internal") this.#log.error({ err }, "session message failed");
+      this.fail(failure);
+    }
+  }
+
+  #onHello(message: NonNullable<AgentMessage__Output["hello"]>): void {
+    if (this.#presence !== undefined) throw new InsituError("request.invalid", "hello came twice");
+    checkVersion(message.version);
+    const hello = parseHello(message);
+    const { fleet, leases } = this.#deps;
+    this.#sessions.set(this.peer.id, this);
+    this.#presence = fleet.connected(this.peer, hello);
+    this.#log.info(
+      { instanceId: hello.instanceId, software: hello.software, slots: hello.slots },
+      "agent connected",
+    );
+    this.send({ welcome: this.#deps.welcome(this.peer) });
+    // What it still holds is renewed at once: the time it was away must not count twice.
+    const verdict = leases.heartbeat(this.peer.id, hello.held);
+    for (const { lease, reason } of verdict.cancels) this.send({ cancel: { lease, reason } });
+  }
+
+  #onHeartbeat(message: NonNullable<AgentMessage__Output["heartbeat"]>): void {
+    if (this.#presence === undefined)
+      throw new InsituError("request.invalid", "a heartbeat came before the hello");
+    const pulse = parseHeartbeat(message);
+    const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
+    this.#presence.pulse(pulse);
+    this.send({ heartbeatReply: heartbeatReply(pulse.seq, verdict) });
+  }
+
+  #leave(how: "cancelled" | "closed" | "failed" | "finished"): void {
+    if (this.#over) return;
+    this.#over = true;
+    this.#deps.openCalls.remove(this);
+    if (this.#sessions.get(this.peer.id) === this) this.#sessions.delete(this.peer.id);
+    if (this.#presence === undefined) return;
+    this.#presence.end();
+    this.#log.info({ how, goodbye: this.#goodbye }, "agent disconnected");
+  }
+}
+
+function heartbeatReply(seq: number, verdict: HeartbeatVerdict) {
+  return {
+    seq: String(seq),
+    renewed: verdict.renewed,
+    cancels: verdict.cancels.map(({ lease, reason }) => ({ lease, reason })),
+    superseded: verdict.superseded,
+    cordoned: false,
+  };
+}
