@@ -221,7 +221,7 @@ export class FakeServices implements ApiServices {
 
 export function logLine(seq: number, data = "hello\n", step = "summarise"): LogLine {
   const encoded = data === "broken" ? data : Buffer.from(data).toString("base64");
-  return { step, attempt: 1, seq, atMs: 1, stream: "stdout", data: encoded, droppedBytes: 0 };
+  return { step, attempt: 1, epoch: 1, seq, atMs: 1, stream: "stdout", data: encoded, droppedBytes: 0 };
 }
 
 /** An API over fakes, with a token, and the means to stop it. */

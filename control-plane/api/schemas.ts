@@ -194,6 +194,7 @@ export const LogLine = z
   .object({
     step: z.string(),
     attempt: z.int(),
+    epoch: z.int(),
     seq: z.int(),
     atMs: AtMs,
     stream: z.enum(["stdout", "stderr", "agent"]),

@@ -20,6 +20,7 @@ import {
 import type { Clock } from "../../shared/system.ts";
 import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { StoredResource } from "../api/services.ts";
+import type { PipelineVersion, ResourceChange, ResourceJournal } from "../resources/resource-journal.ts";
 import type { PlanSource } from "../runs/ports.ts";
 import { errorCode, storeError, WRONG_LAST_SEQUENCE } from "./jetstream.ts";
 import { type KvStore, openKv } from "./kv.ts";
@@ -38,18 +39,11 @@ const Change = z.union([
   }),
   z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("pool"), spec: PoolSpec }),
 ]);
-export type ResourceChange = z.infer<typeof Change>;
 const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
 
 const PUBLISH_TIMEOUT_MS = 5_000;
 
-export interface PipelineVersion {
-  version: string;
-  appliedAtMs: number;
-  appliedBy: string;
-}
-
-export class ResourceLog implements PlanSource {
+export class ResourceLog implements PlanSource, ResourceJournal {
   readonly #connection: NatsConnection;
   readonly #jetstream: JetStreamClient;
   readonly #versions: KvStore<PipelineSpec>;

@@ -1,0 +1,44 @@
+/** Checks the parameters of a run against what its pipeline declares, and fills in defaults. */
+import { InsituError } from "../../shared/errors.ts";
+import type { ParamSpec, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
+
+/** @throws request.invalid with every fault at once in `details.errors` */
+export function resolveParams(
+  spec: PipelineSpec,
+  given: Readonly<Record<string, ParamValue>>,
+): Record<string, ParamValue> {
+  const faults: { pointer: string; detail: string }[] = [];
+  const resolved: Record<string, ParamValue> = {};
+  for (const name of Object.keys(given)) {
+    if (Object.hasOwn(spec.params, name)) continue;
+    const known = Object.keys(spec.params).join(", ") || "it has none";
+    faults.push({ pointer: `/params/${name}`, detail: `pipeline ${spec.name} has no parameter ${name} (${known})` });
+  }
+  for (const [name, param] of Object.entries(spec.params)) {
+    const value = Object.hasOwn(given, name) ? coerce(param, given[name]!) : param.default;
+    const fault = value === undefined ? "is required" : faultOf(param, value);
+    if (fault !== undefined) faults.push({ pointer: `/params/${name}`, detail: `parameter ${name} ${fault}` });
+    else resolved[name] = value!;
+  }
+  if (faults.length > 0) {
+    const message = faults.map((fault) => fault.detail).join("; ");
+    throw new InsituError("request.invalid", message, { details: { errors: faults } });
+  }
+  return resolved;
+}
+
+/** A command line has only text: `-p n=3` is a number when the pipeline says so. */
+function coerce(param: ParamSpec, value: ParamValue): ParamValue {
+  if (typeof value !== "string") return value;
+  if (param.type === "number" && value.trim() !== "" && Number.isFinite(Number(value))) return Number(value);
+  if (param.type === "boolean" && (value === "true" || value === "false")) return value === "true";
+  return value;
+}
+
+function faultOf(param: ParamSpec, value: ParamValue): string | undefined {
+  if (typeof value !== param.type) return `must be a ${param.type}, not ${JSON.stringify(value)}`;
+  if (param.enum && !param.enum.includes(value as string | number)) {
+    return `must be one of ${param.enum.join(", ")}, not ${JSON.stringify(value)}`;
+  }
+  return undefined;
+}

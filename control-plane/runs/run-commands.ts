@@ -1,0 +1,59 @@
+/** Starts and cancels runs on behalf of people and programs. */
+import { InsituError } from "../../shared/errors.ts";
+import type { ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
+import type { RunSummary } from "../api/schemas.ts";
+import type { ResourceService, RunCommands } from "../api/services.ts";
+import { resolveParams } from "./params.ts";
+import type { RunService } from "./run-service.ts";
+
+export interface RunReads {
+  summary(runId: string): RunSummary | undefined;
+  waitFor(seq: number): Promise<void>;
+}
+
+export class Commands implements RunCommands {
+  readonly #runs: RunService;
+  readonly #reads: RunReads;
+  readonly #resources: ResourceService;
+
+  constructor(runs: RunService, reads: RunReads, resources: ResourceService) {
+    this.#runs = runs;
+    this.#reads = reads;
+    this.#resources = resources;
+  }
+
+  async start(request: {
+    pipeline: string;
+    version?: string;
+    params: Record<string, ParamValue>;
+    by: string;
+  }): Promise<RunSummary> {
+    const plan = await this.#resources.planStored(request.pipeline, request.version);
+    const spec = (await this.#resources.version(plan.version)) as PipelineSpec;
+    if (spec.name !== request.pipeline) {
+      const message = `version ${plan.version} is of pipeline ${spec.name}, not of ${request.pipeline}`;
+      throw new InsituError("request.invalid", message);
+    }
+    const params = resolveParams(spec, request.params);
+    const { runId, seq } = await this.#runs.create({ version: plan.version, params, by: request.by });
+    await this.#reads.waitFor(seq);
+    return this.#summary(runId);
+  }
+
+  async cancel(runId: string, request: { by: string; reason: string }): Promise<RunSummary> {
+    const before = this.#reads.summary(runId);
+    if (!before) throw new InsituError("not-found", `there is no run ${runId}`);
+    if (before.finishedAtMs !== null) {
+      throw new InsituError("run.terminal", `run ${runId} has ended already: ${before.status}`);
+    }
+    const { seq } = await this.#runs.cancel(runId, request.by, request.reason);
+    await this.#reads.waitFor(seq);
+    return this.#summary(runId);
+  }
+
+  #summary(runId: string): RunSummary {
+    const summary = this.#reads.summary(runId);
+    if (!summary) throw new InsituError("internal", `run ${runId} is durable and not visible`);
+    return summary;
+  }
+}

@@ -1,0 +1,177 @@
+/** Logs of steps on the stream `LOGS`: chunks as agents sent them, read back entry by entry. */
+import { type JetStreamClient, type NatsConnection, headers } from "nats";
+import type { Logger } from "pino";
+import type { Clock } from "../../shared/system.ts";
+import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import type { LogLine } from "../api/schemas.ts";
+import type { LogQueries, RunQueries } from "../api/services.ts";
+import type { LogChunk, LogSink } from "../gateway/ports.ts";
+import { storeError } from "./jetstream.ts";
+import { type StreamMessage, StreamTail, readToEnd } from "./stream-reader.ts";
+
+const EPOCH = "Insitu-Epoch";
+const FIRST = "Insitu-First-Entry";
+const COUNT = "Insitu-Entry-Count";
+const ENCODING = "Insitu-Encoding";
+const PUBLISH_TIMEOUT_MS = 10_000;
+/** After the end of a run, how long a follower waits for chunks that its outcomes announce. */
+const LATE_MAX_MS = 10_000;
+
+type Query = Parameters<LogQueries["read"]>[0];
+
+export interface LogStoreOptions {
+  connection: NatsConnection;
+  clock: Clock;
+  log: Logger;
+  queries: Pick<RunQueries, "get" | "follow">;
+}
+
+export class LogStore implements LogSink, LogQueries {
+  readonly #options: LogStoreOptions;
+  readonly #jetstream: JetStreamClient;
+
+  constructor(options: LogStoreOptions) {
+    this.#options = options;
+    this.#jetstream = options.connection.jetstream();
+  }
+
+  async append(_agent: string, chunk: LogChunk): Promise<void> {
+    const { runId, stepId, attempt, epoch, firstEntry } = chunk;
+    const head = headers();
+    head.set(EPOCH, String(epoch));
+    head.set(FIRST, String(firstEntry));
+    head.set(COUNT, String(chunk.entryCount));
+    head.set(ENCODING, chunk.encoding);
+    try {
+      await this.#jetstream.publish(subjects.log(runId, stepId, attempt), chunk.entries, {
+        headers: head,
+        // By content, not by the agent's sequence: a reinstalled agent begins that anew.
+        msgID: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}`,
+        expect: { streamName: STREAMS.logs },
+        timeout: PUBLISH_TIMEOUT_MS,
+      });
+    } catch (err) {
+      throw storeError(err, `log of step ${stepId} in run ${runId}`);
+    }
+  }
+
+  async *read(query: Query): AsyncGenerator<LogLine> {
+    const unfolder = new Unfolder();
+    const filter = filterOf(query);
+    const source = query.follow ? this.#follow(query, filter, unfolder) : this.#stored(filter);
+    for await (const message of source) yield* unfolder.unfold(message);
+  }
+
+  #stored(filter: string): AsyncIterable<StreamMessage> {
+    return readToEnd({ connection: this.#options.connection, stream: STREAMS.logs, filter, fromSeq: 1 });
+  }
+
+  async *#follow(query: Query, filter: string, unfolder: Unfolder): AsyncGenerator<StreamMessage> {
+    const { connection, clock, log } = this.#options;
+    const queue: StreamMessage[] = [];
+    const stop = query.signal;
+    let wake = (): void => {};
+    let ended = false;
+    const onMessage = (message: StreamMessage): void => {
+      queue.push(message);
+      wake();
+    };
+    const tail = new StreamTail({ connection, stream: STREAMS.logs, filter, fromSeq: 1, clock, log, onMessage });
+    tail.start();
+    const watching = new AbortController();
+    const onAbort = (): void => {
+      watching.abort();
+      wake();
+    };
+    stop.addEventListener("abort", onAbort);
+    const end = this.#waitForEnd(query.runId, watching.signal).then(() => {
+      ended = true;
+      wake();
+    });
+    let giveUpAtMs: number | undefined;
+    try {
+      while (!stop.aborted) {
+        const message = queue.shift();
+        if (message) {
+          yield message;
+          continue;
+        }
+        if (ended) {
+          giveUpAtMs ??= clock.monotonicMs() + LATE_MAX_MS;
+          if (this.#complete(query, unfolder) || clock.monotonicMs() > giveUpAtMs) return;
+        }
+        await new Promise<void>((resolve) => {
+          wake = resolve;
+          if (ended) clock.after(100, resolve);
+        });
+      }
+    } finally {
+      stop.removeEventListener("abort", onAbort);
+      watching.abort();
+      await tail.close();
+      await end;
+    }
+  }
+
+  async #waitForEnd(runId: string, signal: AbortSignal): Promise<void> {
+    const { queries, log } = this.#options;
+    try {
+      for await (const { batch } of queries.follow(runId, queries.get(runId)?.eventSeq ?? 0, signal)) {
+        if (batch.events.some((event) => event.kind === "run.finished")) return;
+      }
+    } catch (err) {
+      log.warn({ err, runId }, "the end of a run cannot be seen; its logs end here");
+    }
+  }
+
+  /** True when every entry that the outcomes announce has been read. */
+  #complete(query: Query, unfolder: Unfolder): boolean {
+    const steps = this.#options.queries.get(query.runId)?.steps ?? [];
+    return steps
+      .filter((step) => query.step === undefined || step.id === query.step)
+      .every((step) =>
+        step.attempts
+          .filter((attempt) => query.attempt === undefined || attempt.attempt === query.attempt)
+          .every(({ attempt, epoch, logLastSeq }) => unfolder.lastSeq(step.id, attempt, epoch) >= logLastSeq),
+      );
+  }
+}
+
+function filterOf(query: Query): string {
+  if (query.step === undefined) return subjects.logsOfRun(query.runId);
+  if (query.attempt === undefined) return subjects.logsOfStep(query.runId, query.step);
+  return subjects.log(query.runId, query.step, query.attempt);
+}
+
+/** Chunks to entries; what was stored twice is read once. */
+class Unfolder {
+  readonly #last = new Map<string, number>();
+
+  lastSeq(step: string, attempt: number, epoch: number): number {
+    return this.#last.get(`${step}/${attempt}/${epoch}`) ?? 0;
+  }
+
+  *unfold(message: StreamMessage): Generator<LogLine> {
+    const [, , step, attemptText] = message.subject.split(".");
+    const [attempt, epoch] = [Number(attemptText), Number(message.header(EPOCH))];
+    const key = `${step}/${attempt}/${epoch}`;
+    const seen = this.#last.get(key) ?? 0;
+    const encoding = message.header(ENCODING) === "gzip" ? "gzip" : "identity";
+    for (const entry of decodeLogEntries(encoding, message.data)) {
+      if (entry.seq <= seen) continue;
+      yield {
+        step: step!,
+        attempt,
+        epoch,
+        seq: entry.seq,
+        atMs: entry.atMs || message.storedAtMs,
+        stream: entry.stream,
+        data: Buffer.from(entry.data).toString("base64"),
+        droppedBytes: entry.droppedBytes,
+      };
+    }
+    const last = Number(message.header(FIRST)) + Number(message.header(COUNT)) - 1;
+    this.#last.set(key, Math.max(seen, last));
+  }
+}
