@@ -5,4 +5,5 @@ export declare function findNatsServer(options?: {
   env?: Record<string, string | undefined>;
   install?: boolean;
   say?: (line: string) => void;
+  alsoIn?: string[];
 }): Promise<{ path: string; version: string }>;

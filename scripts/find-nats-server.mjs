@@ -24,12 +24,18 @@ export const INSTALL_HELP = `Install it, then try again:
 Or point INSITU_NATS_SERVER at a nats-server binary of version ${OLDEST} or newer.`;
 
 /**
- * @param {{ env?: NodeJS.ProcessEnv, install?: boolean, say?: (line: string) => void }} [options]
+ * @param {{ env?: NodeJS.ProcessEnv, install?: boolean, say?: (line: string) => void, alsoIn?: string[] }} [options]
  *   `install`: whether apt-get may be run (default false). `say`: where progress goes (default nowhere).
+ *   `alsoIn`: directories that are searched after the PATH.
  * @returns {Promise<{ path: string, version: string }>}
  * @throws {Error} with the commands to type, when there is none that will do
  */
-export async function findNatsServer({ env = process.env, install = false, say = () => {} } = {}) {
+export async function findNatsServer({
+  env = process.env,
+  install = false,
+  say = () => {},
+  alsoIn = EXTRA_DIRECTORIES,
+} = {}) {
   const chosen = env.INSITU_NATS_SERVER;
   if (chosen) {
     const version = await versionOf(chosen);
@@ -46,11 +52,11 @@ export async function findNatsServer({ env = process.env, install = false, say =
     return { path: chosen, version };
   }
 
-  let found = await everyNatsServer(env);
+  let found = await everyNatsServer(env, alsoIn);
   if (!found.some(isNewEnough) && install && mayUseApt(env)) {
     say("No nats-server found: installing Debian's package");
-    await installWithApt(say);
-    found = await everyNatsServer(env);
+    await installWithApt(say, env);
+    found = await everyNatsServer(env, alsoIn);
   }
   const best = newest(found);
   if (best === undefined) throw new Error(`No nats-server was found on the PATH.\n${INSTALL_HELP}`);
@@ -85,8 +91,8 @@ function newest(servers) {
   );
 }
 
-async function everyNatsServer(env) {
-  const directories = [...(env.PATH ?? "").split(delimiter).filter(Boolean), ...EXTRA_DIRECTORIES];
+async function everyNatsServer(env, alsoIn) {
+  const directories = [...(env.PATH ?? "").split(delimiter).filter(Boolean), ...alsoIn];
   const seen = new Set();
   const servers = [];
   for (const directory of directories) {
@@ -127,22 +133,22 @@ function mayUseApt(env) {
   return process.getuid?.() === 0 && aptGet;
 }
 
-async function installWithApt(say) {
+async function installWithApt(say, env) {
   // Package lists may be absent or old; they are only refreshed when the first try fails.
-  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say)) === 0) return;
+  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say, env)) === 0) return;
   say("Refreshing Debian's package lists");
-  if ((await aptGet(["update"], say)) !== 0) throw new Error(`apt-get update failed.\n${INSTALL_HELP}`);
-  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say)) !== 0) {
+  if ((await aptGet(["update"], say, env)) !== 0) throw new Error(`apt-get update failed.\n${INSTALL_HELP}`);
+  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say, env)) !== 0) {
     throw new Error(`apt-get install nats-server failed.\n${INSTALL_HELP}`);
   }
 }
 
 /** Resolves with the exit code. The last lines are shown when it failed. */
-function aptGet(args, say) {
+function aptGet(args, say, env) {
   return new Promise((resolve, reject) => {
     const child = spawn("apt-get", ["-q", ...args], {
       stdio: ["ignore", "pipe", "pipe"],
-      env: { ...process.env, DEBIAN_FRONTEND: "noninteractive" },
+      env: { ...env, DEBIAN_FRONTEND: "noninteractive" },
     });
     let tail = "";
     const keep = (chunk) => {
