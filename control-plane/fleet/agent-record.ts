@@ -11,6 +11,11 @@ export const AgentRecord = z.object({
   spkiSha256: z.string().regex(/^[0-9a-f]{64}$/),
   enrolledAtMs: z.int(),
   certificateNotAfterMs: z.int(),
+  /**
+   * When its key was first seen at work; null before that. Until then the certificate may never have reached the
+   * agent, and the name gives way to whoever brings a valid token.
+   */
+  firstSessionAtMs: z.int().nullable(),
   /** Set when somebody removed the agent: its certificate no longer opens anything. */
   removedAtMs: z.int().nullable(),
 });

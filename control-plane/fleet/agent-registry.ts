@@ -20,9 +20,11 @@ export interface AgentRegistry extends AsyncDisposable {
   known(id: string): AgentRecord | undefined;
   /**
    * Enrols the agent, again with the same key or for the first time. Durable when it resolves.
-   * @throws InsituError `agent.name-taken` when another key holds the name.
+   * @throws InsituError `agent.name-taken` when another key holds the name and has been at work.
    */
   register(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord>;
+  /** Notes that the agent has used its certificate. Does nothing when that is known. */
+  confirm(id: string): Promise<void>;
   /** Its certificate opens nothing from now on. @throws InsituError `not-found`. */
   remove(id: string): Promise<AgentRecord>;
   /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
@@ -112,12 +114,23 @@ class Registry implements AgentRegistry {
         environment: agent.environment,
         name: agent.name,
         spkiSha256: certificate.spkiSha256,
-        enrolledAtMs: current?.removedAtMs === null ? current.enrolledAtMs : this.#clock.wallMs(),
+        enrolledAtMs: isSameAgent(current, certificate) ? current.enrolledAtMs : this.#clock.wallMs(),
         certificateNotAfterMs: certificate.notAfterMs,
+        firstSessionAtMs: isSameAgent(current, certificate) ? current.firstSessionAtMs : null,
         removedAtMs: null,
       };
     });
     return this.#learn(id, value!, revision);
+  }
+
+  async confirm(id: string): Promise<void> {
+    if (typeof this.known(id)?.firstSessionAtMs === "number") return;
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) =>
+      current === undefined || current.firstSessionAtMs !== null
+        ? undefined
+        : { ...current, firstSessionAtMs: this.#clock.wallMs() },
+    );
+    if (value !== undefined) this.#learn(id, value, revision);
   }
 
   async remove(id: string): Promise<AgentRecord> {
@@ -171,13 +184,22 @@ class Registry implements AgentRegistry {
   }
 }
 
-/** @throws InsituError `agent.name-taken` when the name is held by another key. */
+function isSameAgent(
+  current: AgentRecord | undefined,
+  certificate: AgentCertificate,
+): current is AgentRecord {
+  return current?.removedAtMs === null && current.spkiSha256 === certificate.spkiSha256;
+}
+
+/** @throws InsituError `agent.name-taken` when the name is held by another key that has been at work. */
 export function refuseTakenName(
   agent: AgentName,
   spkiSha256: string,
   current: AgentRecord | undefined,
 ): void {
   if (current === undefined || current.removedAtMs !== null || current.spkiSha256 === spkiSha256) return;
+  // The answer to the first enrolment may have been lost, and the key with it: a new token mends that.
+  if (current.firstSessionAtMs === null) return;
   throw new InsituError(
     "agent.name-taken",
     `an agent with another key is enrolled as ${agentId(agent)}: choose another name for this one, or start it with the state directory that holds the key it enrolled with`,

@@ -175,6 +175,7 @@ class FleetService implements Fleet {
     const peers = this.#byEnvironment.get(live.environment) ?? new Map<string, Live>();
     this.#byEnvironment.set(live.environment, peers.set(live.id, live));
     this.#remember(live);
+    this.#track(this.#deps.registry.confirm(live.id), live.id, "first session not stored");
     this.#tell("connected", live.id, live.environment);
     return {
       pulse: (pulse) => this.#pulse(live, pulse),
@@ -224,13 +225,17 @@ class FleetService implements Fleet {
     this.#seen.set(live.id, record);
     const write = changeKv(this.#deps.seen, agentKey(live.id), (stored) =>
       stored !== undefined && stored.lastSeenMs > record.lastSeenMs ? undefined : record,
-    ).then(
-      () => {},
-      (err: unknown) =>
-        this.#deps.log.debug({ agentId: live.id, err: InsituError.from(err) }, "last sight not stored"),
     );
-    this.#writes.add(write);
-    void write.finally(() => this.#writes.delete(write));
+    this.#track(write, live.id, "last sight not stored");
+  }
+
+  #track(write: Promise<unknown>, id: string, failure: string): void {
+    const settled = write.then(
+      () => {},
+      (err: unknown) => this.#deps.log.debug({ agentId: id, err: InsituError.from(err) }, failure),
+    );
+    this.#writes.add(settled);
+    void settled.finally(() => this.#writes.delete(settled));
   }
 
   #view(record: AgentRecord): AgentView {

@@ -135,9 +135,10 @@ class GrpcGateway implements Gateway {
     this.#port = await bind(server, `${host}:${listen.port}`, this.#credentials);
     this.#sweep = clock.every(SWEEP_MS, () => this.#onSweep());
     this.#unsubscribe = registry.onChange((record) => {
-      if (record.removedAtMs === null) return;
       const id = agentId(record);
-      this.#openCalls.failAgent(id, new InsituError("auth.denied", `the agent ${id} was removed`));
+      const removed = record.removedAtMs !== null;
+      const why = removed ? `the agent ${id} was removed` : `the agent ${id} enrolled anew with another key`;
+      this.#openCalls.failAgent(id, removed ? null : record.spkiSha256, new InsituError("auth.denied", why));
     });
     if (signal.aborted || this.#closed !== undefined) {
       await this.close();

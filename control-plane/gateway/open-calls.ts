@@ -45,8 +45,11 @@ export class OpenCalls {
     return [...this.#calls.values()].filter((call) => call.kind === kind).length;
   }
 
-  failAgent(id: string, err: InsituError): void {
-    for (const call of [...this.#calls.values()]) if (call.peer.id === id) call.fail(err);
+  /** Closes the calls of the agent that came with another key; null: with any. */
+  failAgent(id: string, keptSpkiSha256: string | null, err: InsituError): void {
+    for (const call of [...this.#calls.values()]) {
+      if (call.peer.id === id && call.peer.spkiSha256 !== keptSpkiSha256) call.fail(err);
+    }
   }
 
   /** Closes what has outlived its certificate, and lets every call look at its own limits. */
