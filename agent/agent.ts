@@ -14,7 +14,7 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
-import { type NatsAccess, PullLoop } from "./leases/pull-loop.ts";
+import { type NatsAccess, PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
 const DISK_CHECK_MS = 5_000;

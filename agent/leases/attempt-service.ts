@@ -18,8 +18,8 @@ import {
   type StopReason,
 } from "../executors/executor.ts";
 import type { HeldLease, Journal } from "../journal/journal.ts";
+import { type LogTotals, LogWriter } from "../journal/log-writer.ts";
 import { LeaseBook } from "./lease-book.ts";
-import { type LogTotals, LogWriter } from "./log-writer.ts";
 import type { OfferReader } from "./offer-reader.ts";
 
 const ERROR_MAX_CHARS = 4_000;

@@ -11,7 +11,10 @@ export const CLASSIFICATIONS = ["public", "internal", "confidential", "restricte
 export const Classification = z.enum(CLASSIFICATIONS);
 export type Classification = z.infer<typeof Classification>;
 
-export const ProcessExecutor = z.strictObject({ kind: z.literal("process"), argv: z.array(z.string()).min(1) });
+export const ProcessExecutor = z.strictObject({
+  kind: z.literal("process"),
+  argv: z.array(z.string()).min(1),
+});
 export const NoopExecutor = z.strictObject({ kind: z.literal("noop") });
 export const ExecutorSpec = z.discriminatedUnion("kind", [ProcessExecutor, NoopExecutor]);
 export type ExecutorSpec = z.infer<typeof ExecutorSpec>;

@@ -4,7 +4,9 @@ import protobuf from "protobufjs";
 import { DESCRIPTOR } from "./gen/descriptor.ts";
 import { LOG_STREAMS, type LogEntry } from "./log-entries.ts";
 
-const LogEntries = protobuf.Root.fromJSON(DESCRIPTOR as protobuf.INamespace).lookupType("insitu.agent.v1.LogEntries");
+const LogEntries = protobuf.Root.fromJSON(DESCRIPTOR as protobuf.INamespace).lookupType(
+  "insitu.agent.v1.LogEntries",
+);
 
 export type LogEncoding = "identity" | "gzip";
 

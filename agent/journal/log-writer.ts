@@ -6,7 +6,7 @@ import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogEntry, LogStreamName } from "../../shared/wire/log-entries.ts";
 import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
-import type { Journal } from "../journal/journal.ts";
+import type { Journal } from "./journal.ts";
 
 const FLUSH_MS = 100;
 /** Taken from the step and not yet in the journal; the pipes are paused above it. */

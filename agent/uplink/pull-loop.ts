@@ -10,7 +10,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
-import type { OfferMessage } from "./attempt-service.ts";
+import type { OfferMessage } from "../leases/attempt-service.ts";
 
 const PULL_EXPIRES_MS = 20_000;
 /** Beyond its expiry, how long a request is believed to be alive: then its answer was lost. */

@@ -1,0 +1,144 @@
+/** The control plane's configuration: flags over environment over defaults, every fault reported at once. */
+import { resolve } from "node:path";
+import { parseArgs } from "node:util";
+import { z } from "zod";
+import { InsituError } from "../shared/errors.ts";
+
+const Config = z
+  .strictObject({
+    data: z.string().min(1),
+    host: z.string().min(1),
+    port: z.coerce.number().int().min(0).max(65_535),
+    gatewayHost: z.string().min(1),
+    gatewayPort: z.coerce.number().int().min(0).max(65_535),
+    /** Names or addresses under which agents and people reach this host, beside localhost. */
+    publicHosts: z.array(z.string().min(1)),
+    natsUrl: z
+      .url({ protocol: /^(nats|tls)$/, error: "must be nats://host:port or tls://host:port" })
+      .optional(),
+    natsPort: z.coerce.number().int().min(0).max(65_535),
+    natsHost: z.string().min(1),
+    natsCaFile: z.string().optional(),
+    natsServer: z.string().optional(),
+    agentNatsUser: z.string(),
+    agentNatsPassword: z.string(),
+    replicas: z.coerce.number().int().min(1).max(5),
+    heartbeatMs: z.coerce.number().int().min(100).max(60_000),
+    leaseTtlMs: z.coerce.number().int().min(500).max(600_000),
+    offerTtlMs: z.coerce.number().int().min(2_000).max(3_600_000),
+    trustDomain: z.string().min(1),
+    logLevel: z.enum(["debug", "info", "warn", "error"]),
+    context: z.string().optional(),
+  })
+  .refine((c) => c.heartbeatMs * 3 <= c.leaseTtlMs, {
+    path: ["leaseTtlMs"],
+    error: "three heartbeats must fit in a lease: raise --lease-ttl or lower --heartbeat",
+  })
+  .refine((c) => c.natsUrl === undefined || c.natsUrl.startsWith("tls:") || isLoopbackUrl(c.natsUrl), {
+    path: ["natsUrl"],
+    error: "there is no plaintext mode off loopback: use tls://",
+  });
+export type ServerConfig = Readonly<z.infer<typeof Config>>;
+
+export const SERVER_HELP = `Usage: insitu server [flags]
+
+Runs one replica of the control plane: API and console, the gateway for agents, and, unless --nats-url is given,
+a nats-server of its own with its streams in the data directory.
+
+Flags (environment variable, default)
+  --data DIR              where everything is kept          (INSITU_DATA, ./.insitu/server)
+  --host ADDR             API and console                   (INSITU_HOST, 127.0.0.1; elsewhere HTTPS)
+  --port N                0: a free one                     (INSITU_PORT, 7070)
+  --gateway-host ADDR     gateway for agents, mutual TLS    (INSITU_GATEWAY_HOST, 127.0.0.1)
+  --gateway-port N        0: a free one                     (INSITU_GATEWAY_PORT, 7443)
+  --public-host NAME      how agents reach this host; may be repeated, the first goes into join tokens
+                                                            (INSITU_PUBLIC_HOSTS, comma-separated)
+  --nats-url URL          an existing NATS with JetStream   (INSITU_NATS_URL); user and password may be part of it
+  --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
+  --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
+  --heartbeat MS          between heartbeats of agents      (INSITU_HEARTBEAT_MS, 5000)
+  --lease-ttl MS          a lease not renewed for this long is given to another agent (INSITU_LEASE_TTL_MS, 30000)
+  --offer-ttl MS          an offer that nobody takes is made again after     (INSITU_OFFER_TTL_MS, 120000)
+  --trust-domain NAME     of the identities of agents       (INSITU_TRUST_DOMAIN, insitu.local)
+  --context FILE          also write { server, token } there, for the command line
+  --log-level LEVEL       debug, info, warn, error          (INSITU_LOG_LEVEL, info)
+
+More for an existing NATS: INSITU_NATS_CA_FILE, INSITU_AGENT_NATS_USER, INSITU_AGENT_NATS_PASSWORD,
+INSITU_STREAM_REPLICAS. The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
+
+Examples
+  insitu server
+  insitu server --host 0.0.0.0 --gateway-host 0.0.0.0 --nats-host 0.0.0.0 --public-host insitu.example.org
+  insitu server --nats-url tls://nats.example.org:4222
+`;
+
+const FLAGS = {
+  data: { type: "string" },
+  host: { type: "string" },
+  port: { type: "string" },
+  "gateway-host": { type: "string" },
+  "gateway-port": { type: "string" },
+  "public-host": { type: "string", multiple: true },
+  "nats-url": { type: "string" },
+  "nats-host": { type: "string" },
+  "nats-port": { type: "string" },
+  heartbeat: { type: "string" },
+  "lease-ttl": { type: "string" },
+  "offer-ttl": { type: "string" },
+  "trust-domain": { type: "string" },
+  context: { type: "string" },
+  "log-level": { type: "string" },
+  help: { type: "boolean", short: "h" },
+} as const;
+
+/** `help` when that was asked for. @throws request.invalid with every fault */
+export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig | "help" {
+  let flags: ReturnType<typeof parseFlags>;
+  try {
+    flags = parseFlags(argv);
+  } catch (err) {
+    const message = err instanceof Error ? err.message : String(err);
+    throw new InsituError("request.invalid", `${message} (see insitu server --help)`, { cause: err });
+  }
+  if (flags.help) return "help";
+  const given = {
+    data: flags.data ?? env.INSITU_DATA ?? ".insitu/server",
+    host: flags.host ?? env.INSITU_HOST ?? "127.0.0.1",
+    port: flags.port ?? env.INSITU_PORT ?? 7070,
+    gatewayHost: flags["gateway-host"] ?? env.INSITU_GATEWAY_HOST ?? "127.0.0.1",
+    gatewayPort: flags["gateway-port"] ?? env.INSITU_GATEWAY_PORT ?? 7443,
+    publicHosts: flags["public-host"] ?? env.INSITU_PUBLIC_HOSTS?.split(",").map((name) => name.trim()) ?? [],
+    natsUrl: flags["nats-url"] ?? env.INSITU_NATS_URL,
+    natsHost: flags["nats-host"] ?? env.INSITU_NATS_HOST ?? "127.0.0.1",
+    natsPort: flags["nats-port"] ?? env.INSITU_NATS_PORT ?? 4222,
+    natsCaFile: env.INSITU_NATS_CA_FILE,
+    natsServer: env.INSITU_NATS_SERVER,
+    agentNatsUser: env.INSITU_AGENT_NATS_USER ?? "",
+    agentNatsPassword: env.INSITU_AGENT_NATS_PASSWORD ?? "",
+    replicas: env.INSITU_STREAM_REPLICAS ?? 1,
+    heartbeatMs: flags.heartbeat ?? env.INSITU_HEARTBEAT_MS ?? 5_000,
+    leaseTtlMs: flags["lease-ttl"] ?? env.INSITU_LEASE_TTL_MS ?? 30_000,
+    offerTtlMs: flags["offer-ttl"] ?? env.INSITU_OFFER_TTL_MS ?? 120_000,
+    trustDomain: flags["trust-domain"] ?? env.INSITU_TRUST_DOMAIN ?? "insitu.local",
+    logLevel: flags["log-level"] ?? env.INSITU_LOG_LEVEL ?? "info",
+    context: flags.context,
+  };
+  const parsed = Config.safeParse(given);
+  if (!parsed.success) {
+    const faults = parsed.error.issues.map((issue) => `  ${issue.path.join(".")}: ${issue.message}`);
+    throw new InsituError(
+      "request.invalid",
+      `the server's configuration is not valid:\n${faults.join("\n")}`,
+    );
+  }
+  return Object.freeze({ ...parsed.data, data: resolve(parsed.data.data) });
+}
+
+function parseFlags(argv: string[]) {
+  return parseArgs({ args: argv, options: FLAGS }).values;
+}
+
+function isLoopbackUrl(url: string): boolean {
+  const { hostname } = new URL(url);
+  return hostname === "localhost" || hostname === "[::1]" || /^127\./.test(hostname);
+}
