@@ -1,5 +1,6 @@
 /** Applies, plans and removes resources: loads documents, decides, and appends to the resource log. */
 import { InsituError } from "../../shared/errors.ts";
+import { digestOf } from "../../shared/model/canonical.ts";
 import { type LocatedResource, loadDocuments } from "../../shared/model/load-documents.ts";
 import type { DatasetSpec, EnvironmentSpec, Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type KnownResources, validateSet } from "../../shared/model/validate-set.ts";
@@ -8,7 +9,6 @@ import type { AppliedChange, PlanView } from "../api/schemas.ts";
 import type { DocumentSet, ResourceService, StoredResource } from "../api/services.ts";
 import { explainRefusal, isPlaceable } from "../placement/choose.ts";
 import type { Placement, PlacementFacts } from "../placement/placement.ts";
-import { digestOf } from "../../shared/model/canonical.ts";
 import { planApply, usersOf } from "./plan-apply.ts";
 import type { ResourceChange, ResourceJournal } from "./resource-journal.ts";
 
@@ -92,7 +92,10 @@ export class Resources implements ResourceService {
     if (!stored) throw this.#notFound(kind, name);
     const users = usersOf(journal.all(), kind, name);
     if (users.length > 0) {
-      throw new InsituError("conflict", `${kind} ${name} is used by ${users.join(", ")}; change or delete these first`);
+      throw new InsituError(
+        "conflict",
+        `${kind} ${name} is used by ${users.join(", ")}; change or delete these first`,
+      );
     }
     const expectedSeq = journal.seq;
     const atMs = clock.wallMs();
@@ -194,8 +197,10 @@ function pipelinesOf(resources: readonly LocatedResource[]): { version: string; 
 function toWrite(change: AppliedChange, incoming: readonly LocatedResource[]): ResourceChange {
   const resource = incoming.find((item) => item.kind === change.kind && item.spec.name === change.name)!;
   const { name } = change;
-  if (resource.kind === "pipeline") return { action: "set", kind: "pipeline", name, version: change.version! };
+  if (resource.kind === "pipeline")
+    return { action: "set", kind: "pipeline", name, version: change.version! };
   if (resource.kind === "dataset") return { action: "set", kind: "dataset", name, spec: resource.spec };
-  if (resource.kind === "environment") return { action: "set", kind: "environment", name, spec: resource.spec };
+  if (resource.kind === "environment")
+    return { action: "set", kind: "environment", name, spec: resource.spec };
   return { action: "set", kind: "pool", name, spec: resource.spec };
 }

@@ -12,12 +12,16 @@ export function resolveParams(
   for (const name of Object.keys(given)) {
     if (Object.hasOwn(spec.params, name)) continue;
     const known = Object.keys(spec.params).join(", ") || "it has none";
-    faults.push({ pointer: `/params/${name}`, detail: `pipeline ${spec.name} has no parameter ${name} (${known})` });
+    faults.push({
+      pointer: `/params/${name}`,
+      detail: `pipeline ${spec.name} has no parameter ${name} (${known})`,
+    });
   }
   for (const [name, param] of Object.entries(spec.params)) {
     const value = Object.hasOwn(given, name) ? coerce(param, given[name]!) : param.default;
     const fault = value === undefined ? "is required" : faultOf(param, value);
-    if (fault !== undefined) faults.push({ pointer: `/params/${name}`, detail: `parameter ${name} ${fault}` });
+    if (fault !== undefined)
+      faults.push({ pointer: `/params/${name}`, detail: `parameter ${name} ${fault}` });
     else resolved[name] = value!;
   }
   if (faults.length > 0) {

@@ -1,5 +1,5 @@
 /** Logs of steps on the stream `LOGS`: chunks as agents sent them, read back entry by entry. */
-import { type JetStreamClient, type NatsConnection, headers } from "nats";
+import { headers, type JetStreamClient, type NatsConnection } from "nats";
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
@@ -8,7 +8,7 @@ import type { LogLine } from "../api/schemas.ts";
 import type { LogQueries, RunQueries } from "../api/services.ts";
 import type { LogChunk, LogSink } from "../gateway/ports.ts";
 import { storeError } from "./jetstream.ts";
-import { type StreamMessage, StreamTail, readToEnd } from "./stream-reader.ts";
+import { readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 const EPOCH = "Insitu-Epoch";
 const FIRST = "Insitu-First-Entry";
@@ -77,7 +77,15 @@ export class LogStore implements LogSink, LogQueries {
       queue.push(message);
       wake();
     };
-    const tail = new StreamTail({ connection, stream: STREAMS.logs, filter, fromSeq: 1, clock, log, onMessage });
+    const tail = new StreamTail({
+      connection,
+      stream: STREAMS.logs,
+      filter,
+      fromSeq: 1,
+      clock,
+      log,
+      onMessage,
+    });
     tail.start();
     const watching = new AbortController();
     const onAbort = (): void => {
