@@ -1,0 +1,269 @@
+/**
+ * What a person writes, in YAML or JSON. `specs.ts` turns it into what is stored.
+ *
+ * Descriptions end up in `docs/schema/` and so in editors. Every `error` is the end of a sentence that starts
+ * with "must be".
+ */
+import { z } from "zod";
+import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
+import { FIELD_PATTERN, NAME_PATTERN } from "./names.ts";
+import { CLASSIFICATIONS } from "./spec.ts";
+import { DURATION_EXPECTED, DURATION_PATTERN, durationMs, SIZE_EXPECTED, SIZE_PATTERN } from "./units.ts";
+
+export const API_VERSION = "insitu/v1";
+
+const NAME_EXPECTED =
+  "a name of lower-case letters, digits and '-', at most 63, that starts and ends with a letter or digit";
+const FIELD_EXPECTED = "a name of letters, digits, '_' and '-', at most 63, that starts with a letter";
+const TEXT_EXPECTED = "text, in quotes when it looks like a number";
+
+const ResourceName = z.string({ error: NAME_EXPECTED }).regex(NAME_PATTERN, { error: NAME_EXPECTED });
+const Field = z.string({ error: FIELD_EXPECTED }).regex(FIELD_PATTERN, { error: FIELD_EXPECTED });
+const Text = z
+  .string({ error: TEXT_EXPECTED })
+  // Neither can be handed to a program, and a lone surrogate has no digest.
+  .refine((text) => !/\0|\p{Surrogate}/u.test(text), { error: "text without NUL and half characters" });
+
+const Names = z.union([ResourceName, z.array(ResourceName, { error: "a list of names" })], {
+  error: "a name or a list of names",
+});
+const SomeNames = z.union(
+  [ResourceName, z.array(ResourceName).min(1, { error: "a list of one name or more" })],
+  { error: "a name or a list of names" },
+);
+
+const Duration = z
+  .string({ error: DURATION_EXPECTED })
+  .regex(DURATION_PATTERN, { error: DURATION_EXPECTED })
+  .meta({ examples: ["30s", "5m", "2h"] });
+const DURATION_MAX_EXPECTED = "a duration of at most 365d";
+const DURATION_MAX_MS = durationMs("365d");
+const UpToAYear = Duration.refine((text) => durationMs(text) <= DURATION_MAX_MS, {
+  error: DURATION_MAX_EXPECTED,
+});
+const Positive = UpToAYear.refine((text) => durationMs(text) > 0, { error: "a duration above zero" });
+const Size = z.union(
+  [
+    z
+      .int({ error: SIZE_EXPECTED })
+      .min(1, { error: SIZE_EXPECTED })
+      .max(2 ** 40, { error: "at most 1 TiB" }),
+    z.string({ error: SIZE_EXPECTED }).regex(SIZE_PATTERN, { error: SIZE_EXPECTED }),
+  ],
+  { error: SIZE_EXPECTED },
+);
+
+const RELATIVE_EXPECTED = "a relative path below the document's directory, with '/' and without '..'";
+/** Stays below its directory on every system: no root, no drive, no way up, no backslash. */
+const RelativePath = Text.refine(isRelativePath, { error: RELATIVE_EXPECTED });
+
+export function isRelativePath(path: string): boolean {
+  if (path.length === 0 || path.length > 1_024 || /[\\:]|^\/|\/$/.test(path)) return false;
+  const segments = path.split("/").filter((segment) => segment !== ".");
+  return segments.length > 0 && segments.every((segment) => segment !== "" && segment !== "..");
+}
+
+const Output = z.strictObject({
+  type: z
+    .enum(["json", "text"], { error: "json or text" })
+    .optional()
+    .describe("What the file holds. Default json"),
+  maxBytes: Size.optional().describe("Largest size that is taken. Default 64KiB"),
+});
+const Artifact = z.strictObject({
+  path: RelativePath.describe("Path in the step's working directory"),
+  maxBytes: Size.optional().describe("Largest size that is taken. Default 10MiB"),
+});
+const RETRIES_EXPECTED = "a whole number from 0 to 100";
+const RetryCount = z
+  .int({ error: RETRIES_EXPECTED })
+  .min(0, { error: RETRIES_EXPECTED })
+  .max(100, { error: RETRIES_EXPECTED });
+const Retries = z.strictObject({
+  max: RetryCount.describe("Further tries after the first"),
+  backoff: UpToAYear.optional().describe("Delay before the first retry. Default 1s"),
+  factor: z
+    .number({ error: "a number from 1 to 10" })
+    .min(1, { error: "a number from 1 to 10" })
+    .max(10, { error: "a number from 1 to 10" })
+    .optional()
+    .describe("By how much each delay is longer than the one before. Default 2"),
+  maxBackoff: UpToAYear.optional().describe("The longest delay. Default 1m"),
+  jitter: z
+    .number({ error: "a number from 0 to 1" })
+    .min(0, { error: "a number from 0 to 1" })
+    .max(1, { error: "a number from 0 to 1" })
+    .optional()
+    .describe(
+      "Share of each delay that is drawn by chance, so that many steps do not retry at once. Default 0.2",
+    ),
+});
+
+const ENV_EXPECTED = "a name of letters, digits and '_', that does not start with a digit";
+const EnvName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, { error: ENV_EXPECTED });
+
+export const StepDocument = z.strictObject({
+  id: ResourceName.describe("Name of the step, unique in the pipeline"),
+  description: Text.optional().describe("One line for people"),
+  needs: Names.optional().describe("Steps that must have succeeded before this one starts"),
+  run: z
+    .union(
+      [Text.min(1, { error: "a command" }), z.array(Text).min(1, { error: "a program and its arguments" })],
+      {
+        error: "a script (text) or a program with its arguments (a list of texts)",
+      },
+    )
+    .optional()
+    .describe(
+      "Text is a script for 'sh -e'. A list is a program with its arguments, started without a shell",
+    ),
+  uses: z
+    .enum(["noop"], { error: "noop" })
+    .optional()
+    .describe("A built-in in place of 'run': noop does nothing and succeeds"),
+  env: z.record(EnvName, Text).optional().describe("Environment variables of the step"),
+  files: z
+    .array(RelativePath)
+    .optional()
+    .describe(
+      "Text files, relative to this document, that lie in the working directory when the step starts",
+    ),
+  reads: Names.optional().describe(
+    "Datasets that the step reads. It runs only where all of them may be read",
+  ),
+  writes: Names.optional().describe("Datasets that the step writes"),
+  environment: SomeNames.optional().describe(
+    "Narrows where the step may run. It never widens what policy allows",
+  ),
+  outputs: z
+    .record(Field, Output.nullable())
+    .optional()
+    .describe(
+      "Small values passed on to the steps that need this one: a file of that name in $INSITU_OUTPUT_DIR",
+    ),
+  artifacts: z
+    .record(
+      Field,
+      z.union([RelativePath, Artifact], { error: "a path, or a mapping with path and maxBytes" }),
+    )
+    .optional()
+    .describe("Files that are kept at the site, by name; the control plane learns their digests"),
+  retries: z
+    .union([RetryCount, Retries], { error: "a whole number from 0 to 100, or a mapping with max" })
+    .optional()
+    .describe("How often a failed attempt is tried again. Default 0"),
+  timeout: Positive.optional().describe("How long one attempt may run. Default 1h"),
+  unplaceable: UpToAYear.optional().describe(
+    "How long the step waits for an environment that may run it. Default 5m",
+  ),
+  pools: SomeNames.optional().describe("Pools of which the step holds one place while it runs"),
+});
+export type StepDocument = z.infer<typeof StepDocument>;
+
+const PARAM_EXPECTED = "text, a number, true or false";
+const ParamDocument = z.strictObject({
+  type: z.enum(["string", "number", "boolean"], { error: "string, number or boolean" }),
+  description: Text.optional().describe("One line for people"),
+  default: z
+    .union([Text, z.number(), z.boolean()], { error: PARAM_EXPECTED })
+    .optional()
+    .describe("Taken when a run gives no value. Without a default, each run must give one"),
+  enum: z
+    .array(z.union([Text, z.number()], { error: "text or a number" }))
+    .min(1, { error: "a list of one value or more" })
+    .optional()
+    .describe("The values that are allowed"),
+});
+
+const head = <K extends string>(kind: K) => ({
+  apiVersion: z.literal(API_VERSION, { error: API_VERSION }).optional().describe("Version of this format"),
+  kind: z.literal(kind, { error: kind }),
+  name: ResourceName.describe(`Name of the ${kind}, unique among its kind`),
+  description: Text.optional().describe("One line for people"),
+});
+const owner = Text.min(1, { error: "a person or team" });
+const Owner = owner.optional().describe("The person or team that answers for it");
+
+export const PipelineDocument = z
+  .strictObject({
+    ...head("pipeline"),
+    owner: Owner,
+    params: z.record(Field, ParamDocument).optional().describe("Values that each run is given"),
+    timeout: Positive.optional().describe("How long a whole run may take. Without it, there is no limit"),
+    files: z
+      .record(RelativePath, Text)
+      .optional()
+      .describe("Text files by path, written out; steps name them in their 'files'"),
+    steps: z
+      .array(StepDocument, { error: "a list of steps" })
+      .min(1, { error: "a list of one step or more" })
+      .describe("The steps. Their order is that of 'needs', not that of writing"),
+  })
+  .describe("Steps and what they need of each other");
+export type PipelineDocument = z.infer<typeof PipelineDocument>;
+
+const RESIDENCY = [...JURISDICTION_GROUPS.keys(), ...JURISDICTIONS];
+const RESIDENCY_EXPECTED = "an ISO 3166-1 alpha-2 country code in capitals, EU or EEA";
+const Residency = z.enum(RESIDENCY, { error: RESIDENCY_EXPECTED });
+
+export const DatasetDocument = z
+  .strictObject({
+    ...head("dataset"),
+    owner: owner.describe("The person or team that answers for the data"),
+    classification: z
+      .enum(CLASSIFICATIONS, { error: `one of ${CLASSIFICATIONS.join(", ")}` })
+      .describe(
+        "How sensitive it is. Above internal, logs and error text of steps that read it stay at the site",
+      ),
+    residency: z
+      .union([Residency, z.array(Residency).min(1, { error: "a list of one country or more" })], {
+        error: `${RESIDENCY_EXPECTED}, or a list of them`,
+      })
+      .describe(
+        `Where it may be processed: country codes (ISO 3166-1 alpha-2), EU or EEA, as they were on ${JURISDICTIONS_AS_OF}`,
+      ),
+    environments: Names.describe("The environments that hold it"),
+  })
+  .describe("A named body of data: whose it is, how sensitive, where it may be processed, where it lies");
+export type DatasetDocument = z.infer<typeof DatasetDocument>;
+
+export const EnvironmentDocument = z
+  .strictObject({
+    ...head("environment"),
+    owner: Owner,
+    jurisdiction: z
+      .enum(JURISDICTIONS, { error: "an ISO 3166-1 alpha-2 country code in capitals, such as DE" })
+      .describe("Country whose law applies at the site (ISO 3166-1 alpha-2)"),
+    labels: z.record(Text, Text).optional().describe("Anything else that people want to tell sites apart by"),
+  })
+  .describe("A site with its own network, jurisdiction and data");
+export type EnvironmentDocument = z.infer<typeof EnvironmentDocument>;
+
+const CAPACITY_EXPECTED = "a whole number from 0 to 1000000";
+export const PoolDocument = z
+  .strictObject({
+    ...head("pool"),
+    owner: Owner,
+    capacity: z
+      .int({ error: CAPACITY_EXPECTED })
+      .min(0, { error: CAPACITY_EXPECTED })
+      .max(1_000_000, { error: CAPACITY_EXPECTED })
+      .describe("How many attempts may hold it at once, over all runs. 0 stops them all"),
+  })
+  .describe("A limited resource that steps share");
+export type PoolDocument = z.infer<typeof PoolDocument>;
+
+export const DOCUMENT_SCHEMAS = {
+  pipeline: PipelineDocument,
+  dataset: DatasetDocument,
+  environment: EnvironmentDocument,
+  pool: PoolDocument,
+} as const;
+/** Any document, told apart by its `kind`. */
+export const AnyDocument = z.discriminatedUnion("kind", [
+  PipelineDocument,
+  DatasetDocument,
+  EnvironmentDocument,
+  PoolDocument,
+]);
+export type AnyDocument = z.infer<typeof AnyDocument>;
