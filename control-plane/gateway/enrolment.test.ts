@@ -1,0 +1,226 @@
+/** Joining, over the wire, with honest and dishonest tokens. */
+import { createHash, X509Certificate } from "node:crypto";
+import { connect as tlsConnect } from "node:tls";
+import { status } from "@grpc/grpc-js";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { InsituError } from "../../shared/errors.ts";
+import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
+import { TOKEN_REFUSED } from "../access/join-tokens.ts";
+import { newKeys, openSession, startWorld, type World } from "./gateway.fixture.ts";
+
+let world: World;
+beforeAll(async () => {
+  world = await startWorld();
+});
+afterAll(async () => {
+  await world?.stop();
+});
+
+const lastFault = () => world.logLines.findLast((line) => line.msg === "enrolment refused")?.fault;
+const refusedToken = { code: status.PERMISSION_DENIED, details: TOKEN_REFUSED };
+
+describe("joining", () => {
+  test("gives an identity for the environment of the token, and all that a first session needs", async () => {
+    const agent = await world.join("dream", "a1");
+    expect(agent.answer.environment).toBe("dream");
+    expect(new X509Certificate(agent.certificatePem).subjectAltName).toBe(
+      "URI:spiffe://insitu.test/env/dream/agent/a1",
+    );
+    expect(agent.answer.caPem.toString()).toBe(world.pki.caPem);
+    expect(agent.answer.offerPublicKeyPem.toString()).toBe(world.gatewayOptions.offerPublicKeyPem);
+    const { welcome, stream } = await openSession(world.client(agent));
+    expect(welcome.nats).toMatchObject({ user: "dream", consumer: "env-dream", inboxPrefix: "_INBOX.dream" });
+    expect(welcome).toMatchObject({ heartbeatMs: 200, leaseTtlMs: 3_000, version: { major: 1 } });
+    stream.end();
+  });
+
+  test("the server shows the root that the token pins", async () => {
+    const socket = tlsConnect({
+      host: "127.0.0.1",
+      port: world.gateway.port,
+      rejectUnauthorized: false,
+      ALPNProtocols: ["h2"],
+    });
+    await new Promise((resolve, reject) => socket.once("secureConnect", resolve).once("error", reject));
+    const root = new X509Certificate(socket.getPeerCertificate(true).issuerCertificate.raw);
+    socket.destroy();
+    const spki = root.publicKey.export({ type: "spki", format: "der" });
+    expect(`sha256:${createHash("sha256").update(spki).digest("hex")}`).toBe(world.pki.caPin());
+  });
+
+  test("another major version is refused, and told which side to upgrade", async () => {
+    const token = await world.token();
+    const newer = world.enrolWith(token, "future", await newKeys(), { major: 2 });
+    await expect(newer).rejects.toMatchObject({
+      code: status.FAILED_PRECONDITION,
+      details: expect.stringMatching(/upgrade the server/),
+    });
+    const older = world.enrolWith(token, "past", await newKeys(), { major: 0 });
+    await expect(older).rejects.toMatchObject({ details: expect.stringMatching(/upgrade the agent/) });
+    await world.enrolWith(token, "present", await newKeys());
+  });
+});
+
+describe("a join token", () => {
+  test("that is unknown, malformed, expired or used is refused in the same words, and told apart in our log", async () => {
+    await expect(world.enrolWith("x".repeat(43), "b1", await newKeys())).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("unknown");
+    await expect(world.enrolWith("../agents", "b1", await newKeys())).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("unknown");
+
+    const brief = await world.token("dream", 1, 1);
+    await expect(world.enrolWith(brief, "b1", await newKeys())).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("expired");
+
+    const once = await world.token();
+    await world.enrolWith(once, "b2", await newKeys());
+    await expect(world.enrolWith(once, "b3", await newKeys())).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("used");
+    expect(world.registry.known("dream/b3")).toBeUndefined();
+  });
+
+  test("with three uses lets in three of ten that come at once", async () => {
+    const token = await world.token("biscoe", 3);
+    const tries = await Promise.allSettled(
+      Array.from({ length: 10 }, async (_, i) => world.enrolWith(token, `many-${i}`, await newKeys())),
+    );
+    expect(tries.filter((t) => t.status === "fulfilled")).toHaveLength(3);
+    const enrolled = world.registry.list().filter((record) => record.environment === "biscoe");
+    expect(enrolled).toHaveLength(3);
+  });
+
+  test("may be shown again by the agent that used it, when the answer was lost", async () => {
+    const token = await world.token();
+    const keys = await newKeys();
+    await world.enrolWith(token, "again", keys);
+    const answer = await world.enrolWith(token, "again", keys);
+    const { stream } = await openSession(
+      world.client({ keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() }),
+    );
+    stream.end();
+    await expect(world.enrolWith(token, "somebody", await newKeys())).rejects.toMatchObject(refusedToken);
+  });
+
+  test("whose use was spent by a gateway that died before it registered the agent still works for that agent", async () => {
+    const token = await world.token();
+    const keys = await newKeys();
+    const { registry, pki } = world.gatewayOptions;
+    const key = await pki.readRequest(await (await import("./gateway.fixture.ts")).csrOf(keys));
+    await world.tokens.redeem(token, { agentName: "halfway", spkiSha256: key.spkiSha256 }, null);
+    expect(await registry.find("dream/halfway")).toBeUndefined();
+    await world.enrolWith(token, "halfway", keys);
+    expect((await registry.find("dream/halfway"))?.spkiSha256).toBe(key.spkiSha256);
+  });
+
+  test("does not bring back an agent that was removed; a new one does", async () => {
+    const many = await world.token("dream", 5);
+    const keys = await newKeys();
+    await world.enrolWith(many, "outcast", keys);
+    await world.registry.remove("dream/outcast");
+    await expect(world.enrolWith(many, "outcast", keys)).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("agent-removed");
+    const answer = await world.enrolWith(await world.token(), "outcast", keys);
+    const identity = { keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() };
+    (await openSession(world.client(identity))).stream.end();
+  });
+
+  test("is not made for an environment that does not exist, nor for ever, nor for everybody", async () => {
+    const make = (request: object) =>
+      world.tokens.create({ environment: "dream", ttlMs: 1_000, uses: 1, by: "test", ...request });
+    await expect(make({ environment: "atlantis" })).rejects.toMatchObject({ code: "not-found" });
+    for (const request of [{ ttlMs: 0 }, { ttlMs: 1e12 }, { uses: 0 }, { uses: 1e6 }, { uses: 1.5 }]) {
+      await expect(make(request)).rejects.toMatchObject({ code: "request.invalid" });
+    }
+  });
+
+  test("lies in the store as a hash alone", async () => {
+    const token = await world.token();
+    const kv = await world.connection.jetstream().views.kv("join-tokens");
+    const entry = await kv.get(createHash("sha256").update(token).digest("hex"));
+    expect(entry?.string()).toContain('"environment":"dream"');
+    expect(entry?.string()).not.toContain(token);
+  });
+});
+
+describe("a name", () => {
+  test("that another agent works under is refused with a hint, and costs no use", async () => {
+    const holder = await world.join("dream", "taken");
+    const session = await openSession(world.client(holder));
+    await world.registry.confirm("dream/taken");
+    const token = await world.token();
+    const err = await world.enrolWith(token, "taken", await newKeys()).catch((e: unknown) => e);
+    expect(err).toMatchObject({
+      code: status.ALREADY_EXISTS,
+      details: expect.stringMatching(/choose another name/),
+    });
+    expect((err as { metadata: { get(k: string): unknown[] } }).metadata.get(ERROR_CODE_METADATA)).toEqual([
+      "agent.name-taken",
+    ]);
+    await world.enrolWith(token, "free", await newKeys());
+    session.stream.end();
+  });
+
+  test("whose certificate never reached its agent is given to a new key with a new token", async () => {
+    await world.join("dream", "lost-answer");
+    const agent = await world.join("dream", "lost-answer");
+    (await openSession(world.client(agent))).stream.end();
+  });
+
+  test("that two keys want at once goes to one of them, and the other gets its use back", async () => {
+    const [first, second] = [await newKeys(), await newKeys()];
+    const { pki, registry } = world.gatewayOptions;
+    const { csrOf } = await import("./gateway.fixture.ts");
+    const token = await world.token();
+    // The winner registers and is at work between the other's look at the name and its registration.
+    const agent = { environment: "dream", name: "contested" };
+    const winner = await pki.issueAgentCertificate(agent, await pki.readRequest(await csrOf(first)));
+    const racing = {
+      ...registry,
+      stored: async () => undefined,
+      register: async (...args: Parameters<typeof registry.register>) => {
+        await registry.register(agent, winner);
+        await registry.confirm("dream/contested");
+        return await registry.register(...args);
+      },
+    } as typeof registry;
+    const { enrol } = await import("../access/enrolment.ts");
+    const request = { secret: token, agentName: "contested", csrDer: await csrOf(second) };
+    const err = await enrol({ tokens: world.tokens, registry: racing, pki }, request).catch(
+      (e: unknown) => e,
+    );
+    expect(InsituError.from(err).code).toBe("agent.name-taken");
+    await world.enrolWith(token, "uncontested", second);
+  });
+
+  test.each(["", "Upper", "dots.in.it", "-dash", "a/b", "x".repeat(64), "näme"])(
+    "like %j is refused",
+    async (name) => {
+      await expect(world.enrolWith(await world.token(), name, await newKeys())).rejects.toMatchObject({
+        code: status.INVALID_ARGUMENT,
+      });
+    },
+  );
+
+  test("with a certificate request that is none is refused, and costs no use", async () => {
+    const token = await world.token();
+    const bad = world.enrolWith(token, "odd", await newKeys(), { csrDer: new Uint8Array([1, 2, 3]) });
+    await expect(bad).rejects.toMatchObject({ code: status.INVALID_ARGUMENT });
+    await world.enrolWith(token, "odd", await newKeys());
+  });
+});
+
+describe("an address that keeps trying", () => {
+  test("is told to wait, before its token is looked at", async () => {
+    const strict = await startWorld({ enrolRateLimit: { burst: 11, refillMs: 3_600_000, maxAddresses: 10 } });
+    try {
+      for (let i = 0; i < 2; i++) {
+        const guess = strict.enrolWith("x".repeat(43), "guess", await newKeys());
+        await expect(guess).rejects.toMatchObject({ code: status.PERMISSION_DENIED });
+      }
+      const honest = strict.enrolWith(await strict.token(), "honest", await newKeys());
+      await expect(honest).rejects.toMatchObject({ code: status.RESOURCE_EXHAUSTED });
+    } finally {
+      await strict.stop();
+    }
+  });
+});

@@ -1,0 +1,285 @@
+/** Sessions over real TLS: hello, heartbeats, cancels, and how they end. */
+import { status } from "@grpc/grpc-js";
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
+import type { FleetChange } from "../fleet/fleet-service.ts";
+import {
+  heartbeat,
+  hello,
+  Inbox,
+  lease,
+  openSession,
+  Plane,
+  startWorld,
+  type World,
+} from "./gateway.fixture.ts";
+
+let world: World;
+let serial = 0;
+beforeAll(async () => {
+  world = await startWorld();
+});
+beforeEach(() => {
+  Object.assign(world.plane, new Plane());
+});
+afterAll(async () => {
+  await world?.stop();
+});
+
+async function joined(environment = "dream") {
+  const name = `s${++serial}`;
+  const identity = await world.join(environment, name);
+  return { id: `${environment}/${name}`, environment, client: world.client(identity) };
+}
+
+/** Resolves at the first change of this agent that is of this kind. Ask before what brings it about. */
+function change(kind: FleetChange["kind"], agent: string): Promise<FleetChange> {
+  return new Promise((resolve) => {
+    const stop = world.fleet.onChange((seen) => {
+      if (seen.kind !== kind || seen.agent !== agent) return;
+      stop();
+      resolve(seen);
+    });
+  });
+}
+
+async function endOf(first: object): Promise<unknown> {
+  const stream = (await joined()).client.Session();
+  const inbox = new Inbox<ServerMessage__Output>(stream as never);
+  stream.write(first);
+  return await inbox.end();
+}
+
+describe("a session", () => {
+  test("makes the agent visible with what it said of itself, and its end makes it a memory", async () => {
+    const agent = await joined();
+    const connected = change("connected", agent.id);
+    const { stream, inbox } = await openSession(agent.client);
+    expect(await connected).toMatchObject({ environment: "dream", agent: agent.id });
+    expect(world.fleet.get(agent.id)).toMatchObject({
+      connected: true,
+      hostname: "host-1",
+      slots: 2,
+      freeSlots: 2,
+      executors: ["noop"],
+      datasets: ["penguins"],
+      labels: { rack: "7" },
+      software: "test agent",
+    });
+    stream.write(
+      heartbeat(1, { freeSlots: 1, held: [lease("r1")], spoolBytes: 77, notTakingWork: "disk full" }),
+    );
+    await inbox.find((m) => m.heartbeatReply);
+    expect(world.fleet.get(agent.id)).toMatchObject({
+      freeSlots: 1,
+      leases: [lease("r1")],
+      spoolBytes: 77,
+      notTakingWork: "disk full",
+    });
+    expect(Math.abs(world.fleet.get(agent.id)!.clockSkewMs!)).toBeLessThan(5_000);
+    expect(world.fleet.agentsOf("dream").find((a) => a.id === agent.id)).toMatchObject({
+      slots: 2,
+      freeSlots: 1,
+    });
+
+    const gone = change("disconnected", agent.id);
+    stream.write({ goodbye: { reason: "upgrade" } });
+    stream.end();
+    await gone;
+    expect(await inbox.end()).toBeUndefined();
+    expect(world.fleet.get(agent.id)).toMatchObject({
+      connected: false,
+      hostname: "host-1",
+      slots: 2,
+      freeSlots: 0,
+    });
+    expect(world.fleet.get(agent.id)!.lastSeenMs).not.toBeNull();
+  });
+
+  test("of the last agent of an environment leaves it recognisably empty", async () => {
+    const agent = await joined("biscoe");
+    expect(world.fleet.agentsOf("biscoe")).toEqual([]);
+    const connected = change("connected", agent.id);
+    const { stream } = await openSession(agent.client);
+    expect((await connected).connectedAgents).toBe(1);
+    const gone = change("disconnected", agent.id);
+    stream.cancel();
+    expect((await gone).connectedAgents).toBe(0);
+    expect(world.fleet.agentsOf("biscoe")).toEqual([]);
+  });
+
+  test("renews exactly the leases that a heartbeat names, in the name of the certificate", async () => {
+    const agent = await joined();
+    world.plane.onHeartbeat = (id, held) => ({
+      renewed: held.filter((l) => l.runId === "mine"),
+      superseded: held.filter((l) => l.runId !== "mine"),
+      cancels: [{ lease: lease("mine"), reason: "enough" }],
+    });
+    const { stream, inbox } = await openSession(agent.client);
+    stream.write(heartbeat(41, { held: [lease("mine"), lease("of-biscoe", 3)] }));
+    const reply = await inbox.find((m) => m.heartbeatReply);
+    expect(reply).toMatchObject({
+      seq: "41",
+      renewed: [lease("mine")],
+      superseded: [lease("of-biscoe", 3)],
+      cancels: [{ lease: lease("mine"), reason: "enough" }],
+      cordoned: false,
+    });
+    expect(world.plane.heartbeats.at(-1)).toEqual({
+      agent: agent.id,
+      held: [lease("mine"), lease("of-biscoe", 3)],
+    });
+    stream.end();
+  });
+
+  test("that begins again renews what is held at once, and hears of cancels it missed", async () => {
+    const agent = await joined();
+    world.plane.onHeartbeat = (_, held) => ({
+      renewed: [],
+      superseded: [],
+      cancels: held.map((l) => ({ lease: l, reason: "asked meanwhile" })),
+    });
+    const { stream, inbox } = await openSession(agent.client, { held: [lease("kept")] });
+    expect(world.plane.heartbeats).toEqual([{ agent: agent.id, held: [lease("kept")] }]);
+    expect(await inbox.find((m) => m.cancel)).toMatchObject({
+      lease: lease("kept"),
+      reason: "asked meanwhile",
+    });
+    expect(inbox.all[0]?.message).toBe("welcome");
+    stream.end();
+  });
+
+  test("gets a cancel pushed at once; an agent that is not connected does not", async () => {
+    const agent = await joined();
+    expect(world.gateway.sessions.cancel(agent.id, lease("r"), "stop")).toBe(false);
+    const { stream, inbox } = await openSession(agent.client);
+    expect(world.gateway.sessions.cancel(agent.id, lease("r", 4), "stop")).toBe(true);
+    expect(await inbox.find((m) => m.cancel)).toEqual({ lease: lease("r", 4), reason: "stop" });
+    const gone = change("disconnected", agent.id);
+    stream.cancel();
+    await gone;
+    expect(world.gateway.sessions.cancel(agent.id, lease("r"), "stop")).toBe(false);
+  });
+
+  test("gives way to a newer one of the same agent, which stays", async () => {
+    const agent = await joined();
+    const old = await openSession(agent.client);
+    const newer = await openSession(agent.client, { instanceId: "instance-2" });
+    expect(await old.inbox.end()).toMatchObject({
+      code: status.ABORTED,
+      details: expect.stringMatching(/newer session/),
+    });
+    expect(world.fleet.get(agent.id)?.connected).toBe(true);
+    newer.stream.write(heartbeat(1));
+    await newer.inbox.find((m) => m.heartbeatReply);
+    newer.stream.end();
+  });
+
+  test("of an agent that vanished without a word is over", async () => {
+    const agent = await joined();
+    await openSession(agent.client);
+    const gone = change("disconnected", agent.id);
+    agent.client.close();
+    agent.client.getChannel().close();
+    world.client; // the channel above is this agent's own
+    const { stream } = await openSession(world.client(await world.join("dream", "bystander")));
+    stream.end();
+    await Promise.race([gone, change("disconnected", agent.id)]);
+    expect(world.fleet.get(agent.id)?.connected).toBe(false);
+  });
+
+  test("of an agent that goes silent is ended", async () => {
+    const quiet = await startWorld({ heartbeatMs: 100, leaseTtlMs: 300 });
+    try {
+      const { inbox } = await openSession(quiet.client(await quiet.join("dream", "mute")));
+      expect(await inbox.end()).toMatchObject({
+        code: status.DEADLINE_EXCEEDED,
+        details: expect.stringMatching(/no heartbeat/),
+      });
+      expect(quiet.fleet.get("dream/mute")?.connected).toBe(false);
+    } finally {
+      await quiet.stop();
+    }
+  });
+});
+
+describe("a session is refused", () => {
+  const version = (major: number) => ({ major, minor: 3, software: "agent 9", capabilities: [] });
+
+  test.each([
+    [
+      "a newer major version: the server is to be upgraded",
+      hello({ version: version(2) }),
+      status.FAILED_PRECONDITION,
+      /agent 9.*protocol 2.*upgrade the server/,
+    ],
+    [
+      "an older major version: the agent is to be upgraded",
+      hello({ version: version(0) }),
+      status.FAILED_PRECONDITION,
+      /upgrade the agent/,
+    ],
+    ["no version at all", hello({ version: null }), status.FAILED_PRECONDITION, /upgrade the agent/],
+    ["a heartbeat before the hello", heartbeat(1), status.INVALID_ARGUMENT, /before the hello/],
+    ["a hello without an instance", hello({ instanceId: "" }), status.INVALID_ARGUMENT, /instanceId/],
+    [
+      "a lease that names no step",
+      hello({ held: [{ runId: "r", stepId: "", attempt: 1, epoch: 1 }] }),
+      status.INVALID_ARGUMENT,
+      /held/,
+    ],
+    [
+      "a run id that would mean something in a subject",
+      hello({ held: [lease("a.>")] }),
+      status.INVALID_ARGUMENT,
+      /runId/,
+    ],
+  ])("for %s", async (_, first, code, details) => {
+    expect(await endOf(first)).toMatchObject({ code, details: expect.stringMatching(details) });
+  });
+
+  test("for a second hello", async () => {
+    const { stream, inbox } = await openSession((await joined()).client);
+    stream.write(hello());
+    expect(await inbox.end()).toMatchObject({
+      code: status.INVALID_ARGUMENT,
+      details: expect.stringMatching(/twice/),
+    });
+  });
+
+  test("and a message of a newer agent is passed over", async () => {
+    const { stream, inbox } = await openSession((await joined()).client);
+    stream.write({});
+    stream.write(heartbeat(5));
+    expect((await inbox.find((m) => m.heartbeatReply)).seq).toBe("5");
+    stream.end();
+  });
+});
+
+describe("what is remembered", () => {
+  test("of agents is there after a restart", async () => {
+    const agent = await joined();
+    const { stream } = await openSession(agent.client);
+    const gone = change("disconnected", agent.id);
+    stream.end();
+    await gone;
+    await world.fleet.close(); // flushes
+    const { createFleet } = await import("../fleet/fleet-service.ts");
+    const { openKv } = await import("../store/kv.ts");
+    const { SEEN_PREFIX, SeenRecord } = await import("../fleet/agent-record.ts");
+    const registry = await world.openRegistry();
+    const seen = await openKv(world.connection, {
+      bucket: "agents",
+      prefix: SEEN_PREFIX,
+      schema: SeenRecord,
+    });
+    const again = createFleet({ registry, seen, clock: world.gatewayOptions.clock, log: world.log });
+    const signal = new AbortController().signal;
+    await registry.start(signal);
+    await again.start(signal);
+    expect(again.get(agent.id)).toMatchObject({ connected: false, hostname: "host-1", slots: 2 });
+    expect(again.get(agent.id)?.lastSeenMs).toBe(world.fleet.get(agent.id)?.lastSeenMs);
+    await again.close();
+    await registry.close();
+  });
+});
