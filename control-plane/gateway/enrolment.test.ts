@@ -5,8 +5,9 @@ import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { InsituError } from "../../shared/errors.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
+import { enrol } from "../access/enrolment.ts";
 import { TOKEN_REFUSED } from "../access/join-tokens.ts";
-import { newKeys, openSession, startWorld, type World } from "./gateway.fixture.ts";
+import { csrOf, newKeys, openSession, startWorld, type World } from "./gateway.fixture.ts";
 
 let world: World;
 beforeAll(async () => {
@@ -105,7 +106,7 @@ describe("a join token", () => {
     const token = await world.token();
     const keys = await newKeys();
     const { registry, pki } = world.gatewayOptions;
-    const key = await pki.readRequest(await (await import("./gateway.fixture.ts")).csrOf(keys));
+    const key = await pki.readRequest(await csrOf(keys));
     await world.tokens.redeem(token, { agentName: "halfway", spkiSha256: key.spkiSha256 }, null);
     expect(await registry.find("dream/halfway")).toBeUndefined();
     await world.enrolWith(token, "halfway", keys);
@@ -169,7 +170,6 @@ describe("a name", () => {
   test("that two keys want at once goes to one of them, and the other gets its use back", async () => {
     const [first, second] = [await newKeys(), await newKeys()];
     const { pki, registry } = world.gatewayOptions;
-    const { csrOf } = await import("./gateway.fixture.ts");
     const token = await world.token();
     // The winner registers and is at work between the other's look at the name and its registration.
     const agent = { environment: "dream", name: "contested" };
@@ -183,7 +183,6 @@ describe("a name", () => {
         return await registry.register(...args);
       },
     } as typeof registry;
-    const { enrol } = await import("../access/enrolment.ts");
     const request = { secret: token, agentName: "contested", csrDer: await csrOf(second) };
     const err = await enrol({ tokens: world.tokens, registry: racing, pki }, request).catch(
       (e: unknown) => e,

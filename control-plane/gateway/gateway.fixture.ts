@@ -2,6 +2,7 @@
 import "reflect-metadata"; // before @peculiar/x509
 import { createPrivateKey, webcrypto } from "node:crypto";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { type AddressInfo, createConnection, createServer, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type ClientDuplexStream, credentials, type ServiceError } from "@grpc/grpc-js";
@@ -129,13 +130,13 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
   await gateway.start(signal);
   const clients: InstanceType<typeof AgentGatewayClient>[] = [];
 
-  const client = (identity?: { keyPem: string; certificatePem: string }) => {
+  const client = (identity?: { keyPem: string; certificatePem: string }, port = gateway.port) => {
     const ca = Buffer.from(pki.caPem);
     const tls =
       identity === undefined
         ? credentials.createSsl(ca)
         : credentials.createSsl(ca, Buffer.from(identity.keyPem), Buffer.from(identity.certificatePem));
-    const made = new AgentGatewayClient(`localhost:${gateway.port}`, tls, {
+    const made = new AgentGatewayClient(`localhost:${port}`, tls, {
       "grpc.use_local_subchannel_pool": 1,
     });
     clients.push(made);
@@ -195,6 +196,25 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
       await rm(directory, { recursive: true, force: true });
     },
   };
+}
+
+/** A wire between agent and gateway that can be cut. */
+export async function startWire(port: number): Promise<{ port: number; cut(): void }> {
+  const ends = new Set<Socket>();
+  const server = createServer((near) => {
+    const far = createConnection({ host: "127.0.0.1", port });
+    for (const end of [near, far]) {
+      ends.add(end);
+      end.on("error", () => end.destroy());
+    }
+    near.pipe(far).pipe(near);
+  });
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  const cut = () => {
+    server.close();
+    for (const end of ends) end.destroy();
+  };
+  return { port: (server.address() as AddressInfo).port, cut };
 }
 
 export interface Keys {

@@ -126,13 +126,17 @@ class GrpcGateway implements Gateway {
 
   async start(signal: AbortSignal): Promise<void> {
     signal.throwIfAborted();
+    if (this.#closed !== undefined) throw new InsituError("cancelled", "the gateway is closed already");
     const { clock, listen, pki, registry } = this.#options;
     this.#credentials = gatewayCredentials(pki.caPem, await this.#issueCertificate());
-    signal.throwIfAborted();
     const server = this.#createServer();
     this.#server = server;
     const host = listen.host.includes(":") ? `[${listen.host}]` : listen.host;
     this.#port = await bind(server, `${host}:${listen.port}`, this.#credentials);
+    if (signal.aborted || this.#closed !== undefined) {
+      server.forceShutdown();
+      throw signal.reason ?? new InsituError("cancelled", "the gateway was closed while it started");
+    }
     this.#sweep = clock.every(SWEEP_MS, () => this.#onSweep());
     this.#unsubscribe = registry.onChange((record) => {
       const id = agentId(record);
@@ -140,10 +144,6 @@ class GrpcGateway implements Gateway {
       const why = removed ? `the agent ${id} was removed` : `the agent ${id} enrolled anew with another key`;
       this.#openCalls.failAgent(id, removed ? null : record.spkiSha256, new InsituError("auth.denied", why));
     });
-    if (signal.aborted || this.#closed !== undefined) {
-      await this.close();
-      throw signal.reason ?? new InsituError("cancelled", "the gateway was closed while it started");
-    }
     this.#log.info({ host: listen.host, port: this.#port }, "gateway listens");
   }
 

@@ -2,7 +2,9 @@
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
-import type { FleetChange } from "../fleet/fleet-service.ts";
+import { SEEN_PREFIX, SeenRecord } from "../fleet/agent-record.ts";
+import { createFleet, type FleetChange } from "../fleet/fleet-service.ts";
+import { openKv } from "../store/kv.ts";
 import {
   heartbeat,
   hello,
@@ -10,6 +12,7 @@ import {
   lease,
   openSession,
   Plane,
+  startWire,
   startWorld,
   type World,
 } from "./gateway.fixture.ts";
@@ -110,7 +113,7 @@ describe("a session", () => {
 
   test("renews exactly the leases that a heartbeat names, in the name of the certificate", async () => {
     const agent = await joined();
-    world.plane.onHeartbeat = (id, held) => ({
+    world.plane.onHeartbeat = (_, held) => ({
       renewed: held.filter((l) => l.runId === "mine"),
       superseded: held.filter((l) => l.runId !== "mine"),
       cancels: [{ lease: lease("mine"), reason: "enough" }],
@@ -175,17 +178,19 @@ describe("a session", () => {
     newer.stream.end();
   });
 
-  test("of an agent that vanished without a word is over", async () => {
-    const agent = await joined();
-    await openSession(agent.client);
-    const gone = change("disconnected", agent.id);
-    agent.client.close();
-    agent.client.getChannel().close();
-    world.client; // the channel above is this agent's own
-    const { stream } = await openSession(world.client(await world.join("dream", "bystander")));
-    stream.end();
-    await Promise.race([gone, change("disconnected", agent.id)]);
-    expect(world.fleet.get(agent.id)?.connected).toBe(false);
+  test("whose connection is cut is over at once", async () => {
+    const identity = await world.join("dream", "cut-off");
+    const wire = await startWire(world.gateway.port);
+    try {
+      const { inbox } = await openSession(world.client(identity, wire.port));
+      const gone = change("disconnected", "dream/cut-off");
+      wire.cut();
+      await gone;
+      expect(await inbox.end()).toMatchObject({ code: status.UNAVAILABLE });
+      expect(world.fleet.get("dream/cut-off")?.connected).toBe(false);
+    } finally {
+      wire.cut();
+    }
   });
 
   test("of an agent that goes silent is ended", async () => {
@@ -264,9 +269,6 @@ describe("what is remembered", () => {
     stream.end();
     await gone;
     await world.fleet.close(); // flushes
-    const { createFleet } = await import("../fleet/fleet-service.ts");
-    const { openKv } = await import("../store/kv.ts");
-    const { SEEN_PREFIX, SeenRecord } = await import("../fleet/agent-record.ts");
     const registry = await world.openRegistry();
     const seen = await openKv(world.connection, {
       bucket: "agents",
