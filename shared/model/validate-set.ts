@@ -1,0 +1,234 @@
+/** What is wrong between documents: names that are there twice or not at all, cycles, sums over a limit. */
+import { OUTPUTS_MAX_BYTES } from "../wire/protocol.ts";
+import type { DocumentError, DocumentPath } from "./document-errors.ts";
+import { pathText } from "./document-errors.ts";
+import type { PipelineDocument, StepDocument } from "./documents.ts";
+import { findCycles } from "./find-cycles.ts";
+import type { LocatedResource } from "./load-documents.ts";
+import { didYouMean } from "./nearest.ts";
+import type { Kind } from "./spec.ts";
+import { outputSpec } from "./specs.ts";
+import { formatSize } from "./units.ts";
+
+/** What is stored already. */
+export interface KnownResources {
+  has(kind: Kind, name: string): boolean;
+  names(kind: Kind): readonly string[];
+}
+
+/** Environment variables with this prefix are the agent's. */
+export const RESERVED_ENV_PREFIX = "INSITU_";
+
+/** A cycle of a thousand steps is not written out. */
+const CYCLE_SHOWN_MAX = 12;
+
+interface ResourceNames {
+  has(name: string): boolean;
+  readonly all: readonly string[];
+}
+
+/**
+ * Checks resources against each other and against what is stored.
+ *
+ * `broken` names documents of the same set that did not load: what refers to them is not told again.
+ */
+export function validateSet(
+  resources: readonly LocatedResource[],
+  known: KnownResources,
+  broken: readonly { kind: Kind; name: string }[] = [],
+): DocumentError[] {
+  const errors = duplicates(resources);
+  const names = {
+    dataset: namesOf("dataset", resources, known, broken),
+    environment: namesOf("environment", resources, known, broken),
+    pool: namesOf("pool", resources, known, broken),
+  };
+  for (const resource of resources) {
+    if (resource.kind === "pipeline") errors.push(...checkPipeline(resource, names));
+    if (resource.kind === "dataset" && resource.document.kind === "dataset") {
+      const uses = entries(resource.document.environments, ["environments"]);
+      const subject = `dataset ${resource.spec.name} is held by`;
+      errors.push(...unknownNames(resource, uses, "environment", names.environment, subject));
+    }
+  }
+  return errors;
+}
+
+type Names = Record<"dataset" | "environment" | "pool", ResourceNames>;
+
+function namesOf(
+  kind: Kind,
+  resources: readonly LocatedResource[],
+  known: KnownResources,
+  broken: readonly { kind: Kind; name: string }[],
+): ResourceNames {
+  const here = new Set<string>();
+  for (const resource of resources) if (resource.kind === kind) here.add(resource.spec.name);
+  for (const item of broken) if (item.kind === kind) here.add(item.name);
+  return { has: (name) => here.has(name) || known.has(kind, name), all: [...here, ...known.names(kind)] };
+}
+
+function errorAt(
+  resource: LocatedResource,
+  path: DocumentPath,
+  fields: { message: string; code: string; expected?: string; hint?: string; on?: "key" },
+): DocumentError {
+  const { on = "value", ...rest } = fields;
+  return { file: resource.file, ...resource.locate(path, on), path: pathText(path), ...rest };
+}
+
+/** Both places are named: the second as the error's own, the first in its message. */
+function duplicates(resources: readonly LocatedResource[]): DocumentError[] {
+  const seen = new Map<string, LocatedResource>();
+  return resources.flatMap((resource) => {
+    const { name } = resource.spec;
+    const key = `${resource.kind}/${name}`;
+    const first = seen.get(key);
+    if (first === undefined) {
+      seen.set(key, resource);
+      return [];
+    }
+    const { line, column } = first.locate(["name"]);
+    const message = `${resource.kind} ${name} is described twice; first at ${first.file}:${line}:${column}`;
+    return [errorAt(resource, ["name"], { message, code: "name.twice" })];
+  });
+}
+
+function checkPipeline(resource: LocatedResource, names: Names): DocumentError[] {
+  const document = resource.document as PipelineDocument;
+  const stepIds = new Map<string, number>();
+  const errors: DocumentError[] = [];
+  for (const [index, { id }] of document.steps.entries()) {
+    const first = stepIds.get(id);
+    if (first === undefined) {
+      stepIds.set(id, index);
+      continue;
+    }
+    const { line, column } = resource.locate(["steps", first, "id"]);
+    const message = `step ${id} is described twice; first at ${resource.file}:${line}:${column}`;
+    errors.push(errorAt(resource, ["steps", index, "id"], { message, code: "name.twice" }));
+  }
+  const steps: ResourceNames = { has: (id) => stepIds.has(id), all: [...stepIds.keys()] };
+  for (const [index, step] of document.steps.entries())
+    errors.push(...checkStep(resource, index, step, steps, names));
+  errors.push(...cycles(resource, document));
+  return errors;
+}
+
+function checkStep(
+  resource: LocatedResource,
+  index: number,
+  step: StepDocument,
+  steps: ResourceNames,
+  names: Names,
+): DocumentError[] {
+  const at = ["steps", index];
+  const subject = `step ${step.id}`;
+  const unknown = (
+    key: "needs" | "reads" | "writes" | "environment" | "pools",
+    kind: string,
+    valid: ResourceNames,
+    verb: string,
+  ) => unknownNames(resource, entries(step[key], [...at, key]), kind, valid, `${subject} ${verb}`);
+  const needs = entries(step.needs, [...at, "needs"]);
+  return [
+    ...needs
+      .filter(({ name }) => name === step.id)
+      .map(({ path }) => errorAt(resource, path, { message: `${subject} needs itself`, code: "cycle" })),
+    ...unknown("needs", "step", steps, "needs"),
+    ...unknown("reads", "dataset", names.dataset, "reads"),
+    ...unknown("writes", "dataset", names.dataset, "writes"),
+    ...unknown("environment", "environment", names.environment, "is narrowed to"),
+    ...unknown("pools", "pool", names.pool, "holds"),
+    ...reservedEnv(resource, at, step),
+    ...outputsTooLarge(resource, at, step),
+  ];
+}
+
+function unknownNames(
+  resource: LocatedResource,
+  uses: readonly { name: string; path: DocumentPath }[],
+  kind: string,
+  valid: ResourceNames,
+  subject: string,
+): DocumentError[] {
+  return uses
+    .filter(({ name }) => !valid.has(name))
+    .map(({ name, path }) => {
+      const message = `${subject} ${kind} ${name}, which does not exist`;
+      const hint = valid.all.length === 0 ? { hint: `there is no ${kind} yet` } : didYouMean(name, valid.all);
+      return errorAt(resource, path, {
+        message,
+        expected: `the name of a ${kind}`.replace("a e", "an e"),
+        ...hint,
+        code: "name.unknown",
+      });
+    });
+}
+
+function reservedEnv(resource: LocatedResource, at: DocumentPath, step: StepDocument): DocumentError[] {
+  return Object.keys(step.env ?? {})
+    .filter((name) => name.toUpperCase().startsWith(RESERVED_ENV_PREFIX) || name === "TRACEPARENT")
+    .map((name) => {
+      const message = `step ${step.id} sets ${name}, which the agent sets; names that start with ${RESERVED_ENV_PREFIX} are its own`;
+      return errorAt(resource, [...at, "env", name], { message, code: "env.reserved", on: "key" });
+    });
+}
+
+function outputsTooLarge(resource: LocatedResource, at: DocumentPath, step: StepDocument): DocumentError[] {
+  const sum = Object.values(step.outputs ?? {}).reduce(
+    (bytes, output) => bytes + outputSpec(output).maxBytes,
+    0,
+  );
+  if (sum <= OUTPUTS_MAX_BYTES) return [];
+  const message = `the outputs of step ${step.id} may have ${formatSize(sum)} together; ${formatSize(OUTPUTS_MAX_BYTES)} are allowed`;
+  const hint = "lower their maxBytes, or make large ones artifacts";
+  return [errorAt(resource, [...at, "outputs"], { message, hint, code: "limit.outputs", on: "key" })];
+}
+
+function cycles(resource: LocatedResource, document: PipelineDocument): DocumentError[] {
+  const needs = new Map<string, string[]>();
+  const indexes = new Map<string, number>();
+  for (const [index, step] of document.steps.entries()) {
+    if (indexes.has(step.id)) continue;
+    indexes.set(step.id, index);
+    // A step that needs itself has an error of its own.
+    needs.set(
+      step.id,
+      entries(step.needs, [])
+        .map(({ name }) => name)
+        .filter((name) => name !== step.id),
+    );
+  }
+  return findCycles(needs).map((cycle) => {
+    const [first = "", second = first] = cycle;
+    const index = indexes.get(first) ?? 0;
+    const step = document.steps[index];
+    const use = entries(step?.needs, ["steps", index, "needs"]).find(({ name }) => name === second);
+    const shown =
+      cycle.length > CYCLE_SHOWN_MAX
+        ? [
+            ...cycle.slice(0, CYCLE_SHOWN_MAX - 1),
+            `… ${cycle.length - CYCLE_SHOWN_MAX} more …`,
+            cycle.at(-1),
+            first,
+          ]
+        : [...cycle, first];
+    const message = `steps need each other in a circle: ${shown.join(" → ")}`;
+    return errorAt(resource, use?.path ?? ["steps", index], {
+      message,
+      hint: "an arrow reads 'needs'",
+      code: "cycle",
+    });
+  });
+}
+
+/** A name or a list of names, each with its place. */
+function entries(
+  value: string | readonly string[] | undefined,
+  path: DocumentPath,
+): { name: string; path: DocumentPath }[] {
+  if (value === undefined) return [];
+  if (typeof value === "string") return [{ name: value, path }];
+  return value.map((name, index) => ({ name, path: [...path, index] }));
+}
