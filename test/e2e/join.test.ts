@@ -1,0 +1,50 @@
+/** The agent's own way to join, against a real gateway. */
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { enrol } from "../../agent/enrolment/enrol.ts";
+import { openSession, startWorld, type World } from "../../control-plane/gateway/gateway.fixture.ts";
+import { systemClock } from "../../shared/system.ts";
+import { encodeJoinToken } from "../../shared/wire/join-token.ts";
+
+let world: World;
+beforeAll(async () => {
+  world = await startWorld();
+});
+afterAll(async () => {
+  await world?.stop();
+});
+
+const line = async (changes: { caPin?: string; secret?: string } = {}) =>
+  encodeJoinToken({
+    environment: "dream",
+    gateway: `localhost:${world.gateway.port}`,
+    caPin: world.pki.caPin(),
+    secret: await world.token(),
+    ...changes,
+  });
+
+test("an agent with a join token gets an identity that opens a session", async () => {
+  const identity = await enrol({ joinToken: await line(), name: "a1", clock: systemClock });
+  expect(identity).toMatchObject({ environment: "dream", name: "a1", trustDomain: "insitu.test" });
+  const { welcome, stream } = await openSession(
+    world.client({ keyPem: identity.keyPem.toString(), certificatePem: identity.certificatePem.toString() }),
+  );
+  expect(welcome.offerPublicKeyPem.equals(identity.offerPublicKeyPem)).toBe(true);
+  stream.end();
+});
+
+test("an agent gives its secret to no gateway but the one that the token pins", async () => {
+  const secret = await world.token();
+  const joinToken = await line({ caPin: `sha256:${"0".repeat(64)}`, secret });
+  await expect(enrol({ joinToken, name: "a2", clock: systemClock })).rejects.toMatchObject({
+    code: "auth.denied",
+  });
+  expect((await world.tokens.inspect(secret)).redemptions).toEqual([]);
+});
+
+test("an agent with a bad token is told what to do", async () => {
+  const joinToken = await line({ secret: "x".repeat(43) });
+  await expect(enrol({ joinToken, name: "a3", clock: systemClock })).rejects.toMatchObject({
+    code: "token.invalid",
+    message: expect.stringMatching(/insitu join-token create/),
+  });
+});
