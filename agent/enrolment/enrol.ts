@@ -2,11 +2,14 @@
  * Exchanges a join token for an identity.
  *
  * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
- * ends in exactly that CA. The key is made here and never leaves the host.
+ * ends in exactly that CA. The key is made here and never leaves the host. Loaded only while enrolling: the
+ * library for certificates would cost a running agent 17 MB.
  */
-import { createHash, X509Certificate } from "node:crypto";
+import "reflect-metadata"; // @peculiar/x509 needs it first, and does not bring it along.
+import { createHash, webcrypto, X509Certificate } from "node:crypto";
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
 import { credentials, type ServiceError } from "@grpc/grpc-js";
+import * as x509 from "@peculiar/x509";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
@@ -61,8 +64,15 @@ function call(
 }
 
 function explain(err: ServiceError, token: JoinToken): InsituError {
-  const retryable = err.code === 14 || err.code === 4;
-  const code = retryable ? "unreachable" : err.code === 7 ? "token.invalid" : "auth.denied";
+  const retryable = err.code === 14 || err.code === 4 || err.code === 8;
+  const code =
+    err.code === 8
+      ? "limit.exceeded"
+      : retryable
+        ? "unreachable"
+        : err.code === 7
+          ? "token.invalid"
+          : "auth.denied";
   return new InsituError(code, `enrolment at ${token.gateway} failed: ${err.details}`, {
     retryable,
     cause: err,
@@ -134,23 +144,19 @@ function pinOf(certificate: X509Certificate): string {
   return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
 }
 
-/** EC P-256 key and PKCS#10 request. The library is loaded only now: a running agent does without it. */
+/** EC P-256 key and PKCS#10 request. */
 async function makeRequest(name: string): Promise<{ keyPem: Buffer; csrDer: Buffer }> {
-  await import("reflect-metadata");
-  const { Pkcs10CertificateRequestGenerator, PemConverter, cryptoProvider } = await import("@peculiar/x509");
-  const { webcrypto } = await import("node:crypto");
-  const crypto = webcrypto;
-  cryptoProvider.set(crypto as unknown as Parameters<typeof cryptoProvider.set>[0]);
+  x509.cryptoProvider.set(webcrypto as unknown as Parameters<typeof x509.cryptoProvider.set>[0]);
   const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
-  const keys = await crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
-  const request = await Pkcs10CertificateRequestGenerator.create({
+  const keys = await webcrypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+  const request = await x509.Pkcs10CertificateRequestGenerator.create({
     name: `CN=${name}`,
     keys,
     signingAlgorithm: algorithm,
   });
-  const pkcs8 = await crypto.subtle.exportKey("pkcs8", keys.privateKey);
+  const pkcs8 = await webcrypto.subtle.exportKey("pkcs8", keys.privateKey);
   return {
-    keyPem: Buffer.from(PemConverter.encode(pkcs8, "PRIVATE KEY")),
+    keyPem: Buffer.from(x509.PemConverter.encode(pkcs8, "PRIVATE KEY")),
     csrDer: Buffer.from(request.rawData),
   };
 }

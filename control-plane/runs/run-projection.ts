@@ -48,7 +48,7 @@ export class RunProjection {
         this.#summary.reason = event.reason;
         return;
       case "attempt.offered":
-        this.#attempts.set(event.step, [...(this.#attempts.get(event.step) ?? []), offered(event)]);
+        this.#attempts.set(event.step, [...this.#taken(event.step), offered(event)]);
         return;
       case "attempt.started":
         this.#change(event, { status: "running", agent: event.agent, startedAtMs: event.atMs });
@@ -82,6 +82,12 @@ export class RunProjection {
       default:
         return;
     }
+  }
+
+  /** Without offers that nobody took: a site that is away for a day would leave hundreds. */
+  #taken(step: string): AttemptView[] {
+    const attempts = this.#attempts.get(step) ?? [];
+    return attempts.filter((attempt) => attempt.agent !== null || attempt.status !== "lost");
   }
 
   #change(at: { step: string; epoch: number }, change: Partial<AttemptView>): void {

@@ -34,7 +34,7 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
   try {
     const jetstream = connection.jetstream();
     const consumer = await jetstream.consumers.get(stream, {
-      ...(filter === undefined ? {} : { filterSubjects: [filter] }),
+      ...(filter === undefined ? {} : { filterSubjects: filter }),
       opt_start_seq: fromSeq,
     });
     try {
@@ -125,7 +125,7 @@ export class StreamTail {
     const { connection, stream, filter } = this.#options;
     const jetstream = connection.jetstream({ timeout: 5_000 });
     const consumer = await jetstream.consumers.get(stream, {
-      ...(filter === undefined ? {} : { filterSubjects: [filter] }),
+      ...(filter === undefined ? {} : { filterSubjects: filter }),
       opt_start_seq: this.#nextSeq,
     });
     if (restart.aborted) return;
