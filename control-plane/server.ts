@@ -49,7 +49,7 @@ import {
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 
-const DRAIN_MS = 2_000;
+const DRAIN_MS = 1_000;
 const CONTROL_PLANE_USER = "control-plane";
 
 export interface ServerWorld {

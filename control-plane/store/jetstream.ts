@@ -5,6 +5,7 @@ import {
   connect,
   DeliverPolicy,
   DiscardPolicy,
+  Events,
   type JetStreamManager,
   type NatsConnection,
   NatsError,
@@ -131,4 +132,27 @@ export function storeError(err: unknown, what: string): InsituError {
     retryable: passing,
     cause: err,
   });
+}
+
+const reconnectListeners = new WeakMap<NatsConnection, Set<() => void>>();
+
+/**
+ * Calls back after each reconnect. One reader of the connection's status serves all listeners, and ends with
+ * the connection: an iterator over it cannot be stopped otherwise.
+ */
+export function onReconnect(connection: NatsConnection, listener: () => void): () => void {
+  let listeners = reconnectListeners.get(connection);
+  if (!listeners) {
+    listeners = new Set();
+    reconnectListeners.set(connection, listeners);
+    void tellReconnects(connection, listeners);
+  }
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+async function tellReconnects(connection: NatsConnection, listeners: ReadonlySet<() => void>): Promise<void> {
+  for await (const status of connection.status()) {
+    if (status.type === Events.Reconnect) for (const listener of listeners) listener();
+  }
 }

@@ -1,9 +1,9 @@
 /** Reads a JetStream stream from a sequence on: to its present end, or for ever. */
-import { Events, type JsMsg, type NatsConnection } from "nats";
+import type { JsMsg, NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { errorCode, storeError } from "./jetstream.ts";
+import { errorCode, onReconnect, storeError } from "./jetstream.ts";
 
 /** What a message is to readers. `data` is valid after the callback too. */
 export interface StreamMessage {
@@ -80,6 +80,7 @@ export class StreamTail {
   #nextSeq: number;
   #done: Promise<void> | undefined;
   #restart = new AbortController();
+  #forget: () => void = () => undefined;
 
   constructor(options: ReadOptions & { clock: Clock; log: Logger; onMessage(message: StreamMessage): void }) {
     this.#options = options;
@@ -87,24 +88,15 @@ export class StreamTail {
   }
 
   start(): void {
-    this.#done = Promise.all([this.#run(), this.#watchConnection()]).then(() => undefined);
+    this.#forget = onReconnect(this.#options.connection, () => this.#restart.abort());
+    this.#done = this.#run();
   }
 
   async close(): Promise<void> {
     this.#stop.abort(new InsituError("cancelled", "closed"));
     this.#restart.abort();
+    this.#forget();
     await this.#done;
-  }
-
-  async #watchConnection(): Promise<void> {
-    const status = this.#options.connection.status();
-    this.#stop.signal.addEventListener("abort", () => void status[Symbol.asyncIterator]().return?.(), {
-      once: true,
-    });
-    for await (const event of status) {
-      if (this.#stop.signal.aborted) return;
-      if (event.type === Events.Reconnect) this.#restart.abort();
-    }
   }
 
   async #run(): Promise<void> {
