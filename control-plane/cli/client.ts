@@ -1,0 +1,250 @@
+/** The API as functions. Types come from the server's own schemas and are gone at run time. */
+import type { Readable } from "node:stream";
+import { InsituError } from "../../shared/errors.ts";
+import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
+import { type Clock, newSecret } from "../../shared/system.ts";
+import type { AgentView, AppliedChange, LogLine, PlanView, RunDetail, RunSummary } from "../api/schemas.ts";
+import type { DocumentSet, Page, StoredResource } from "../api/services.ts";
+import type { Settings } from "./config.ts";
+import { findTarget, type Target, type TargetFlags } from "./context.ts";
+import { followEvents, type RunBatch } from "./events.ts";
+import { HttpTransport } from "./http.ts";
+
+export type ResourceDetail = StoredResource & {
+  versions?: { version: string; appliedAtMs: number; appliedBy: string }[];
+};
+
+export const PLURALS: Record<Kind, string> = {
+  pipeline: "pipelines",
+  dataset: "datasets",
+  environment: "environments",
+  pool: "pools",
+};
+
+const PAGE_ITEMS = 500;
+/** How often a log that is cut off is taken up again before we give up; each piece that arrives starts anew. */
+const LOG_RETRIES_MAX = 8;
+const LOG_RETRY_MS = 300;
+
+export class ApiClient {
+  readonly #http: HttpTransport;
+  readonly #clock: Clock;
+
+  constructor(target: Target, clock: Clock) {
+    this.#http = new HttpTransport(target, clock);
+    this.#clock = clock;
+  }
+
+  get target(): Target {
+    return this.#http.target;
+  }
+
+  close(): void {
+    this.#http.close();
+  }
+
+  version(signal: AbortSignal) {
+    return this.#get<{ software: string; protocol: { major: number; minor: number } }>("/version", signal);
+  }
+
+  async apply(set: DocumentSet, options: { dryRun: boolean; signal: AbortSignal }): Promise<AppliedChange[]> {
+    const query = { dry_run: options.dryRun };
+    const body = await this.#post<{ changes: AppliedChange[] }>("/v1/apply", set, options.signal, query);
+    return body.changes;
+  }
+
+  async plan(
+    request: DocumentSet | { pipeline: string; version?: string },
+    signal: AbortSignal,
+  ): Promise<PlanView[]> {
+    const call = { method: "POST", path: "/v1/plan", body: request, signal } as const;
+    return (await this.#http.json<{ plans: PlanView[] }>(call)).plans;
+  }
+
+  listResources(kind: Kind, signal: AbortSignal): Promise<StoredResource[]> {
+    return this.#all<StoredResource>(`/v1/${PLURALS[kind]}`, {}, signal);
+  }
+
+  getResource(kind: Kind, name: string, signal: AbortSignal): Promise<ResourceDetail> {
+    return this.#get(`/v1/${PLURALS[kind]}/${encodeURIComponent(name)}`, signal);
+  }
+
+  getVersion(
+    name: string,
+    digest: string,
+    signal: AbortSignal,
+  ): Promise<{ version: string; spec: PipelineSpec }> {
+    return this.#get(
+      `/v1/pipelines/${encodeURIComponent(name)}/versions/${encodeURIComponent(digest)}`,
+      signal,
+    );
+  }
+
+  deleteResource(kind: Kind, name: string, signal: AbortSignal): Promise<AppliedChange> {
+    const path = `/v1/${PLURALS[kind]}/${encodeURIComponent(name)}`;
+    return this.#http.json({ method: "DELETE", path, signal });
+  }
+
+  startRun(
+    request: { pipeline: string; version?: string; params: Record<string, ParamValue> },
+    signal: AbortSignal,
+  ): Promise<RunSummary> {
+    return this.#post("/v1/runs", request, signal);
+  }
+
+  /** Newest first, `limit` at most. */
+  async listRuns(
+    query: { pipeline?: string | undefined; status?: string | undefined; limit: number },
+    signal: AbortSignal,
+  ): Promise<RunSummary[]> {
+    return this.#all<RunSummary>("/v1/runs", query, signal, query.limit);
+  }
+
+  getRun(id: string, signal: AbortSignal): Promise<RunDetail> {
+    return this.#get(`/v1/runs/${encodeURIComponent(id)}`, signal);
+  }
+
+  cancelRun(id: string, reason: string, signal: AbortSignal): Promise<RunSummary> {
+    return this.#post(`/v1/runs/${encodeURIComponent(id)}/cancel`, { reason }, signal);
+  }
+
+  /**
+   * A full id, the beginning of one that no other run shares, or "last".
+   *
+   * @throws InsituError `not-found`, or `request.invalid` when several runs begin so
+   */
+  async resolveRunId(text: string, signal: AbortSignal): Promise<string> {
+    if (/^[0-9a-z]{26}$/.test(text)) return text;
+    if (text === "last") {
+      const [newest] = await this.listRuns({ limit: 1 }, signal);
+      if (newest) return newest.id;
+      throw new InsituError("not-found", "there is no run yet; start one with `insitu run NAME`");
+    }
+    const wanted = text.toLowerCase();
+    const runs = await this.listRuns({ limit: Number.POSITIVE_INFINITY }, signal);
+    const found = runs.filter(({ id }) => id.startsWith(wanted));
+    if (found.length === 1) return found[0]!.id;
+    if (found.length === 0) {
+      throw new InsituError(
+        "not-found",
+        `no run's id begins with "${text}"; \`insitu runs list\` shows them`,
+      );
+    }
+    const some = found.slice(0, 5).map(({ id }) => id);
+    const rest = found.length > some.length ? ", …" : "";
+    throw new InsituError(
+      "request.invalid",
+      `${found.length} runs begin with "${text}": ${some.join(", ")}${rest}`,
+    );
+  }
+
+  /** Batches after `afterSeq`, then live ones until the run has ended; over broken connections too. */
+  events(
+    runId: string,
+    afterSeq: number,
+    options: { signal: AbortSignal; onConnection?: (up: boolean) => void },
+  ): AsyncGenerator<RunBatch, void> {
+    return followEvents(this.#http, runId, afterSeq, { ...options, clock: this.#clock });
+  }
+
+  /** Each entry once, in order, taken up again after a connection that was cut. */
+  async *logs(
+    runId: string,
+    query: { step?: string | undefined; attempt?: number | undefined; follow: boolean },
+    signal: AbortSignal,
+  ): AsyncGenerator<LogLine, void> {
+    const seen = new Map<string, number>();
+    const path = `/v1/runs/${encodeURIComponent(runId)}/logs`;
+    for (let retries = 0; ; retries++) {
+      try {
+        const { body } = await this.#http.open({ method: "GET", path, query, signal });
+        for await (const text of linesOf(body)) {
+          const line = JSON.parse(text) as LogLine;
+          const key = `${line.step}/${line.attempt}`;
+          if (line.seq <= (seen.get(key) ?? 0)) continue;
+          seen.set(key, line.seq);
+          retries = 0;
+          yield line;
+        }
+        return;
+      } catch (thrown) {
+        signal.throwIfAborted();
+        if (thrown instanceof InsituError && !thrown.retryable) throw thrown;
+        if (retries >= LOG_RETRIES_MAX) {
+          const message = `the logs broke off and are not complete: ${InsituError.from(thrown).message}`;
+          throw new InsituError("unreachable", message, { cause: thrown });
+        }
+        await this.#clock.sleep(LOG_RETRY_MS * (retries + 1), signal);
+      }
+    }
+  }
+
+  listAgents(signal: AbortSignal): Promise<AgentView[]> {
+    return this.#all<AgentView>("/v1/agents", {}, signal);
+  }
+
+  getAgent(id: string, signal: AbortSignal): Promise<AgentView> {
+    const [environment = "", name = ""] = id.split("/");
+    return this.#get(`/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}`, signal);
+  }
+
+  /** Not repeated on a broken connection: the answer is a secret, and a lost one is a token too many. */
+  createJoinToken(
+    request: { environment: string; ttlMs: number; uses: number },
+    signal: AbortSignal,
+  ): Promise<{ token: string; expiresAtMs: number }> {
+    return this.#http.json({ method: "POST", path: "/v1/join-tokens", body: request, signal });
+  }
+
+  #get<T>(path: string, signal: AbortSignal): Promise<T> {
+    return this.#http.json<T>({ method: "GET", path, signal });
+  }
+
+  #post<T>(
+    path: string,
+    body: unknown,
+    signal: AbortSignal,
+    query: Record<string, boolean> = {},
+  ): Promise<T> {
+    const headers = { "idempotency-key": newSecret(16) };
+    return this.#http.json<T>({ method: "POST", path, body, query, headers, signal });
+  }
+
+  async #all<T>(
+    path: string,
+    query: Record<string, string | number | undefined>,
+    signal: AbortSignal,
+    limit = Number.POSITIVE_INFINITY,
+  ): Promise<T[]> {
+    const items: T[] = [];
+    let cursor: string | undefined;
+    do {
+      const wanted = Math.min(PAGE_ITEMS, limit - items.length);
+      const page: Page<T> = await this.#http.json({
+        method: "GET",
+        path,
+        query: { ...query, limit: wanted, cursor },
+        signal,
+      });
+      items.push(...page.items);
+      cursor = page.nextCursor ?? undefined;
+    } while (cursor !== undefined && items.length < limit);
+    return items;
+  }
+}
+
+export function connectApi(flags: TargetFlags, settings: Settings, clock: Clock): ApiClient {
+  return new ApiClient(findTarget(flags, settings), clock);
+}
+
+/** Lines without their ends. A body that is cut throws; what stood after its last newline is not yielded then. */
+async function* linesOf(body: Readable): AsyncGenerator<string, void> {
+  const decoder = new TextDecoder();
+  let rest = "";
+  for await (const chunk of body) {
+    const lines = (rest + decoder.decode(chunk as Uint8Array, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) if (line !== "") yield line;
+  }
+  if (rest !== "") yield rest;
+}

@@ -1,0 +1,117 @@
+/** `insitu agents …` and `insitu join-token create`. */
+import { InsituError } from "../../../shared/errors.ts";
+import type { AgentView } from "../../api/schemas.ts";
+import { EXIT } from "../exit-codes.ts";
+import { type Invocation, parseCount, parseDuration } from "../invocation.ts";
+import { fieldLines } from "../output.ts";
+import { bytes, duration, type Hue, instant, oneLine } from "../text.ts";
+
+export async function list(
+  invocation: Invocation,
+  _args: string[],
+  { environment }: { environment?: string },
+): Promise<number> {
+  const { output, clock } = invocation;
+  const client = await invocation.client();
+  const all = await client.listAgents(invocation.signal);
+  const agents = environment === undefined ? all : all.filter((agent) => agent.environment === environment);
+  if (!output.people) {
+    await output.data(agents);
+    return EXIT.ok;
+  }
+  if (agents.length === 0) {
+    await output.note(
+      "No agent has joined yet. `insitu join-token create --environment NAME` lets one join.",
+    );
+    return EXIT.ok;
+  }
+  const nowMs = clock.wallMs();
+  await output.table(agents, [
+    { title: "AGENT", value: (agent) => agent.id },
+    { title: "STATE", value: stateOf, hue: stateHue },
+    { title: "FREE", value: (agent) => `${agent.freeSlots}/${agent.slots}`, right: true },
+    { title: "DATASETS", value: (agent) => agent.datasets.join(", ") || "-" },
+    { title: "LAST SEEN", value: (agent) => ago(agent.lastSeenMs, nowMs) },
+    { title: "VERSION", value: (agent) => agent.software },
+  ]);
+  return EXIT.ok;
+}
+
+export async function show(invocation: Invocation, [id = ""]: string[]): Promise<number> {
+  if (!/^[^/]+\/[^/]+$/.test(id)) {
+    throw new InsituError(
+      "request.invalid",
+      `an agent is named environment/name, like hq/hq; not "${id}". \`insitu agents list\` shows them`,
+    );
+  }
+  const client = await invocation.client();
+  const agent = await client.getAgent(id, invocation.signal);
+  const { output, clock } = invocation;
+  if (!output.people) await output.data(agent);
+  else for (const line of fieldLines(fieldsOf(agent, clock.wallMs()), output.paint)) await output.line(line);
+  return EXIT.ok;
+}
+
+function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
+  const leases = agent.leases.map(
+    (lease) => `${lease.stepId} of run ${lease.runId}, attempt ${lease.attempt}, epoch ${lease.epoch}`,
+  );
+  return [
+    ["agent", agent.id],
+    ["state", stateOf(agent)],
+    ["host", oneLine(agent.hostname)],
+    ["version", oneLine(agent.software)],
+    ["last seen", ago(agent.lastSeenMs, nowMs)],
+    ["connected since", agent.connectedSinceMs === null ? "-" : instant(agent.connectedSinceMs)],
+    ["slots", `${agent.freeSlots} of ${agent.slots} free`],
+    ["executors", agent.executors.join(", ")],
+    ["datasets", agent.datasets.join(", ") || "-"],
+    [
+      "labels",
+      Object.entries(agent.labels)
+        .map(([key, value]) => oneLine(`${key}=${value}`))
+        .join(", ") || "-",
+    ],
+    ["leases", leases.join("\n") || "-"],
+    ["clock skew", agent.clockSkewMs === null ? "-" : `${agent.clockSkewMs} ms`],
+    ["not sent yet", bytes(agent.spoolBytes)],
+    ["logs given up", bytes(agent.droppedLogBytes)],
+    ["joined", instant(agent.enrolledAtMs)],
+    ["certificate ends", instant(agent.certificateNotAfterMs)],
+  ];
+}
+
+function stateOf(agent: AgentView): string {
+  if (!agent.connected) return "away";
+  return agent.notTakingWork === ""
+    ? "connected"
+    : `connected, takes no work: ${oneLine(agent.notTakingWork)}`;
+}
+
+function stateHue(agent: AgentView): Hue {
+  if (!agent.connected) return "red";
+  return agent.notTakingWork === "" ? "green" : "yellow";
+}
+
+function ago(atMs: number | null, nowMs: number): string {
+  return atMs === null ? "never" : `${duration(nowMs - atMs)} ago`;
+}
+
+export async function createJoinToken(
+  invocation: Invocation,
+  _args: string[],
+  { environment, ttl, uses }: { environment: string; ttl: string; uses: string },
+): Promise<number> {
+  const request = { environment, ttlMs: parseDuration(ttl, "--ttl"), uses: parseCount(uses, "--uses") };
+  const client = await invocation.client();
+  const token = await client.createJoinToken(request, invocation.signal);
+  const { output } = invocation;
+  if (!output.people) {
+    await output.data(token);
+    return EXIT.ok;
+  }
+  await output.line(token.token);
+  await output.note(`Valid until ${instant(token.expiresAtMs)}. On a host at ${environment}:
+  insitu-agent run --state-dir ./state --join-token -     (paste the token, then Ctrl-D)`);
+  return EXIT.ok;
+}

@@ -1,0 +1,87 @@
+/** `insitu runs logs`. */
+import { InsituError } from "../../../shared/errors.ts";
+import type { LogLine, RunDetail } from "../../api/schemas.ts";
+import { EXIT } from "../exit-codes.ts";
+import { type Invocation, parseCount } from "../invocation.ts";
+import { LogLines } from "../log-lines.ts";
+import { isEnded } from "../run-view.ts";
+import { bytes } from "../text.ts";
+
+interface LogOptions {
+  follow?: boolean;
+  attempt?: string;
+  stream?: LogLine["stream"];
+  timestamps?: boolean;
+  raw?: boolean;
+}
+
+export async function logs(
+  invocation: Invocation,
+  [run = "", step]: string[],
+  options: LogOptions,
+): Promise<number> {
+  const client = await invocation.client();
+  const { output, signal } = invocation;
+  const { out } = output.terminal;
+  const id = await client.resolveRunId(run, signal);
+  const before = await client.getRun(id, signal);
+  if (step !== undefined && !before.steps.some((one) => one.id === step)) {
+    const names = before.steps.map((one) => one.id);
+    throw new InsituError(
+      "not-found",
+      `run ${id} has no step "${step}"; it has ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`,
+    );
+  }
+  const attempt = options.attempt === undefined ? undefined : parseCount(options.attempt, "--attempt");
+  const single = step !== undefined || before.steps.length === 1;
+  // The very bytes, when nobody's terminal is driven by them and no mark stands before the lines.
+  const asTheyCame = options.raw || (single && !out.isTty && !options.timestamps);
+  const lines = new LogLines({
+    prefix: !single,
+    timestamps: options.timestamps === true,
+    harmless: out.isTty,
+    paint: output.paint,
+  });
+  let dropped = 0;
+  const query = { step, attempt, follow: options.follow === true };
+  for await (const entry of client.logs(id, query, signal)) {
+    dropped += entry.droppedBytes;
+    if (options.stream !== undefined && entry.stream !== options.stream) continue;
+    // What the agent says is not what the step wrote.
+    if (asTheyCame && options.stream === undefined && entry.stream === "agent") continue;
+    if (!output.people) await out.write(`${JSON.stringify(entry)}\n`);
+    else if (asTheyCame) await out.write(Buffer.from(entry.data, "base64"));
+    else {
+      const text = lines.push(entry);
+      if (text !== "") await out.write(text);
+    }
+  }
+  const rest = lines.flush();
+  if (rest !== "") await out.write(rest);
+  for (const note of await notes(invocation, id, before, { step, dropped })) await output.note(note);
+  return EXIT.ok;
+}
+
+/** What a reader would otherwise miss without knowing. */
+async function notes(
+  invocation: Invocation,
+  id: string,
+  before: RunDetail,
+  { step, dropped }: { step: string | undefined; dropped: number },
+): Promise<string[]> {
+  const said: string[] = [];
+  if (dropped > 0) said.push(`${bytes(dropped)} of these logs were given up at the site, the oldest first.`);
+  const client = await invocation.client();
+  const run = isEnded(before.status) ? before : await client.getRun(id, invocation.signal);
+  for (const one of run.steps) {
+    if (step !== undefined && one.id !== step) continue;
+    for (const { environment, egress } of one.attempts) {
+      const kept = egress
+        .filter(({ kind }) => kind === "log")
+        .reduce((sum, { keptBytes }) => sum + keptBytes, 0);
+      if (kept > 0)
+        said.push(`${bytes(kept)} of ${one.id}'s logs stay at ${environment}: policy keeps them there.`);
+    }
+  }
+  return said;
+}

@@ -1,0 +1,43 @@
+/** What `get`, `describe` and `delete` take for a kind: any usual way to write it. */
+import { InsituError } from "../../shared/errors.ts";
+import type { Kind } from "../../shared/model/spec.ts";
+
+export type ShownKind = Kind | "run" | "agent";
+
+const SPELLINGS: Record<ShownKind, readonly string[]> = {
+  pipeline: ["pipeline", "pipelines", "pl"],
+  dataset: ["dataset", "datasets", "ds"],
+  environment: ["environment", "environments", "env", "envs"],
+  pool: ["pool", "pools"],
+  run: ["run", "runs"],
+  agent: ["agent", "agents"],
+};
+
+export const SHOWN_KINDS = Object.keys(SPELLINGS) as ShownKind[];
+
+/** Accepts `KIND/NAME` in one word too, as `apply` prints it. */
+export function parseKind(args: readonly string[]): { kind: ShownKind; name: string | undefined } {
+  const [first = "", second] = args;
+  const cut = first.indexOf("/");
+  const word = (cut < 0 ? first : first.slice(0, cut)).toLowerCase();
+  const kind = SHOWN_KINDS.find((one) => SPELLINGS[one].includes(word));
+  if (kind === undefined) {
+    throw new InsituError(
+      "request.invalid",
+      `there is no kind "${word}"; it is one of ${SHOWN_KINDS.join(", ")}`,
+    );
+  }
+  return { kind, name: cut < 0 ? second : first.slice(cut + 1) };
+}
+
+export function parseResource(args: readonly string[]): { kind: Kind; name: string } {
+  const { kind, name } = parseKind(args);
+  if (kind === "run" || kind === "agent") {
+    throw new InsituError(
+      "request.invalid",
+      `a ${kind} cannot be deleted${kind === "run" ? "; `insitu runs cancel` stops it" : ""}`,
+    );
+  }
+  if (!name) throw new InsituError("request.invalid", `which ${kind}? Name it: insitu delete ${kind} NAME`);
+  return { kind, name };
+}

@@ -1,0 +1,143 @@
+/** A run in full, for people: its steps, who ran what where, what it gave, what left each site. Pure. */
+import type { AttemptView, RunDetail, StepView } from "../api/schemas.ts";
+import { egressBySite } from "./egress.ts";
+import { fieldLines, tableLines } from "./output.ts";
+import { runMark, stepMark } from "./run-view.ts";
+import { bytes, cut, duration, instant, oneLine, type Paint, shortDigest } from "./text.ts";
+
+const OUTPUT_SHOWN_CHARS = 400;
+
+export function reportLines(
+  run: RunDetail,
+  { nowMs, width, paint }: { nowMs: number; width: number; paint: Paint },
+): string[] {
+  const sized = { width, paint };
+  const lines = fieldLines(headFields(run, nowMs, paint), paint);
+  lines.push("", ...tableLines(run.steps, stepColumns(nowMs), sized));
+  const eventful = run.steps.flatMap((step) =>
+    step.attempts.length > 1 || step.attempts.some(({ status }) => status !== "succeeded")
+      ? step.attempts.map((attempt) => ({ step: step.id, attempt }))
+      : [],
+  );
+  if (eventful.length > 0)
+    lines.push("", paint("bold", "Attempts"), ...tableLines(eventful, ATTEMPT_COLUMNS, sized));
+  lines.push(...section("Errors", errorLines(run.steps), paint));
+  lines.push(...section("Outputs", outputLines(run.steps, width), paint));
+  const artifacts = run.steps.flatMap((step) =>
+    step.artifacts.map((artifact) => ({ step: step.id, artifact })),
+  );
+  if (artifacts.length > 0) {
+    lines.push(
+      "",
+      paint("bold", "Artifacts, each kept at its site"),
+      ...tableLines(artifacts, ARTIFACT_COLUMNS, sized),
+    );
+  }
+  const egress = egressBySite(run.steps);
+  if (egress.length > 0) {
+    lines.push("", paint("bold", "What left each site"), ...tableLines(egress, EGRESS_COLUMNS, sized));
+  }
+  return lines;
+}
+
+function headFields(run: RunDetail, nowMs: number, paint: Paint): [string, string][] {
+  const { icon, hue } = runMark(run.status);
+  const params = Object.entries(run.params).map(([name, value]) => oneLine(`${name}=${value}`));
+  const fields: [string, string][] = [
+    ["run", run.id],
+    ["pipeline", `${run.pipeline} ${shortDigest(run.version)}`],
+    ["state", paint(hue, `${icon} ${run.status}`)],
+    ["started", `${instant(run.createdAtMs)} by ${oneLine(run.createdBy)}`],
+    ["took", duration((run.finishedAtMs ?? nowMs) - run.createdAtMs)],
+  ];
+  if (params.length > 0) fields.push(["params", params.join(", ")]);
+  if (run.reason !== "") fields.push(["reason", oneLine(run.reason)]);
+  return fields;
+}
+
+function stepColumns(nowMs: number) {
+  return [
+    { title: "STEP", value: (step: StepView) => step.id },
+    {
+      title: "STATE",
+      value: (step: StepView) => `${stepMark(step.status).icon} ${step.status}`,
+      hue: (step: StepView) => stepMark(step.status).hue,
+    },
+    { title: "SITE", value: (step: StepView) => step.environment ?? "-" },
+    { title: "AGENT", value: (step: StepView) => nameOf(step.attempts.at(-1)?.agent ?? step.agent) },
+    { title: "TRIES", value: (step: StepView) => String(step.attempts.at(-1)?.attempt ?? 0), right: true },
+    { title: "TOOK", value: (step: StepView) => tookOf(step, nowMs), right: true },
+    { title: "READS", value: (step: StepView) => step.reads.join(", ") || "-" },
+    { title: "", value: (step: StepView) => step.waiting?.message ?? "" },
+  ];
+}
+
+function nameOf(agent: string | null): string {
+  return agent === null ? "-" : (agent.split("/").at(-1) ?? agent);
+}
+
+function tookOf(step: StepView, nowMs: number): string {
+  return step.startedAtMs === null ? "-" : duration((step.finishedAtMs ?? nowMs) - step.startedAtMs);
+}
+
+interface StepAttempt {
+  step: string;
+  attempt: AttemptView;
+}
+const ATTEMPT_COLUMNS = [
+  { title: "STEP", value: ({ step }: StepAttempt) => step },
+  { title: "ATTEMPT", value: ({ attempt }: StepAttempt) => String(attempt.attempt), right: true },
+  { title: "EPOCH", value: ({ attempt }: StepAttempt) => String(attempt.epoch), right: true },
+  { title: "AGENT", value: ({ attempt }: StepAttempt) => attempt.agent ?? `${attempt.environment}/-` },
+  { title: "ENDED", value: ({ attempt }: StepAttempt) => endText(attempt) },
+  { title: "", value: ({ attempt }: StepAttempt) => attempt.error?.message ?? "" },
+];
+
+function endText({ status, exitCode, signal }: AttemptView): string {
+  if (signal !== null) return `${status}, ${signal}`;
+  return exitCode === null || exitCode === 0 ? status : `${status}, exit ${exitCode}`;
+}
+
+function errorLines(steps: readonly StepView[]): string[] {
+  return steps.flatMap(({ id, error }) =>
+    error ? [`  ${id}: ${oneLine(error.message)} (${error.code})`] : [],
+  );
+}
+
+function outputLines(steps: readonly StepView[], width: number): string[] {
+  return steps.flatMap((step) =>
+    Object.entries(step.outputs).map(([name, { text, digest, bytes: size }]) => {
+      const value =
+        text === undefined
+          ? `stays at its site: ${shortDigest(digest)}, ${bytes(size)}`
+          : oneLine(text.slice(0, OUTPUT_SHOWN_CHARS));
+      return cut(`  ${step.id}/${name}  ${value}`, width);
+    }),
+  );
+}
+
+interface StepArtifact {
+  step: string;
+  artifact: StepView["artifacts"][0];
+}
+const ARTIFACT_COLUMNS = [
+  { title: "ARTIFACT", value: ({ step, artifact }: StepArtifact) => `${step}/${artifact.name}` },
+  { title: "SITE", value: ({ artifact }: StepArtifact) => artifact.environment },
+  { title: "BYTES", value: ({ artifact }: StepArtifact) => String(artifact.bytes), right: true },
+  { title: "DIGEST", value: ({ artifact }: StepArtifact) => artifact.digest },
+];
+
+type SiteEgress = ReturnType<typeof egressBySite>[0];
+const EGRESS_COLUMNS = [
+  { title: "SITE", value: ({ site }: SiteEgress) => site },
+  { title: "OUTPUTS", value: ({ output }: SiteEgress) => bytes(output), right: true },
+  { title: "LOGS", value: ({ log }: SiteEgress) => bytes(log), right: true },
+  { title: "ERROR TEXT", value: ({ error }: SiteEgress) => bytes(error), right: true },
+  { title: "ARTIFACTS", value: ({ artifact }: SiteEgress) => bytes(artifact), right: true },
+  { title: "SENT", value: ({ sent }: SiteEgress) => bytes(sent), right: true },
+  { title: "KEPT BY POLICY", value: ({ kept }: SiteEgress) => bytes(kept), right: true },
+];
+
+function section(title: string, lines: readonly string[], paint: Paint): string[] {
+  return lines.length === 0 ? [] : ["", paint("bold", title), ...lines];
+}
