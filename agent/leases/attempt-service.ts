@@ -154,10 +154,10 @@ export class AttemptService {
 
   async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {
     const { clock, journal, log } = this.#options;
-    const startedAtMs = clock.wallMs();
-    const held: HeldLease = { offer, takenAtMs: startedAtMs };
+    const takenAtMs = clock.wallMs();
+    const held: HeldLease = { offer, takenAtMs };
     try {
-      await journal.take(held, { kind: "started", lease: offer.lease, atMs: startedAtMs });
+      await journal.take(held, { kind: "started", lease: offer.lease, atMs: takenAtMs });
     } catch (err) {
       // Not acknowledged: the queue gives it to another agent, or to this one later.
       log.error({ ...offer.lease, err }, "offer not taken: the journal cannot be written");
@@ -171,6 +171,7 @@ export class AttemptService {
       clock,
       siteFile: this.#siteFile(offer, verdicts),
     });
+    const startedAtMs = clock.wallMs();
     const result = await this.#execute(offer, running, writer);
     const totals = await writer.close();
     const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());

@@ -1,0 +1,155 @@
+/** The product as users run it: a server process with its own nats-server, and agent processes, on loopback. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import type { RunEventBatch } from "../../shared/engine/events.ts";
+import type { RunDetail, RunSummary } from "../../control-plane/api/schemas.ts";
+
+export interface PlantOptions {
+  /** Directory with insitu.js and insitu-agent.js. */
+  dist: string;
+  serverFlags?: string[];
+  env?: NodeJS.ProcessEnv;
+}
+
+/** Events of one run, as they were followed. */
+export interface Followed {
+  events: RunEventBatch["events"];
+  wallMs: number;
+}
+
+export class Plant {
+  readonly directory = mkdtempSync(join(tmpdir(), "insitu-plant-"));
+  readonly #options: PlantOptions;
+  readonly #children: ChildProcess[] = [];
+  server: ChildProcess | undefined;
+  url = "";
+  token = "";
+
+  constructor(options: PlantOptions) {
+    this.#options = options;
+  }
+
+  /** Starts the control plane; again on the same data after it has gone. */
+  async startServer(ports: { port?: number; gatewayPort?: number; natsPort?: number } = {}): Promise<void> {
+    const { dist, serverFlags = [] } = this.#options;
+    const flags = ["--data", join(this.directory, "server"), "--port", String(ports.port ?? 0)];
+    flags.push("--gateway-port", String(ports.gatewayPort ?? 0), "--nats-port", String(ports.natsPort ?? 0), ...serverFlags);
+    const child = this.#spawn("server", [join(dist, "insitu.js"), "server", ...flags]);
+    this.server = child;
+    await new Promise<void>((resolve, reject) => {
+      child.once("message", () => resolve());
+      child.once("exit", (code) => reject(new Error(`the server ended with ${code}: ${this.logOf("server")}`)));
+    });
+    const context = JSON.parse(readFileSync(join(this.directory, "server/context.json"), "utf8")) as { server: string; token: string };
+    this.url = context.server;
+    this.token = context.token;
+  }
+
+  /** Enrols on the first start. Resolves with the process once the control plane sees the agent. */
+  async startAgent(environment: string, name: string, flags: string[] = []): Promise<ChildProcess> {
+    const { token } = (await this.call("POST", "/v1/join-tokens", { environment })) as { token: string };
+    const child = this.spawnAgent(environment, name, ["--join-token", token, ...flags]);
+    await this.until(async () => {
+      const { items } = (await this.call("GET", "/v1/agents")) as { items: { id: string; connected: boolean }[] };
+      return items.some((agent) => agent.id === `${environment}/${name}` && agent.connected);
+    });
+    return child;
+  }
+
+  spawnAgent(environment: string, name: string, flags: string[] = []): ChildProcess {
+    const state = join(this.directory, "sites", environment, name);
+    const log = `${environment}-${name}`;
+    return this.#spawn(log, [join(this.#options.dist, "insitu-agent.js"), "run", "--state-dir", state, "--name", name, ...flags]);
+  }
+
+  async call(method: string, path: string, body?: unknown): Promise<unknown> {
+    const response = await fetch(this.url + path, {
+      method,
+      headers: { authorization: `Bearer ${this.token}`, "accept-encoding": "gzip", ...(body ? { "content-type": "application/json" } : {}) },
+      ...(body ? { body: JSON.stringify(body) } : {}),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+    return text === "" ? undefined : JSON.parse(text);
+  }
+
+  async apply(...documents: unknown[]): Promise<void> {
+    const text = documents.map((document) => JSON.stringify(document)).join("\n---\n");
+    await this.call("POST", "/v1/apply", { documents: [{ file: "plant.yaml", text }], attachments: {} });
+  }
+
+  async start(pipeline: string): Promise<RunSummary> {
+    return (await this.call("POST", "/v1/runs", { pipeline })) as RunSummary;
+  }
+
+  async run(runId: string): Promise<RunDetail> {
+    return (await this.call("GET", `/v1/runs/${runId}`)) as RunDetail;
+  }
+
+  /** Starts a run and follows it to its end. Wall time from the request to the last event. */
+  async follow(pipeline: string): Promise<Followed> {
+    const startMs = performance.now();
+    const { id } = await this.start(pipeline);
+    const events = await this.events(id, () => false);
+    return { events, wallMs: performance.now() - startMs };
+  }
+
+  /** Events until the run has ended, or `enough` says so. */
+  async events(runId: string, enough: (events: RunEventBatch["events"]) => boolean): Promise<RunEventBatch["events"]> {
+    const stop = new AbortController();
+    const headers = { authorization: `Bearer ${this.token}`, "accept-encoding": "gzip" };
+    const response = await fetch(`${this.url}/v1/runs/${runId}/events`, { headers, signal: stop.signal });
+    const events: RunEventBatch["events"] = [];
+    const decoder = new TextDecoder();
+    let rest = "";
+    for await (const bytes of response.body!) {
+      const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) {
+        if (!line.startsWith("data: {")) continue;
+        events.push(...((JSON.parse(line.slice(6)) as Partial<RunEventBatch>).events ?? []));
+      }
+      if (enough(events) || events.some((event) => event.kind === "run.finished")) break;
+    }
+    stop.abort();
+    return events;
+  }
+
+  /** Asks again and again, without a limit of its own: the test's time-out is the limit. */
+  async until(condition: () => Promise<boolean>): Promise<void> {
+    while (!(await condition().catch(() => false))) await new Promise((resolve) => setImmediate(resolve));
+  }
+
+  logOf(name: string): string {
+    return readFileSync(join(this.directory, `${name}.log`), "utf8").split("\n").slice(-15).join("\n");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const running = this.#children.filter((child) => child.exitCode === null && child.signalCode === null);
+    const server = running.filter((child) => child === this.server);
+    const agents = running.filter((child) => child !== this.server);
+    for (const group of [agents, server]) {
+      await Promise.all(
+        group.map((child) => {
+          const gone = new Promise((resolve) => child.once("exit", resolve));
+          child.kill("SIGTERM");
+          return gone;
+        }),
+      );
+    }
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+
+  #spawn(log: string, args: string[]): ChildProcess {
+    const file = openSync(join(this.directory, `${log}.log`), "a");
+    const child = spawn(process.execPath, args, {
+      stdio: ["ignore", file, file, "ipc"],
+      env: { ...process.env, ...this.#options.env },
+      detached: true,
+    });
+    this.#children.push(child);
+    return child;
+  }
+}
