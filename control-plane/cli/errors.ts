@@ -29,9 +29,11 @@ export async function reportError(error: InsituError, terminal: Terminal): Promi
       path: pointer ?? "",
       message: detail,
     }));
-    lines.push(formatDocumentErrors(errors, { color, ...(sources ? { sources } : {}) }));
+    lines.push(formatDocumentErrors(errors, { color, ...(sources ? { sources } : {}) }).trimEnd());
   }
-  lines.push(`${paint("red", "error:")} ${printable(error.message)}`);
+  // A single fault is the message already.
+  const said = placed.length > 0 && faults.some(({ detail }) => error.message.includes(detail));
+  if (!said) lines.push(`${paint("red", "error:")} ${printable(error.message)}`);
   for (const fault of faults.filter((one) => !isPlaced(one))) lines.push(...faultLines(fault, paint));
   if (error.code === "internal" && error.cause instanceof Error && error.cause.stack) {
     lines.push(paint("dim", error.cause.stack));

@@ -207,7 +207,12 @@ async function problemError(answer: Answer, target: Target): Promise<InsituError
 }
 
 function withAdvice(problem: Problem, target: Target): string {
-  if (problem.code !== "auth.missing") return problem.detail || problem.title;
+  if (problem.code !== "auth.missing") {
+    return (problem.detail || problem.title).replace(
+      /GET \/v1\/(\w+) lists them$/,
+      "`insitu get $1` lists them",
+    );
+  }
   return target.token === null
     ? `${target.server} wants a token. Give it with INSITU_TOKEN or --token; the server wrote one into context.json in its data directory`
     : `${target.server} does not accept the token; the server's context.json has the one that is valid`;

@@ -48,8 +48,8 @@ export class Output {
   /** The value as JSON or YAML; only when people are not the readers. */
   async data(value: unknown): Promise<void> {
     if (this.format === "yaml") {
-      const { stringify } = await import("yaml");
-      await this.terminal.out.write(stringify(value, { aliasDuplicateObjects: false, lineWidth: 0 }));
+      const { yamlText } = await import("./yaml-text.ts");
+      await this.terminal.out.write(yamlText(value));
       return;
     }
     await this.terminal.out.write(`${JSON.stringify(value, null, 2)}\n`);

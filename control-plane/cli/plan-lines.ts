@@ -60,24 +60,33 @@ function listLines(view: PlanView, first: number, paint: Paint): string[] {
   });
 }
 
-/** Environments with the same reason share a line. */
+/** Environments that are refused for the same reason share a line. */
 function refusalLines(step: StepPlan, width: number, paint: Paint): string[] {
-  const byReason = new Map<string, string[]>();
+  const byReason = new Map<string, { environments: string[]; message: string }>();
   for (const { environment, allowed, reasons } of step.environments) {
     if (allowed) continue;
-    const shown = reasons.map(({ policy, message }) => `${policy}: ${message}`);
-    const reason = shown.length > 0 ? shown.join("; ") : "no policy allows it";
-    byReason.set(reason, [...(byReason.get(reason) ?? []), environment]);
+    const messages = reasons.length > 0 ? reasons.map(({ message }) => message) : ["no policy allows it"];
+    for (const message of messages) {
+      const shared = message.replace(wholeName(environment), "these");
+      const same = byReason.get(shared);
+      if (same) same.environments.push(environment);
+      else byReason.set(shared, { environments: [environment], message });
+    }
   }
   if (byReason.size === 0) return [];
   const lines = [`  ${mayRun(step) ? step.step : paint("red", step.step)}`];
-  for (const [reason, environments] of byReason) {
-    const text = `${environments.join(", ")}: ${oneLine(reason)}`;
+  for (const [shared, { environments, message }] of byReason) {
+    const text = oneLine(`${environments.join(", ")}: ${environments.length > 1 ? shared : message}`);
     wrap(text, Math.max(40, width - 6)).forEach((line, index) => {
-      lines.push(`${index === 0 ? `  ${paint("dim", "✗")} ` : "      "}${line}`);
+      lines.push(`${index === 0 ? `    ${paint("dim", "✗")} ` : "      "}${line}`);
     });
   }
   return lines;
+}
+
+/** The name where it stands for itself, not as a part of a longer one. */
+function wholeName(name: string): RegExp {
+  return new RegExp(`(?<![a-z0-9-])${name}(?![a-z0-9-])`, "g");
 }
 
 /** Places that are the only ones for some step, and have nobody to run it. */

@@ -15,6 +15,10 @@ const KINDS = "Kinds: pipelines, datasets, environments, pools, runs, agents.";
 export async function runCommand(argv: readonly string[], world: World): Promise<number> {
   const state = { code: EXIT.ok as number };
   const program = build(world, state);
+  if (argv.length === 0) {
+    program.outputHelp();
+    return EXIT.ok;
+  }
   try {
     await program.parseAsync(argv as string[], { from: "user" });
     return state.code;
@@ -73,7 +77,6 @@ function build(world: World, state: { code: number }): Command {
     .showHelpAfterError("(add --help for what it takes)")
     .helpCommand(false)
     .exitOverride();
-  program.action(() => program.outputHelp());
   examples(program, [
     "insitu dev                                  everything on this machine, with three demonstration sites",
     "insitu apply -f pipelines/",

@@ -15,6 +15,8 @@ export interface Frame {
 
 const INDENT_MAX = 4;
 const NAME_MAX = 40;
+/** An agent with a free slot takes an offer well within this. */
+const SLOW_OFFER_MS = 2_000;
 
 export function renderTree(view: RunView, frame: Frame): string[] {
   const paint = painter(frame.color);
@@ -86,8 +88,10 @@ function waitOf(step: StepRow, byId: ReadonlyMap<string, StepRow>, frame: Frame)
     return open.length === 0 ? "" : `after ${listed(open)}`;
   }
   if (step.status === "offered" && step.environment !== null) {
-    const nobody = frame.connected !== null && !frame.connected.has(step.environment);
-    return nobody ? `no agent of ${step.environment} is connected` : "waits for a free slot";
+    if (frame.connected !== null && !frame.connected.has(step.environment)) {
+      return `no agent of ${step.environment} is connected`;
+    }
+    return frame.nowMs - step.sinceMs >= SLOW_OFFER_MS ? "waits for an agent with a free slot" : "";
   }
   return "";
 }

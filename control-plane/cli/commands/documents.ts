@@ -40,9 +40,9 @@ export function changeLine({ output }: Invocation, change: AppliedChange, dryRun
 export async function plan(
   invocation: Invocation,
   [pipeline]: string[],
-  options: { file?: string[]; version?: string },
+  options: { file: string[]; version?: string },
 ): Promise<number> {
-  if ((pipeline === undefined) === (options.file === undefined)) {
+  if ((pipeline === undefined) === (options.file.length === 0)) {
     throw new InsituError(
       "request.invalid",
       "name either a pipeline or a document: insitu plan NAME, or insitu plan -f FILE",
@@ -51,7 +51,7 @@ export async function plan(
   const client = await invocation.client();
   const { output, signal } = invocation;
   let plans: Awaited<ReturnType<typeof client.plan>>;
-  if (options.file) {
+  if (options.file.length > 0) {
     const set = await readSet(invocation, options.file);
     plans = await withSources(set, () => client.plan(set, signal));
   } else {

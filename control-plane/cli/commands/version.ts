@@ -1,33 +1,41 @@
-/** `insitu version` */
+/** `insitu version`. */
+import { InsituError } from "../../../shared/errors.ts";
 import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../../shared/wire/protocol.ts";
 import { EXIT } from "../exit-codes.ts";
 import type { Invocation } from "../invocation.ts";
 
-const WAIT_MS = 1_500;
+const SERVER_WAIT_MS = 2_000;
 
-/** Says also what the server runs; that it is away is no failure here. */
-export async function version(invocation: Invocation): Promise<number> {
-  const { output, signal } = invocation;
-  const client = {
-    software: `insitu ${SOFTWARE_VERSION}`,
-    protocol: { major: PROTOCOL_MAJOR, minor: PROTOCOL_MINOR },
-  };
-  const server = await serverVersion(invocation, AbortSignal.any([signal, AbortSignal.timeout(WAIT_MS)]));
+/** The server's version is an extra: 0 when it is away, too. */
+export async function version(
+  invocation: Invocation,
+  _args: string[],
+  options: { client?: boolean },
+): Promise<number> {
+  const { output } = invocation;
+  const protocol = { major: PROTOCOL_MAJOR, minor: PROTOCOL_MINOR };
+  const client = { software: `insitu ${SOFTWARE_VERSION}`, protocol };
+  const server = options.client ? null : await serverVersion(invocation);
   if (!output.people) {
-    await output.data({ client, server });
-    return EXIT.ok;
+    await output.data({ client, server: server?.found ?? null });
+  } else {
+    await output.line(`client  ${client.software}, protocol ${protocol.major}.${protocol.minor}`);
+    if (server?.found) {
+      const { major, minor } = server.found.protocol;
+      await output.line(`server  ${server.found.software}, protocol ${major}.${minor}, ${server.address}`);
+    }
   }
-  await output.line(client.software);
-  if (server) await output.line(`server: ${server.software} at ${server.address}`);
-  else await output.note("server: none reached");
+  if (server && !server.found) await output.note(`server  not reached: ${server.reason}`);
   return EXIT.ok;
 }
 
-async function serverVersion(invocation: Invocation, signal: AbortSignal) {
+async function serverVersion(invocation: Invocation) {
   try {
     const api = await invocation.client();
-    return { ...(await api.version(signal)), address: api.target.server };
-  } catch {
-    return null; // asked in passing; commands that need the server say why it is away
+    const signal = AbortSignal.any([invocation.signal, AbortSignal.timeout(SERVER_WAIT_MS)]);
+    return { address: api.target.server, found: await api.version(signal) };
+  } catch (thrown) {
+    invocation.signal.throwIfAborted();
+    return { found: null, reason: InsituError.from(thrown).message };
   }
 }
