@@ -1,17 +1,15 @@
 #!/usr/bin/env node
-/** Runs dist/insitu.js. In a checkout it is built first when a source is newer; an installed package comes built. */
+// A checkout builds what is missing or older than its sources; an installed package brings its bundle along.
 import { existsSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 
+const program = new URL("../dist/insitu.js", import.meta.url);
+const build = new URL("../scripts/build.mjs", import.meta.url);
 const sources = new URL("../control-plane/cli/main.ts", import.meta.url);
-if (existsSync(sources)) {
-  const { build } = await import("../scripts/build.mjs");
-  // To stderr: what a command prints to stdout is its result.
-  const built = await build({ say: (line) => process.stderr.write(`${line}\n`) });
-  if (built) {
-    // The bundler keeps a helper process; it ends with this.
-    const { stop } = await import("esbuild");
-    await stop();
-  }
+if (existsSync(fileURLToPath(build)) && existsSync(fileURLToPath(sources))) {
+  const { build: bundle } = await import(build.href);
+  const built = await bundle({ say: (line) => process.stderr.write(`${line}\n`) });
+  // The bundler keeps a helper process, which would keep this one.
+  if (built) await (await import("esbuild")).stop();
 }
-process.argv[1] = new URL("../dist/insitu.js", import.meta.url).pathname;
-await import("../dist/insitu.js");
+await import(program.href);

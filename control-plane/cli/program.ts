@@ -118,6 +118,8 @@ function serverCommands(program: Command, act: Act): void {
         .choices(["penguins", "flights", "federated"])
         .default("penguins"),
     )
+    .option("--fresh", "begin anew: forget the runs and agents of earlier starts")
+    .option("--keep", "when the demonstration fails, stay up for a look instead of stopping")
     .action(act(async () => (await import("./dev/dev.ts")).dev));
   examples(dev, [
     "insitu dev",
