@@ -121,7 +121,7 @@ export class Resources implements ResourceService {
       // Own keys only: "constructor" is no attachment.
       readAttachment: (path) => (Object.hasOwn(set.attachments, path) ? set.attachments[path] : undefined),
     });
-    const errors = [...loaded.errors, ...validateSet(loaded.resources, this.#known())];
+    const errors = [...loaded.errors, ...validateSet(loaded.resources, this.#known(), loaded.broken)];
     if (errors.length === 0) return loaded.resources;
     const [first] = errors;
     const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : "";

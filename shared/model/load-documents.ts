@@ -10,7 +10,7 @@ import {
 import { type AnyDocument, DOCUMENT_SCHEMAS, isRelativePath } from "./documents.ts";
 import { type Explained, explainIssue, valueAt } from "./explain-issue.ts";
 import { didYouMean } from "./nearest.ts";
-import { type ParsedDocument, parseYaml } from "./parse-yaml.ts";
+import { ERRORS_PER_DOCUMENT_MAX, type ParsedDocument, parseYaml } from "./parse-yaml.ts";
 import { KINDS, type Kind, type Resource } from "./spec.ts";
 import { normalPath, retrySpec, specOf } from "./specs.ts";
 import { formatSize } from "./units.ts";
@@ -18,9 +18,6 @@ import { formatSize } from "./units.ts";
 export const STEPS_MAX = 20_000;
 /** Content of all files of one pipeline together: each offer carries those of its step. */
 export const FILES_MAX_BYTES = 512 * 1024;
-/** More than these are counted and not told. */
-export const ERRORS_PER_DOCUMENT_MAX = 100;
-
 export type LocatedResource = Resource & {
   file: string;
   /** As it was written, before sets were sorted and defaults filled in: what paths point into. */
@@ -48,7 +45,7 @@ export function loadDocuments(source: DocumentSource): LoadedDocuments {
   const loaded: LoadedDocuments = { resources: [], errors: [], attachments: {}, broken: [] };
   for (const { file, text } of source.files) {
     const { documents, errors } = parseYaml(file, text);
-    loaded.errors.push(...errors);
+    for (const error of errors) loaded.errors.push(error);
     for (const parsed of documents) loadOne(file, parsed, source, loaded);
   }
   loaded.errors = inOrder(loaded.errors);
@@ -116,7 +113,8 @@ function readDocument(value: unknown, faults: Explained[]): AnyDocument | undefi
   const result = schema.safeParse(value);
   if (result.success) return result.data;
   const keysAt = (path: DocumentPath): readonly string[] => keysOf(schema, path);
-  for (const issue of result.error.issues) faults.push(...explainIssue(issue, value, keysAt));
+  for (const issue of result.error.issues)
+    for (const fault of explainIssue(issue, value, keysAt)) faults.push(fault);
   return undefined;
 }
 

@@ -30,7 +30,15 @@ export function didYouMean(name: string, candidates: Iterable<string>): { hint?:
 }
 
 /** Damerau–Levenshtein distance in its restricted form: an exchange of neighbours counts as one edit. */
-export function editDistance(a: string, b: string): number {
+export function editDistance(one: string, other: string): number {
+  // Generated names differ at one end only, and there may be twenty thousand of them.
+  let start = 0;
+  while (start < one.length && one[start] === other[start]) start++;
+  let end = 0;
+  const rest = Math.min(one.length, other.length) - start;
+  while (end < rest && one[one.length - 1 - end] === other[other.length - 1 - end]) end++;
+  const a = one.slice(start, one.length - end);
+  const b = other.slice(start, other.length - end);
   let beforeLast: number[] = [];
   let last = Array.from({ length: b.length + 1 }, (_, j) => j);
   for (let i = 1; i <= a.length; i++) {

@@ -24,6 +24,9 @@ export const DOCUMENTS_PER_FILE_MAX = 1_000;
 /** Values of one document, with every alias counted as what it stands for. */
 export const VALUES_MAX = 2_000_000;
 
+/** More than these are counted and not told. */
+export const ERRORS_PER_DOCUMENT_MAX = 100;
+
 export interface ParsedDocument {
   value: unknown;
   /** Where the value (or its key) is; where the nearest thing around it is, when it is not there. */
@@ -50,6 +53,7 @@ class FileParser {
   readonly #text: string;
   readonly #lines = new LineCounter();
   readonly #errors: DocumentError[] = [];
+  #unshown = 0;
 
   constructor(file: string, text: string) {
     this.#file = file;
@@ -74,6 +78,18 @@ class FileParser {
     }
     if (documents.length === 0 && this.#errors.length === 0)
       this.#fail(0, "the file holds no document", "empty");
+    if (this.#unshown > 0) {
+      const message = `${this.#unshown} more errors in this file are not shown`;
+      const at = this.#errors.at(-1) ?? { line: 1, column: 1 };
+      this.#errors.push({
+        file: this.#file,
+        line: at.line,
+        column: at.column,
+        path: "",
+        message,
+        code: "limit.errors",
+      });
+    }
     return { documents, errors: this.#errors };
   }
 
@@ -103,9 +119,9 @@ class FileParser {
     if (document.errors.length > 0) return null;
     const { contents } = document;
     if (contents === null || (isScalar(contents) && contents.value === null)) return null;
-    const before = this.#errors.length;
+    const before = this.#errors.length + this.#unshown;
     this.#checkNodes(contents);
-    if (this.#errors.length > before) return null;
+    if (this.#errors.length + this.#unshown > before) return null;
     const value: unknown = document.toJS({ maxAliasCount: -1 }); // counted above, by what aliases stand for
     return { value, locate: (path, on = "value") => this.#locate(contents, path, on) };
   }
@@ -201,7 +217,8 @@ class FileParser {
   }
 
   #fail(offset: number, message: string, code: string, end?: number, path = ""): void {
-    this.#errors.push({ file: this.#file, ...this.#at(offset, end), path, message, code });
+    if (this.#errors.length >= ERRORS_PER_DOCUMENT_MAX) this.#unshown++;
+    else this.#errors.push({ file: this.#file, ...this.#at(offset, end), path, message, code });
   }
 }
 

@@ -6,6 +6,7 @@ import type { PipelineDocument, StepDocument } from "./documents.ts";
 import { findCycles } from "./find-cycles.ts";
 import type { LocatedResource } from "./load-documents.ts";
 import { didYouMean } from "./nearest.ts";
+import { ERRORS_PER_DOCUMENT_MAX } from "./parse-yaml.ts";
 import type { Kind } from "./spec.ts";
 import { outputSpec } from "./specs.ts";
 import { formatSize } from "./units.ts";
@@ -18,6 +19,9 @@ export interface KnownResources {
 
 /** Environment variables with this prefix are the agent's. */
 export const RESERVED_ENV_PREFIX = "INSITU_";
+
+/** Searching twenty thousand names for the nearest takes a while; a reader needs it for the first mistakes. */
+const NEAREST_PER_DOCUMENT_MAX = 20;
 
 /** A cycle of a thousand steps is not written out. */
 const CYCLE_SHOWN_MAX = 12;
@@ -44,12 +48,38 @@ export function validateSet(
     pool: namesOf("pool", resources, known, broken),
   };
   for (const resource of resources) {
-    if (resource.kind === "pipeline") errors.push(...checkPipeline(resource, names));
+    if (resource.kind === "pipeline") errors.push(...firstOf(resource, checkPipeline(resource, names)));
     if (resource.kind === "dataset" && resource.document.kind === "dataset") {
       const uses = entries(resource.document.environments, ["environments"]);
       const subject = `dataset ${resource.spec.name} is held by`;
-      errors.push(...unknownNames(resource, uses, "environment", names.environment, subject));
+      const unknown = unknownNames(uses, "environment", names.environment, subject);
+      errors.push(...firstOf(resource, unknown));
     }
+  }
+  return errors;
+}
+
+/** An error before its place and its hint are looked up: both cost time, and only the first errors are shown. */
+interface Fault {
+  path: DocumentPath;
+  message: string;
+  code: string;
+  expected?: string;
+  hint?: string;
+  nearest?: () => { hint?: string };
+  on?: "key";
+}
+
+function firstOf(resource: LocatedResource, faults: readonly Fault[]): DocumentError[] {
+  const errors = faults.slice(0, ERRORS_PER_DOCUMENT_MAX).map((fault, index) => {
+    const { nearest, ...rest } = fault;
+    const hint = nearest && index < NEAREST_PER_DOCUMENT_MAX ? nearest() : {};
+    return errorAt(resource, { ...rest, ...hint });
+  });
+  const more = faults.length - ERRORS_PER_DOCUMENT_MAX;
+  if (more > 0) {
+    const message = `${more} more errors in ${resource.kind} ${resource.spec.name} are not shown`;
+    errors.push(errorAt(resource, { path: [], message, code: "limit.errors" }));
   }
   return errors;
 }
@@ -68,12 +98,8 @@ function namesOf(
   return { has: (name) => here.has(name) || known.has(kind, name), all: [...here, ...known.names(kind)] };
 }
 
-function errorAt(
-  resource: LocatedResource,
-  path: DocumentPath,
-  fields: { message: string; code: string; expected?: string; hint?: string; on?: "key" },
-): DocumentError {
-  const { on = "value", ...rest } = fields;
+function errorAt(resource: LocatedResource, fault: Omit<Fault, "nearest">): DocumentError {
+  const { path, on = "value", ...rest } = fault;
   return { file: resource.file, ...resource.locate(path, on), path: pathText(path), ...rest };
 }
 
@@ -90,14 +116,14 @@ function duplicates(resources: readonly LocatedResource[]): DocumentError[] {
     }
     const { line, column } = first.locate(["name"]);
     const message = `${resource.kind} ${name} is described twice; first at ${first.file}:${line}:${column}`;
-    return [errorAt(resource, ["name"], { message, code: "name.twice" })];
+    return [errorAt(resource, { path: ["name"], message, code: "name.twice" })];
   });
 }
 
-function checkPipeline(resource: LocatedResource, names: Names): DocumentError[] {
+function checkPipeline(resource: LocatedResource, names: Names): Fault[] {
   const document = resource.document as PipelineDocument;
   const stepIds = new Map<string, number>();
-  const errors: DocumentError[] = [];
+  const errors: Fault[] = [];
   for (const [index, { id }] of document.steps.entries()) {
     const first = stepIds.get(id);
     if (first === undefined) {
@@ -106,22 +132,15 @@ function checkPipeline(resource: LocatedResource, names: Names): DocumentError[]
     }
     const { line, column } = resource.locate(["steps", first, "id"]);
     const message = `step ${id} is described twice; first at ${resource.file}:${line}:${column}`;
-    errors.push(errorAt(resource, ["steps", index, "id"], { message, code: "name.twice" }));
+    errors.push({ path: ["steps", index, "id"], message, code: "name.twice" });
   }
   const steps: ResourceNames = { has: (id) => stepIds.has(id), all: [...stepIds.keys()] };
   for (const [index, step] of document.steps.entries())
-    errors.push(...checkStep(resource, index, step, steps, names));
-  errors.push(...cycles(resource, document));
-  return errors;
+    for (const fault of checkStep(index, step, steps, names)) errors.push(fault);
+  return errors.concat(cycles(document));
 }
 
-function checkStep(
-  resource: LocatedResource,
-  index: number,
-  step: StepDocument,
-  steps: ResourceNames,
-  names: Names,
-): DocumentError[] {
+function checkStep(index: number, step: StepDocument, steps: ResourceNames, names: Names): Fault[] {
   const at = ["steps", index];
   const subject = `step ${step.id}`;
   const unknown = (
@@ -129,53 +148,49 @@ function checkStep(
     kind: string,
     valid: ResourceNames,
     verb: string,
-  ) => unknownNames(resource, entries(step[key], [...at, key]), kind, valid, `${subject} ${verb}`);
+  ) => unknownNames(entries(step[key], [...at, key]), kind, valid, `${subject} ${verb}`);
   const needs = entries(step.needs, [...at, "needs"]);
   return [
     ...needs
       .filter(({ name }) => name === step.id)
-      .map(({ path }) => errorAt(resource, path, { message: `${subject} needs itself`, code: "cycle" })),
+      .map(({ path }) => ({ path, message: `${subject} needs itself`, code: "cycle" })),
     ...unknown("needs", "step", steps, "needs"),
     ...unknown("reads", "dataset", names.dataset, "reads"),
     ...unknown("writes", "dataset", names.dataset, "writes"),
     ...unknown("environment", "environment", names.environment, "is narrowed to"),
     ...unknown("pools", "pool", names.pool, "holds"),
-    ...reservedEnv(resource, at, step),
-    ...outputsTooLarge(resource, at, step),
+    ...reservedEnv(at, step),
+    ...outputsTooLarge(at, step),
   ];
 }
 
 function unknownNames(
-  resource: LocatedResource,
   uses: readonly { name: string; path: DocumentPath }[],
   kind: string,
   valid: ResourceNames,
   subject: string,
-): DocumentError[] {
+): Fault[] {
   return uses
     .filter(({ name }) => !valid.has(name))
     .map(({ name, path }) => {
       const message = `${subject} ${kind} ${name}, which does not exist`;
-      const hint = valid.all.length === 0 ? { hint: `there is no ${kind} yet` } : didYouMean(name, valid.all);
-      return errorAt(resource, path, {
-        message,
-        expected: `the name of a ${kind}`.replace("a e", "an e"),
-        ...hint,
-        code: "name.unknown",
-      });
+      const expected = `the name of ${kind === "environment" ? "an" : "a"} ${kind}`;
+      const nearest = () =>
+        valid.all.length === 0 ? { hint: `there is no ${kind} yet` } : didYouMean(name, valid.all);
+      return { path, message, expected, nearest, code: "name.unknown" };
     });
 }
 
-function reservedEnv(resource: LocatedResource, at: DocumentPath, step: StepDocument): DocumentError[] {
+function reservedEnv(at: DocumentPath, step: StepDocument): Fault[] {
   return Object.keys(step.env ?? {})
     .filter((name) => name.toUpperCase().startsWith(RESERVED_ENV_PREFIX) || name === "TRACEPARENT")
     .map((name) => {
       const message = `step ${step.id} sets ${name}, which the agent sets; names that start with ${RESERVED_ENV_PREFIX} are its own`;
-      return errorAt(resource, [...at, "env", name], { message, code: "env.reserved", on: "key" });
+      return { path: [...at, "env", name], message, code: "env.reserved", on: "key" };
     });
 }
 
-function outputsTooLarge(resource: LocatedResource, at: DocumentPath, step: StepDocument): DocumentError[] {
+function outputsTooLarge(at: DocumentPath, step: StepDocument): Fault[] {
   const sum = Object.values(step.outputs ?? {}).reduce(
     (bytes, output) => bytes + outputSpec(output).maxBytes,
     0,
@@ -183,10 +198,10 @@ function outputsTooLarge(resource: LocatedResource, at: DocumentPath, step: Step
   if (sum <= OUTPUTS_MAX_BYTES) return [];
   const message = `the outputs of step ${step.id} may have ${formatSize(sum)} together; ${formatSize(OUTPUTS_MAX_BYTES)} are allowed`;
   const hint = "lower their maxBytes, or make large ones artifacts";
-  return [errorAt(resource, [...at, "outputs"], { message, hint, code: "limit.outputs", on: "key" })];
+  return [{ path: [...at, "outputs"], message, hint, code: "limit.outputs", on: "key" }];
 }
 
-function cycles(resource: LocatedResource, document: PipelineDocument): DocumentError[] {
+function cycles(document: PipelineDocument): Fault[] {
   const needs = new Map<string, string[]>();
   const indexes = new Map<string, number>();
   for (const [index, step] of document.steps.entries()) {
@@ -215,11 +230,8 @@ function cycles(resource: LocatedResource, document: PipelineDocument): Document
           ]
         : [...cycle, first];
     const message = `steps need each other in a circle: ${shown.join(" → ")}`;
-    return errorAt(resource, use?.path ?? ["steps", index], {
-      message,
-      hint: "an arrow reads 'needs'",
-      code: "cycle",
-    });
+    const path = use?.path ?? ["steps", index];
+    return { path, message, hint: "an arrow reads 'needs'", code: "cycle" };
   });
 }
 
