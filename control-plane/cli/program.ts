@@ -6,6 +6,7 @@ import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
 import { FORMATS } from "./output.ts";
+import type { Screen } from "./terminal.ts";
 
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
 
@@ -70,6 +71,8 @@ function build(world: World, state: { code: number }): Command {
     .option("--no-color", "no colours (also NO_COLOR)")
     .configureHelp({ showGlobalOptions: true, sortSubcommands: false })
     .configureOutput({
+      writeOut: (text) => write(world.terminal.out, text),
+      writeErr: (text) => write(world.terminal.err, text),
       getOutHelpWidth: () => (world.terminal.out.isTty ? world.terminal.out.columns() : 100),
       getErrHelpWidth: () => (world.terminal.err.isTty ? world.terminal.err.columns() : 100),
     })
@@ -92,6 +95,11 @@ function build(world: World, state: { code: number }): Command {
   agentCommands(program, act);
   otherCommands(program, act, world);
   return program;
+}
+
+/** The parser does not wait; the process ends only after what was written. */
+function write(screen: Screen, text: string): void {
+  screen.write(text).catch(() => undefined);
 }
 
 type Act = (load: () => Promise<Action>) => (...given: unknown[]) => Promise<void>;
