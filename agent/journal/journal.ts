@@ -11,6 +11,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogChunkRecord } from "./log-chunk.ts";
+import { Undo } from "./undo.ts";
 
 const Held = z.object({ offer: Offer, takenAtMs: z.number() });
 export type HeldLease = z.infer<typeof Held>;
@@ -49,11 +50,9 @@ export class Journal {
   #queue: Pending[] = [];
   #scheduled = false;
   #closed = false;
-  #reportSeq: number;
-  #logSeq: number;
-  #outboxBytes = 0;
-  #logBytes = 0;
-  #droppedLogBytes: number;
+  /** Sequences given out, and bytes: as the store has them, and with it. */
+  readonly #counts = { reportSeq: 0, logSeq: 0, outboxBytes: 0, logBytes: 0, droppedLogBytes: 0 };
+  readonly #undo = new Undo();
   #onReport: () => void = () => {};
   #onLog: () => void = () => {};
 
@@ -66,18 +65,17 @@ export class Journal {
     this.#marks = this.#root.openDB<number, string>({ name: "marks" });
     this.#meta = this.#root.openDB<number, string>({ name: "meta" });
     for (const { key, value } of this.#outbox.getRange({})) {
-      this.#outboxBytes += value.length;
+      this.#counts.outboxBytes += value.length;
       const payload = JSON.parse(value.toString("utf8")) as ReportPayload;
       if (payload.kind === "finished") this.#undelivered.set(key, payload.lease);
     }
     for (const { key, value } of this.#logs.getRange({})) {
       this.#logSizes.set(key, value.entries.length);
-      this.#logBytes += value.entries.length;
+      this.#counts.logBytes += value.entries.length;
     }
     // Sequences are never reused, also when everything was delivered and forgotten.
-    this.#reportSeq = this.#meta.get("reportSeq") ?? 0;
-    this.#logSeq = this.#meta.get("logSeq") ?? 0;
-    this.#droppedLogBytes = this.#meta.get("droppedLogBytes") ?? 0;
+    for (const name of ["reportSeq", "logSeq", "droppedLogBytes"] as const)
+      this.#counts[name] = this.#meta.get(name) ?? 0;
   }
 
   /** Called after new reports, or new log chunks, are durable. */
@@ -99,7 +97,7 @@ export class Journal {
     return this.#write(() => {
       this.#leases.removeSync(keyOf(outcome.lease));
       this.#marks.removeSync(keyOf(outcome.lease));
-      this.#undelivered.set(this.#putReport(outcome), outcome.lease);
+      this.#undo.set(this.#undelivered, this.#putReport(outcome), outcome.lease);
     });
   }
 
@@ -126,13 +124,13 @@ export class Journal {
   /** Resolves when durable, or when the chunk was given up for want of space. */
   appendLog(chunk: Omit<LogChunkRecord, "seq">): Promise<void> {
     return this.#write(() => {
-      const seq = ++this.#logSeq;
+      const seq = this.#undo.add(this.#counts, "logSeq", 1);
       this.#logs.putSync(seq, { ...chunk, seq });
       this.#marks.putSync(keyOf(chunk.lease), chunk.firstEntry + chunk.entryCount - 1);
       this.#meta.putSync("logSeq", seq);
-      this.#logSizes.set(seq, chunk.entries.length);
-      this.#logBytes += chunk.entries.length;
-      if (this.#logBytes > this.#limits.logSpoolMaxBytes) this.#dropOldestLogs();
+      this.#undo.set(this.#logSizes, seq, chunk.entries.length);
+      this.#undo.add(this.#counts, "logBytes", chunk.entries.length);
+      if (this.#counts.logBytes > this.#limits.logSpoolMaxBytes) this.#dropOldestLogs();
     }, this.#onLog);
   }
 
@@ -152,8 +150,8 @@ export class Journal {
     void this.#write(() => {
       for (const key of keys) {
         const size = this.#outbox.get(key)?.length ?? 0;
-        if (this.#outbox.removeSync(key)) this.#outboxBytes -= size;
-        this.#undelivered.delete(key);
+        if (this.#outbox.removeSync(key)) this.#undo.add(this.#counts, "outboxBytes", -size);
+        this.#undo.delete(this.#undelivered, key);
       }
     }, null).catch(() => undefined); // sent again after a restart, and known there
   }
@@ -164,28 +162,28 @@ export class Journal {
     void this.#write(() => {
       for (const key of keys) {
         if (!this.#logs.removeSync(key)) continue;
-        this.#logBytes -= this.#logSizes.get(key) ?? 0;
-        this.#logSizes.delete(key);
+        this.#undo.add(this.#counts, "logBytes", -(this.#logSizes.get(key) ?? 0));
+        this.#undo.delete(this.#logSizes, key);
       }
     }, null).catch(() => undefined);
   }
 
   get spoolBytes(): number {
-    return this.#outboxBytes + this.#logBytes;
+    return this.#counts.outboxBytes + this.#counts.logBytes;
   }
 
   get droppedLogBytes(): number {
-    return this.#droppedLogBytes;
+    return this.#counts.droppedLogBytes;
   }
 
   /** True when no more results fit: the agent then takes no more work, and drops nothing. */
   get outboxFull(): boolean {
-    return this.#outboxBytes > this.#limits.outboxMaxBytes;
+    return this.#counts.outboxBytes > this.#limits.outboxMaxBytes;
   }
 
   /** True when every report was confirmed, and every log chunk. */
   get delivered(): boolean {
-    return this.#queue.length === 0 && this.#outboxBytes === 0 && this.#logSizes.size === 0;
+    return this.#queue.length === 0 && this.#counts.outboxBytes === 0 && this.#logSizes.size === 0;
   }
 
   async close(): Promise<void> {
@@ -195,25 +193,25 @@ export class Journal {
   }
 
   #putReport(payload: ReportPayload): number {
-    const seq = ++this.#reportSeq;
+    const seq = this.#undo.add(this.#counts, "reportSeq", 1);
     const bytes = Buffer.from(JSON.stringify(payload));
     this.#outbox.putSync(seq, bytes);
     this.#meta.putSync("reportSeq", seq);
-    this.#outboxBytes += bytes.length;
+    this.#undo.add(this.#counts, "outboxBytes", bytes.length);
     return seq;
   }
 
   /** The oldest chunks give way, each to a note of how much was lost, so that a reader sees the gap where it is. */
   #dropOldestLogs(): void {
     const target = this.#limits.logSpoolMaxBytes * 0.9;
-    for (const [seq, bytes] of this.#logSizes) {
-      if (this.#logBytes <= target) break;
+    for (const [seq, bytes] of [...this.#logSizes].sort(([a], [b]) => a - b)) {
+      if (this.#counts.logBytes <= target) break;
       const chunk = this.#logs.get(seq);
       if (!chunk || chunk.dropped) continue;
       const lost = chunk.contentBytes;
       const note = {
         seq: chunk.firstEntry,
-        atMs: 0,
+        atMs: chunk.atMs,
         stream: "agent" as const,
         data: new Uint8Array(),
         droppedBytes: lost,
@@ -226,11 +224,11 @@ export class Journal {
         entries: Buffer.from(entries),
         contentBytes: 0,
       });
-      this.#logSizes.set(seq, entries.length);
-      this.#logBytes += entries.length - bytes;
-      this.#droppedLogBytes += lost;
+      this.#undo.set(this.#logSizes, seq, entries.length);
+      this.#undo.add(this.#counts, "logBytes", entries.length - bytes);
+      this.#undo.add(this.#counts, "droppedLogBytes", lost);
     }
-    this.#meta.putSync("droppedLogBytes", this.#droppedLogBytes);
+    this.#meta.putSync("droppedLogBytes", this.#counts.droppedLogBytes);
   }
 
   #write(run: () => void, after: (() => void) | null = this.#onReport): Promise<void> {
@@ -256,7 +254,9 @@ export class Journal {
       this.#root.transactionSync(() => {
         for (const pending of taken) pending.run();
       });
+      this.#undo.keep();
     } catch (err) {
+      this.#undo.back();
       const wrapped = new InsituError("store.unavailable", "the journal cannot be written", {
         retryable: true,
         cause: err,

@@ -9,6 +9,8 @@ export interface LogChunkRecord {
   entryCount: number;
   encoding: LogEncoding;
   entries: Buffer;
+  /** Wall time of the first entry. */
+  atMs: number;
   /** Bytes that the step wrote, before encoding. */
   contentBytes: number;
   /** Set when the content gave way to the quota. */

@@ -87,6 +87,7 @@ export class LogWriter {
         firstEntry: entries[0]!.seq,
         entryCount: entries.length,
         encoding,
+        atMs: entries[0]!.atMs,
         entries: Buffer.from(bytes),
         contentBytes,
       })

@@ -268,7 +268,10 @@ function logSource(journal: Journal) {
     seqOf: (chunk: LogChunkRecord) => chunk.seq,
     bytesOf: (chunk: LogChunkRecord) => chunk.entries.length,
     batch: (chunks: LogChunkRecord[]): LogBatch => ({
-      chunks: chunks.map(({ lease, dropped: _, contentBytes: __, ...chunk }) => ({ ...chunk, ...lease })),
+      chunks: chunks.map(({ lease, dropped: _, contentBytes: __, atMs: ___, ...chunk }) => ({
+        ...chunk,
+        ...lease,
+      })),
     }),
     ack: (seq: number) => journal.ackLogs(seq),
   };
