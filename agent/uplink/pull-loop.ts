@@ -17,6 +17,7 @@ const PULL_EXPIRES_MS = 20_000;
 const PULL_OVERDUE_MS = 2_000;
 const CHECK_MS = 500;
 const RETRY_MS = 500;
+const FLUSH_MAX_MS = 1_000;
 
 export interface NatsAccess {
   servers: string[];
@@ -73,7 +74,9 @@ export class PullLoop {
     this.#timer?.cancel();
     const connection = this.#connection;
     if (connection) {
-      await connection.flush().catch(() => undefined); // acknowledgements that are still in the buffer
+      // Acknowledgements that are still in the buffer; without a server there is no end of waiting for it.
+      const { clock } = this.#options;
+      await Promise.race([connection.flush().catch(() => undefined), clock.sleep(FLUSH_MAX_MS)]);
       await connection.close();
     }
     await this.#done;
@@ -115,12 +118,18 @@ export class PullLoop {
     connection.subscribe(`${this.#inbox}.*`, { callback: (err, message) => this.#receive(err, message) });
     this.#timer = clock.every(CHECK_MS, () => this.#check());
     this.#pull();
-    await this.#watch(connection);
+    // Not awaited: the client does not end this iterator when the connection closes.
+    void this.#watch(connection);
   }
 
   /** After a reconnect the server knows nothing of the requests that were open. */
   async #watch(connection: NatsConnection): Promise<void> {
-    for await (const status of connection.status()) {
+    const statuses = connection.status()[Symbol.asyncIterator]();
+    // The client leaves this iterator open when its connection closes: whoever stops would wait for ever.
+    const closed = connection.closed().then(() => ({ done: true, value: undefined }) as const);
+    for (;;) {
+      const { done, value: status } = await Promise.race([statuses.next(), closed]);
+      if (done) return;
       if (status.type === Events.Disconnect) this.#options.log.warn({}, "work queue lost; connecting again");
       if (status.type !== Events.Reconnect) continue;
       this.#options.log.info({ server: connection.getServer() }, "work queue connected again");

@@ -121,7 +121,9 @@ async function grpcEcho(): Promise<Floors["grpcEcho"]> {
     await answer;
     times.push(performance.now() - start);
   }
+  const ended = new Promise((resolve) => stream.once("end", resolve));
   stream.end();
+  await ended;
   client.close();
   server.forceShutdown();
   return { p50Ms: percentile(times, 50), p99Ms: percentile(times, 99) };
