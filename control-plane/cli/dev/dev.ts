@@ -70,6 +70,7 @@ class Stage {
   readonly #crash = new AbortController();
   /** While the story is told, any child that ends ends it. Later only the server does. */
   #strict = true;
+  #closed = false;
 
   constructor(invocation: Invocation, options: StageOptions) {
     this.#invocation = invocation;
@@ -160,13 +161,21 @@ class Stage {
   }
 
   #ready(server: Child, signal: AbortSignal): Promise<{ url: string; gatewayPort: number }> {
-    const bounded = AbortSignal.any([signal, AbortSignal.timeout(READY_TIMEOUT_MS)]);
-    return server.message((message) => {
-      const { kind, url, gatewayPort } = message as { kind?: string; url?: string; gatewayPort?: number };
-      return kind === "ready" && url !== undefined && gatewayPort !== undefined
-        ? { url, gatewayPort }
-        : undefined;
-    }, bounded);
+    const late = new AbortController();
+    const timer = this.#invocation.clock.after(READY_TIMEOUT_MS, () => {
+      const message = `the server is not ready after ${READY_TIMEOUT_MS / 1000} s; its log: ${server.logFile}`;
+      late.abort(new InsituError("timeout", message));
+    });
+    const ready = server.message(
+      (message) => {
+        const { kind, url, gatewayPort } = message as { kind?: string; url?: string; gatewayPort?: number };
+        return kind === "ready" && url !== undefined && gatewayPort !== undefined
+          ? { url, gatewayPort }
+          : undefined;
+      },
+      AbortSignal.any([signal, late.signal]),
+    );
+    return ready.finally(() => timer.cancel());
   }
 
   #connect(): ApiClient {
@@ -191,6 +200,8 @@ class Stage {
   }
 
   #spawn(name: string, argv: readonly string[]): Child {
+    // Another part failed while this one was on its way: nobody would stop it any more.
+    if (this.#closed) throw new InsituError("cancelled", "everything is being stopped");
     const { directory } = this.#options;
     const { world, output } = this.#invocation;
     const child = new Child({
@@ -248,13 +259,15 @@ class Stage {
     const { server, token } = client.target;
     const refused =
       demo.refused === null ? [] : [[`plan -f ${this.#shown(demo.refused)}`, "why it is refused"]];
-    const lines = [
+    const rows = [
       ["runs show last", "all about the run"],
       ["runs logs last", "what its steps wrote"],
       [`run ${demo.pipeline} --watch`, "once more"],
       ...refused,
       ["agents list", "who is there"],
-    ].map(([words, what]) => `  ${`${command} ${words}`.padEnd(56)} ${what}`);
+    ].map(([words, what]) => [`${command} ${words}`, what]);
+    const commandWidth = Math.max(...rows.map(([words = ""]) => words.length));
+    const lines = rows.map(([words = "", what]) => `  ${words.padEnd(commandWidth)}   ${what}`);
     return elsewhere ? [`  export INSITU_SERVER=${server} INSITU_TOKEN=${token}`, ...lines] : lines;
   }
 
@@ -268,6 +281,7 @@ class Stage {
   async #stop(): Promise<void> {
     const { insist } = this.#invocation.world;
     const { output, clock } = this.#invocation;
+    this.#closed = true;
     if (this.#children.length === 0) return;
     const beganMs = clock.monotonicMs();
     for (const child of this.#children) child.expectEnd();

@@ -91,19 +91,24 @@ async function tellRefusal(
     if (plan.placeable)
       throw new InsituError("internal", `${plan.pipeline} should have been refused, and was not`);
     const head = `${paint("red", "✗ refused")}  ${paint("bold", oneLine(plan.pipeline))}, which asks the same by moving the rows:`;
-    const reason = refusalOf(plan);
-    await invocation.output.note(`\n  ${head}\n${indented(wrap(reason, width - 4), "    ")}`);
+    await invocation.output.note(`\n  ${head}\n${indented(wrap(refusalOf(plan), width - 4), "    ")}`);
   }
 }
 
-/** Of the step that has no place, what speaks against the environment with the fewest objections. */
+/** What speaks against the step with no place: its data, where its author wanted it to run. */
 function refusalOf(plan: PlanView): string {
   const step = plan.steps.find(({ environments }) => environments.every(({ allowed }) => !allowed));
-  const objections = (step?.environments ?? []).map(({ reasons }) => reasons);
-  const data = objections.find((reasons) => reasons.some(({ dataset }) => dataset !== null)) ?? [];
-  const [first] = data.filter(({ dataset }) => dataset !== null);
-  const more = data.length > 1 ? ` (and ${data.length - 1} more like it)` : "";
-  return first ? oneLine(`${first.message} [${first.policy}]${more}`) : "no environment may run it";
+  const places = step?.environments ?? [];
+  const wanted = places.find(({ reasons }) => reasons.every(({ dataset }) => dataset !== null)) ?? places[0];
+  const messages = (wanted?.reasons ?? []).map(({ message }) => oneLine(message));
+  // One of each rule says it; the others are the same of other datasets.
+  const [first, ...rest] = (wanted?.reasons ?? [])
+    .filter(({ policy }, at, all) => all.findIndex((one) => one.policy === policy) === at)
+    .map(({ message }) => oneLine(message));
+  if (step === undefined || first === undefined) return "no environment may run it";
+  const more = messages.length - 1 - rest.length;
+  const others = more > 0 ? `, and ${more} more like these` : "";
+  return `step ${step.step} at ${wanted?.environment}: ${[first, ...rest].join("; ")}${others}`;
 }
 
 function failureOf(run: RunDetail): string {
