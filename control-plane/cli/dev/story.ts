@@ -95,20 +95,15 @@ async function tellRefusal(
   }
 }
 
-/** What speaks against the step with no place: its data, where its author wanted it to run. */
-function refusalOf(plan: PlanView): string {
+/** What speaks against the step with no place where its author wanted it to run: one sentence for each rule. */
+function refusalOf(plan: PlanView): string[] {
   const step = plan.steps.find(({ environments }) => environments.every(({ allowed }) => !allowed));
   const places = step?.environments ?? [];
+  // Elsewhere the pin of the step speaks against it, too, which is of no dataset.
   const wanted = places.find(({ reasons }) => reasons.every(({ dataset }) => dataset !== null)) ?? places[0];
-  const messages = (wanted?.reasons ?? []).map(({ message }) => oneLine(message));
-  // One of each rule says it; the others are the same of other datasets.
-  const [first, ...rest] = (wanted?.reasons ?? [])
-    .filter(({ policy }, at, all) => all.findIndex((one) => one.policy === policy) === at)
-    .map(({ message }) => oneLine(message));
-  if (step === undefined || first === undefined) return "no environment may run it";
-  const more = messages.length - 1 - rest.length;
-  const others = more > 0 ? `, and ${more} more like these` : "";
-  return `step ${step.step} at ${wanted?.environment}: ${[first, ...rest].join("; ")}${others}`;
+  if (step === undefined || wanted === undefined) return ["no environment may run it"];
+  const rules = new Map(wanted.reasons.map(({ policy, message }) => [policy, oneLine(message)]));
+  return [`step ${step.step} at ${wanted.environment}:`, ...[...rules.values()].map((text) => `- ${text}`)];
 }
 
 function failureOf(run: RunDetail): string {
