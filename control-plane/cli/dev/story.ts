@@ -91,7 +91,8 @@ async function tellRefusal(
     if (plan.placeable)
       throw new InsituError("internal", `${plan.pipeline} should have been refused, and was not`);
     const head = `${paint("red", "✗ refused")}  ${paint("bold", oneLine(plan.pipeline))}, which asks the same by moving the rows:`;
-    await invocation.output.note(`\n  ${head}\n${indented(wrap(refusalOf(plan), width - 4), "    ")}`);
+    const reasons = refusalOf(plan).flatMap((reason) => wrap(reason, width - 4));
+    await invocation.output.note(`\n  ${head}\n${indented(reasons, "    ")}`);
   }
 }
 
