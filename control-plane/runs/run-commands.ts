@@ -28,14 +28,9 @@ export class Commands implements RunCommands {
     params: Record<string, ParamValue>;
     by: string;
   }): Promise<RunSummary> {
-    const plan = await this.#resources.planStored(request.pipeline, request.version);
-    const spec = (await this.#resources.version(plan.version)) as PipelineSpec;
-    if (spec.name !== request.pipeline) {
-      const message = `version ${plan.version} is of pipeline ${spec.name}, not of ${request.pipeline}`;
-      throw new InsituError("request.invalid", message);
-    }
+    const { version, spec } = await this.#pipeline(request.pipeline, request.version);
     const params = resolveParams(spec, request.params);
-    const { runId, seq } = await this.#runs.create({ version: plan.version, params, by: request.by });
+    const { runId, seq } = await this.#runs.create({ version, params, by: request.by });
     await this.#reads.waitFor(seq);
     return this.#summary(runId);
   }
@@ -49,6 +44,24 @@ export class Commands implements RunCommands {
     const { seq } = await this.#runs.cancel(runId, request.by, request.reason);
     await this.#reads.waitFor(seq);
     return this.#summary(runId);
+  }
+
+  async #pipeline(
+    name: string,
+    wanted: string | undefined,
+  ): Promise<{ version: string; spec: PipelineSpec }> {
+    const stored = this.#resources.get("pipeline", name);
+    const version = wanted ?? stored?.version;
+    if (!stored || !version) {
+      const names = this.#resources.list("pipeline").map((pipeline) => pipeline.name);
+      const known = names.length === 0 ? "there is none yet" : `there are: ${names.slice(0, 10).join(", ")}`;
+      throw new InsituError("not-found", `there is no pipeline ${name}; ${known}`);
+    }
+    const spec = await this.#resources.version(version);
+    if (spec?.name !== name) {
+      throw new InsituError("not-found", `pipeline ${name} has no version ${version}`);
+    }
+    return { version, spec };
   }
 
   #summary(runId: string): RunSummary {

@@ -14,6 +14,7 @@ import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import { LeaseTable } from "../leases/lease-table.ts";
 import { explainRefusal } from "../placement/choose.ts";
+import { Fifo } from "./fifo.ts";
 import { buildOffer } from "./offers.ts";
 import { PoolBook } from "./pool-book.ts";
 import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RunStore } from "./ports.ts";
@@ -22,6 +23,8 @@ import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
 const OFFER_RETRY_MS = 500;
+/** Offers on their way to the queue at the same time. */
+const PUBLISH_CONCURRENCY = 64;
 
 export interface RunServiceOptions {
   clock: Clock;
@@ -66,6 +69,8 @@ export class RunService implements ReportSink, LeaseKeeper {
   readonly #background = new Set<Promise<unknown>>();
   #wake: { atMs: number; timer: Timer } | undefined;
   #leaseTimer: Timer | undefined;
+  readonly #offers = new Fifo<{ state: RunState; effect: Extract<Effect, { kind: "offer" }> }>();
+  #publishing = 0;
   #messageCount = 0;
 
   constructor(options: RunServiceOptions) {
@@ -233,7 +238,9 @@ export class RunService implements ReportSink, LeaseKeeper {
     switch (effect.kind) {
       case "offer":
         this.#noteOffer(`${runId}/${effect.step}`, effect.environment);
-        return this.#detach(this.#publish(state, effect), "offer published");
+        this.#offers.push({ state, effect });
+        if (this.#publishing < PUBLISH_CONCURRENCY) this.#detach(this.#publishOffers(), "offers published");
+        return;
       case "lease.begin": {
         const { step, attempt, epoch, agent } = effect;
         this.#timers.delete(`${runId}/${step}`);
@@ -303,9 +310,26 @@ export class RunService implements ReportSink, LeaseKeeper {
     log.info({ runId, pipeline: state.plan.spec.name, status: state.status }, "run ended");
   }
 
+  /** A fan-out owes thousands of offers at once: they go out a few at a time, and everything else goes on meanwhile. */
+  async #publishOffers(): Promise<void> {
+    this.#publishing += 1;
+    try {
+      for (let next = this.#offers.shift(); next; next = this.#offers.shift()) {
+        await this.#publish(next.state, next.effect).catch((err: unknown) => {
+          if (!this.#stop.signal.aborted)
+            this.#options.log.error({ err }, "offer not published; it is made again when it expires");
+        });
+      }
+    } finally {
+      this.#publishing -= 1;
+    }
+  }
+
   async #publish(state: RunState, effect: Extract<Effect, { kind: "offer" }>): Promise<void> {
     const { desk, offers, clock, log } = this.#options;
-    const current = stepOf(state, effect.step);
+    // It may have waited here: a cancelled step is not offered any more.
+    const latest = this.#actors.get(state.runId)?.state ?? state;
+    const current = stepOf(latest, effect.step);
     if (current?.status !== "offered" || current.epoch !== effect.epoch) return;
     const offer = buildOffer(state, effect.step, {
       policyVersion: current.policyVersion,
