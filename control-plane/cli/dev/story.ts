@@ -33,6 +33,7 @@ export interface StoryResult {
 }
 
 const WIDTH_MAX = 110;
+const COUNTED = "Bytes, as each site's own egress gate counted them. Artifacts stay where they were made.";
 
 /** Shows it all on the way. @throws InsituError when the run fails or its answer differs from the pooled one */
 export async function tell(options: StoryOptions): Promise<StoryResult> {
@@ -215,7 +216,7 @@ async function show(options: StoryOptions, { run, comparison, egress, reports }:
       { width, paint },
     ),
     "",
-    paint("dim", "Bytes, as each site's own egress gate counted them. Artifacts stay where they were made."),
+    ...wrap(COUNTED, width).map((line) => paint("dim", line)),
   ]);
   if (reports.length > 0) {
     const cwd = invocation.world.settings.cwd;
