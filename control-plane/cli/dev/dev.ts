@@ -29,6 +29,7 @@ export interface DevOptions {
 const PORTS = { api: 7070, gateway: 7443, nats: 4222 };
 /** Quicker than in production: whoever stops an agent here wants to see what happens next. */
 const PACE = ["--heartbeat", "1000", "--lease-ttl", "6000"];
+const PORT_TAKEN = /EADDRINUSE|address already in use/i;
 const READY_TIMEOUT_MS = 60_000;
 
 /** Exit 0 when the demonstration held and everything was stopped as asked; else the reason is said. */
@@ -115,10 +116,9 @@ class Stage {
   async #setUp(signal: AbortSignal) {
     const { demo, directory } = this.#options;
     const { clock } = this.#invocation;
-    const server = this.#startServer();
     // Awaited below; a failure of the other part must not leave this one unobserved.
     const booted = this.#timed("server", async () => {
-      const { url, gatewayPort } = await this.#ready(await server, signal);
+      const { url, gatewayPort } = await this.#startServer(signal);
       return { value: url, text: `${url}, gateway for agents at 127.0.0.1:${gatewayPort}` };
     });
     booted.catch(() => undefined);
@@ -142,22 +142,37 @@ class Stage {
     return { client, data, sites };
   }
 
-  async #startServer(): Promise<Child> {
-    const { directory, port } = this.#options;
-    const api = await choosePort({ fixed: port, preferred: PORTS.api, what: "the API" });
-    const gateway = await choosePort({ preferred: PORTS.gateway, what: "the gateway" });
-    const nats = await choosePort({ preferred: PORTS.nats, what: "NATS" });
+  /** On the usual ports; on free ones when somebody else has them, or takes them at this very moment. */
+  async #startServer(signal: AbortSignal): Promise<{ url: string; gatewayPort: number }> {
+    const { port } = this.#options;
+    const usual = {
+      api: await choosePort({ fixed: port, preferred: PORTS.api, what: "the API" }),
+      gateway: await choosePort({ preferred: PORTS.gateway, what: "the gateway" }),
+      nats: await choosePort({ preferred: PORTS.nats, what: "NATS" }),
+    };
+    signal.throwIfAborted();
+    const first = this.#spawnServer(usual);
+    try {
+      return await this.#ready(first, signal);
+    } catch (thrown) {
+      if (signal.aborted || first.running || !first.said(PORT_TAKEN)) throw thrown;
+    }
+    return this.#ready(this.#spawnServer({ api: port ?? 0, gateway: 0, nats: 0 }), signal);
+  }
+
+  #spawnServer(ports: typeof PORTS): Child {
+    const { directory, root } = this.#options;
     const flags = {
       data: join(directory.path, "server"),
       context: join(directory.path, "context.json"),
       host: "127.0.0.1",
-      port: String(api),
+      port: String(ports.api),
       "gateway-host": "127.0.0.1",
-      "gateway-port": String(gateway),
-      "nats-port": String(nats),
+      "gateway-port": String(ports.gateway),
+      "nats-port": String(ports.nats),
     };
     const argv = Object.entries(flags).flatMap(([name, value]) => [`--${name}`, value]);
-    return this.#spawn("server", [join(this.#options.root, "dist/insitu.js"), "server", ...argv, ...PACE]);
+    return this.#spawn("server", [join(root, "dist/insitu.js"), "server", ...argv, ...PACE]);
   }
 
   #ready(server: Child, signal: AbortSignal): Promise<{ url: string; gatewayPort: number }> {
@@ -175,7 +190,12 @@ class Stage {
       },
       AbortSignal.any([signal, late.signal]),
     );
-    return ready.finally(() => timer.cancel());
+    return ready
+      .then((value) => {
+        this.#guard(server);
+        return value;
+      })
+      .finally(() => timer.cancel());
   }
 
   #connect(): ApiClient {
@@ -193,7 +213,7 @@ class Stage {
         const options = { directory: join(directory.path, "sites"), demo, client, knownAgents, signal };
         const site = await prepareSite(environment, options);
         signal.throwIfAborted();
-        this.#spawn(`agent-${environment}`, [program, "run", "--config", site.configFile]);
+        this.#guard(this.#spawn(`agent-${environment}`, [program, "run", "--config", site.configFile]));
         return site;
       }),
     );
@@ -203,7 +223,7 @@ class Stage {
     // Another part failed while this one was on its way: nobody would stop it any more.
     if (this.#closed) throw new InsituError("cancelled", "everything is being stopped");
     const { directory } = this.#options;
-    const { world, output } = this.#invocation;
+    const { world } = this.#invocation;
     const child = new Child({
       name,
       argv,
@@ -213,16 +233,21 @@ class Stage {
       onSpawn: (pid) => directory.record(name, pid),
     });
     this.#children.push(child);
+    return child;
+  }
+
+  /** From now on its end is noticed. */
+  #guard(child: Child): void {
+    const { output } = this.#invocation;
     void child.exited.then(async (exit) => {
       if (child.stopping) return;
       const error = child.crash(exit);
-      if (this.#strict || name === "server") this.#crash.abort(error);
+      if (this.#strict || child.name === "server") this.#crash.abort(error);
       else {
-        const again = `Start it again: node ${argv.map((word) => this.#shown(word)).join(" ")}`;
-        await output.note(`${output.paintErr("yellow", "!")} ${error.message}\n  ${again}`);
+        const again = `Start it again: node ${child.argv.map((word) => this.#shown(word)).join(" ")}`;
+        await output.note(`\n${output.paintErr("yellow", "!")} ${error.message}\n  ${again}`);
       }
     });
-    return child;
   }
 
   /** Runs a part of the set-up and says what came of it, and how long it took. */

@@ -1,6 +1,6 @@
 /** The children of `insitu dev`: each with a log of its own, an end that is noticed, and no life after its parent's. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { closeSync, mkdirSync, openSync, readFileSync } from "node:fs";
+import { closeSync, fstatSync, mkdirSync, openSync, readFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { InsituError } from "../../../shared/errors.ts";
 import type { Clock } from "../../../shared/system.ts";
@@ -27,19 +27,24 @@ export interface ChildOptions {
 export class Child {
   readonly name: string;
   readonly logFile: string;
+  readonly argv: readonly string[];
   readonly exited: Promise<Exit>;
   readonly #process: ChildProcess;
   readonly #clock: Clock;
+  /** Where its own log begins: the file holds those of earlier starts too. */
+  readonly #logFrom: number;
   #stopping = false;
   #exit: Exit | null = null;
 
   constructor(options: ChildOptions) {
     this.name = options.name;
+    this.argv = options.argv;
     this.#clock = options.clock;
     this.logFile = join(options.logDirectory, `${options.name}.log`);
     mkdirSync(dirname(this.logFile), { recursive: true });
     const log = openSync(this.logFile, "a", 0o600);
     try {
+      this.#logFrom = fstatSync(log).size;
       this.#process = spawn(process.execPath, options.argv, {
         env: options.env,
         // The channel closes when this process ends, however it ends; that tells the child to end too.
@@ -118,9 +123,22 @@ export class Child {
   /** What its exit means, with the end of its log. */
   crash(exit: Exit): InsituError {
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by signal ${exit.signal}`;
-    const tail = tailOf(this.logFile);
+    const tail = tailOf(this.#log());
     const end = tail === "" ? "Its log is empty" : `The end of its log:\n${tail}\nThe whole log`;
     return new InsituError("unavailable", `${this.name} ended ${how}. ${end}: ${this.logFile}`);
+  }
+
+  /** Whether its log holds such a text. */
+  said(pattern: RegExp): boolean {
+    return pattern.test(this.#log());
+  }
+
+  #log(): string {
+    try {
+      return readFileSync(this.logFile).subarray(this.#logFrom).toString("utf8");
+    } catch {
+      return ""; // no log, nothing to show of it
+    }
   }
 
   #killGroup(): void {
@@ -133,13 +151,8 @@ export class Child {
 }
 
 /** The last lines of a log; entries in JSON as their message. */
-function tailOf(file: string): string {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8").slice(-TAIL_MAX_BYTES);
-  } catch {
-    return ""; // no log, nothing to show of it
-  }
+function tailOf(log: string): string {
+  const text = log.slice(-TAIL_MAX_BYTES);
   const lines = text.trimEnd().split("\n").slice(-TAIL_LINES);
   return lines
     .filter((line) => line !== "")
