@@ -40,6 +40,8 @@ export interface Executor {
   start(offer: Offer, io: AttemptIo): Execution;
   /** Ends what an earlier process of this agent left running for the attempt. Resolves when nothing is left. */
   cleanUp(offer: Offer): Promise<void>;
+  /** Resolves when no process is left of the attempts that have ended. */
+  settled(): Promise<void>;
 }
 
 export function failure(

@@ -22,4 +22,5 @@ export const noopExecutor: Executor = {
     return { done: Promise.resolve({ ...result, artifacts: [] }), stop: () => undefined };
   },
   cleanUp: () => Promise.resolve(),
+  settled: () => Promise.resolve(),
 };

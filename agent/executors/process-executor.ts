@@ -1,7 +1,9 @@
 /** Runs a step as processes of this host: argv without a shell, its own group, separate output streams. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { createHash } from "node:crypto";
+import type { Socket } from "node:net";
 import { join } from "node:path";
+import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import {
@@ -12,7 +14,7 @@ import {
   failure,
   type StopReason,
 } from "./executor.ts";
-import { endTree, killTree, MARKER_VARIABLE } from "./process-tree.ts";
+import { endTree, killTree, Leftovers, MARKER_VARIABLE } from "./process-tree.ts";
 import {
   collectOutputs,
   createWorkspace,
@@ -25,6 +27,8 @@ import {
 
 /** How long the pipes may stay open after the process has gone: an escaped child can hold them for ever. */
 const PIPE_GRACE_MS = 250;
+/** A process that hides from its marker and goes on writing is listened to this many graces longer. */
+const PIPE_ROUNDS_MAX = 20;
 
 export interface ProcessExecutorOptions {
   clock: Clock;
@@ -38,19 +42,25 @@ export interface ProcessExecutorOptions {
 export class ProcessExecutor implements Executor {
   readonly kind = "process";
   readonly #options: ProcessExecutorOptions;
+  readonly #leftovers: Leftovers;
 
   constructor(options: ProcessExecutorOptions) {
     this.#options = options;
+    this.#leftovers = new Leftovers(options.clock);
   }
 
   start(offer: Offer, io: AttemptIo): Execution {
-    const execution = new ProcessExecution(offer, io, this.#options);
+    const execution = new ProcessExecution(offer, io, this.#options, this.#leftovers);
     return { done: execution.run(), stop: (reason, message) => execution.stop(reason, message) };
   }
 
   async cleanUp(offer: Offer): Promise<void> {
-    await killTree(markerOf(offer.lease), undefined, this.#options.clock);
+    await killTree(markerOf(this.#options, offer.lease), undefined, this.#options.clock);
     await removeWorkspace(workspaceRoot(workBase(this.#options), offer.lease));
+  }
+
+  settled(): Promise<void> {
+    return this.#leftovers.settled();
   }
 }
 
@@ -58,17 +68,19 @@ class ProcessExecution {
   readonly #offer: Offer;
   readonly #io: AttemptIo;
   readonly #options: ProcessExecutorOptions;
+  readonly #leftovers: Leftovers;
   readonly #marker: string;
   #child: ChildProcess | undefined;
   #stopped: { reason: StopReason; message: string } | undefined;
   #ending: Promise<void> | undefined;
   #timeout: Timer | undefined;
 
-  constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions) {
+  constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions, leftovers: Leftovers) {
     this.#offer = offer;
+    this.#leftovers = leftovers;
     this.#io = io;
     this.#options = options;
-    this.#marker = markerOf(offer.lease);
+    this.#marker = markerOf(options, offer.lease);
   }
 
   async run(): Promise<ExecutionResult> {
@@ -89,10 +101,13 @@ class ProcessExecution {
       return await this.#succeeded(workspace);
     } catch (thrown) {
       const message = thrown instanceof Error ? thrown.message : String(thrown);
+      if (thrown instanceof InsituError && thrown.code === "offer.refused")
+        return failure("refused", thrown.code, message);
       return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
     } finally {
       this.#timeout?.cancel();
       await this.#ending;
+      if (this.#child?.pid !== undefined && !this.#ending) this.#leftovers.add(this.#marker);
       if (workspace) await removeWorkspace(workspace.root).catch(() => undefined); // tried again by the next start
     }
   }
@@ -136,8 +151,9 @@ class ProcessExecution {
   }
 
   /** The step has ended; what it left behind in its group or under its marker ends with it. */
-  #killLeftovers(): void {
+  #killLeftovers(): Promise<void> {
     this.#ending ??= killTree(this.#marker, this.#child?.pid, this.#options.clock);
+    return this.#ending;
   }
 
   #failed(exit: Exit): ExecutionResult {
@@ -176,32 +192,41 @@ interface Exit {
 }
 
 /**
- * Resolves after the process has gone and its pipes are closed; when they stay open past a grace, a child that
- * escaped holds them: then the leftovers are killed and the pipes closed here.
+ * Resolves after the process has gone and its pipes are closed. When they stay open past a grace, a child that
+ * escaped holds them: what carries the marker is killed, and only then, without any output for another grace,
+ * the pipes are closed here.
  */
-function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => void): Promise<Exit> {
-  return new Promise((resolve) => {
+function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => Promise<void>): Promise<Exit> {
+  return new Promise((resolve, reject) => {
     let exit: Exit = { code: null, signal: null };
     let grace: Timer | undefined;
+    let closed = false;
+    const pipes = [child.stdout as Socket, child.stderr as Socket];
+    const received = (): number => pipes.reduce((sum, pipe) => sum + pipe.bytesRead, 0);
+    const closeUnlessRead = (before: number, rounds: number): void => {
+      if (closed) return;
+      // Paused: what was written waits for the journal. Timers run before the reads of the same turn, so what
+      // lies in the pipe after a long turn is counted one turn later.
+      const busy = received() !== before && rounds < PIPE_ROUNDS_MAX;
+      if (busy || pipes.some((pipe) => pipe.isPaused())) return watch(rounds + 1);
+      for (const pipe of pipes) pipe.destroy();
+    };
+    const watch = (rounds: number): void => {
+      const before = received();
+      grace = clock.after(PIPE_GRACE_MS, () => setImmediate(() => closeUnlessRead(before, rounds)));
+    };
     child.once("error", (error: NodeJS.ErrnoException) => {
       if (child.pid === undefined) resolve({ code: null, signal: null, error });
     });
     child.once("exit", (code, signal) => {
       exit = { code, signal };
-      const giveUp = (): void => {
-        killLeftovers();
-        child.stdout?.destroy();
-        child.stderr?.destroy();
-      };
-      const check = (): void => {
-        // While output still waits to be taken in, nothing has escaped.
-        if (child.stdout?.isPaused() || child.stderr?.isPaused()) grace = clock.after(PIPE_GRACE_MS, check);
-        else giveUp();
-      };
-      grace = clock.after(PIPE_GRACE_MS, check);
       groupKill(child.pid);
+      grace = clock.after(PIPE_GRACE_MS, () => {
+        killLeftovers().then(() => watch(0), reject);
+      });
     });
     child.once("close", () => {
+      closed = true;
       grace?.cancel();
       resolve(exit);
     });
@@ -216,8 +241,9 @@ function groupKill(pid: number | undefined): void {
   }
 }
 
-function markerOf(lease: LeaseKey): string {
-  const text = `${lease.runId}/${lease.stepId}/${lease.attempt}/${lease.epoch}`;
+/** The same after a restart, and another than that of any other agent on the host. */
+function markerOf({ stateDir }: ProcessExecutorOptions, lease: LeaseKey): string {
+  const text = `${stateDir}/${lease.runId}/${lease.stepId}/${lease.attempt}/${lease.epoch}`;
   return createHash("sha256").update(text).digest("hex").slice(0, 32);
 }
 

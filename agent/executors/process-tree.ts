@@ -5,26 +5,35 @@
  * Elsewhere only the process group is reached. A step that wipes its own environment and starts a session of
  * its own escapes; containment that it cannot escape is the sandbox's.
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import type { Clock } from "../../shared/system.ts";
 
 export const MARKER_VARIABLE = "INSITU_ATTEMPT_TOKEN";
 const ROUND_MS = 50;
 const ROUNDS_MAX = 100;
+const SWEEP_MS = 100;
+const HAS_PROC = existsSync("/proc/self/environ");
 
 /** Process ids that carry the marker. Empty where there is no /proc. */
 export function markedProcesses(marker: string): number[] {
-  const wanted = `${MARKER_VARIABLE}=${marker}`;
-  let entries: string[];
-  try {
-    entries = readdirSync("/proc");
-  } catch {
-    return []; // not Linux
+  return carriersOf(new Map([[marker, 0]])).get(marker) ?? [];
+}
+
+/** Process ids by marker, for those markers that any process carries. */
+function carriersOf(markers: ReadonlyMap<string, unknown>): Map<string, number[]> {
+  const found = new Map<string, number[]>();
+  if (!HAS_PROC) return found;
+  const prefix = `${MARKER_VARIABLE}=`;
+  for (const entry of readdirSync("/proc")) {
+    const pid = Number(entry);
+    if (!Number.isInteger(pid) || pid === process.pid) continue;
+    for (const variable of environmentOf(pid).split("\0")) {
+      if (!variable.startsWith(prefix)) continue;
+      const marker = variable.slice(prefix.length);
+      if (markers.has(marker)) found.set(marker, [...(found.get(marker) ?? []), pid]);
+    }
   }
-  return entries
-    .filter((entry) => /^\d+$/.test(entry))
-    .map(Number)
-    .filter((pid) => pid !== process.pid && environmentOf(pid).split("\0").includes(wanted));
+  return found;
 }
 
 function environmentOf(pid: number): string {
@@ -60,16 +69,66 @@ export async function endTree(
   const { graceMs, clock } = options;
   const until = clock.monotonicMs() + graceMs;
   signalTree(marker, groupPid, "SIGTERM");
-  while (clock.monotonicMs() < until && markedProcesses(marker).length > 0) {
+  while (clock.monotonicMs() < until && isAlive(marker, groupPid)) {
     await clock.sleep(Math.min(ROUND_MS, graceMs));
   }
   await killTree(marker, groupPid, clock);
 }
 
-function trySignal(pid: number, signal: NodeJS.Signals): void {
+function isAlive(marker: string, groupPid: number | undefined): boolean {
+  if (markedProcesses(marker).length > 0) return true;
+  // With /proc the marker decides: a zombie that nobody reaps would keep its group alive for ever.
+  return !HAS_PROC && groupPid !== undefined && trySignal(-groupPid, 0);
+}
+
+/**
+ * Ends what attempts left behind after they succeeded: children that left the group and let go of the pipes.
+ *
+ * One look at /proc serves all attempts that ended within a round, and none waits for it: the look costs a few
+ * milliseconds, and an outcome has eight to reach the next step.
+ */
+export class Leftovers {
+  readonly #clock: Clock;
+  readonly #markers = new Map<string, number>();
+  #sweeping: Promise<void> = Promise.resolve();
+  #running = false;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  add(marker: string): void {
+    this.#markers.set(marker, ROUNDS_MAX);
+    if (this.#running) return;
+    this.#running = true;
+    this.#sweeping = this.#sweep();
+  }
+
+  /** Resolves when nothing is left of the attempts that were added. */
+  settled(): Promise<void> {
+    return this.#sweeping;
+  }
+
+  async #sweep(): Promise<void> {
+    while (this.#markers.size > 0) {
+      await this.#clock.sleep(SWEEP_MS);
+      const found = carriersOf(this.#markers);
+      for (const [marker, rounds] of this.#markers) {
+        const pids = found.get(marker) ?? [];
+        for (const pid of pids) trySignal(pid, "SIGKILL");
+        if (pids.length === 0 || rounds <= 1) this.#markers.delete(marker);
+        else this.#markers.set(marker, rounds - 1);
+      }
+    }
+    this.#running = false;
+  }
+}
+
+/** False when nobody is there. */
+function trySignal(pid: number, signal: NodeJS.Signals | 0): boolean {
   try {
-    process.kill(pid, signal);
+    return process.kill(pid, signal);
   } catch {
-    // gone already
+    return false; // gone already
   }
 }

@@ -1,7 +1,7 @@
 /** The directory of one attempt: its files and inputs when it starts, its outputs and artifacts when it ends. */
 import { createHash } from "node:crypto";
 import { constants, createReadStream, createWriteStream } from "node:fs";
-import { lstat, mkdir, open, realpath, rename, rm, writeFile } from "node:fs/promises";
+import { lstat, mkdir, open, realpath, rename, rm, rmdir, writeFile } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { InsituError } from "../../shared/errors.ts";
@@ -65,7 +65,7 @@ export async function createWorkspace(base: string, offer: Offer): Promise<Works
 
 export async function removeWorkspace(root: string): Promise<void> {
   await rm(root, { recursive: true, force: true, maxRetries: 3 });
-  await rm(dirname(root), { recursive: false }).catch(() => undefined); // the run's, once it is empty
+  await rmdir(dirname(root)).catch(() => undefined); // the run's, once it is empty
 }
 
 /** Reads the declared outputs; others stay where they are and vanish with the directory. @throws ProductError */
@@ -80,10 +80,10 @@ export async function collectOutputs(
 }
 
 async function readOutput(directory: string, name: string, spec: OutputSpec): Promise<RawOutput> {
-  // Not followed: a link could bring in any file that the agent can read.
-  const file = await open(join(directory, name), constants.O_RDONLY | constants.O_NOFOLLOW).catch(
-    () => undefined,
-  );
+  // Links are not followed: one could bring in any file that the agent can read. Not waited for: opening a FIFO
+  // that nobody writes would hold a thread of the agent for ever.
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+  const file = await open(join(directory, name), flags).catch(() => undefined);
   if (!file) {
     throw new ProductError(
       "output.missing",
