@@ -33,6 +33,8 @@ export interface StoryResult {
 }
 
 const WIDTH_MAX = 110;
+/** A difference up to this is that of rounding; a larger one that is allowed is of another method. */
+const SAME = 1e-6;
 const COUNTED = "Bytes, as each site's own egress gate counted them. Artifacts stay where they were made.";
 
 /** Shows it all on the way. @throws InsituError when the run fails or its answer differs from the pooled one */
@@ -244,7 +246,7 @@ function comparisonLines(comparison: Comparison, options: { width: number; paint
 function verdict({ equal, difference, tolerance }: Comparison, paint: Paint): string {
   const by = difference === 0 ? "not at all" : `by ${difference.toExponential(1)} at most`;
   return equal
-    ? `${paint("green", "✓ equal:")} they differ ${by} (${tolerance} allowed), and no row has moved`
+    ? `${paint("green", tolerance <= SAME ? "✓ equal:" : "✓ close:")} they differ ${by} (${tolerance} allowed), and no row has moved`
     : `${paint("red", "✗ not equal:")} they differ ${by}; ${tolerance} is allowed`;
 }
 
