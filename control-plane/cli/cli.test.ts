@@ -231,6 +231,14 @@ describe("runs", () => {
     expect((await show("zzz")).code).toBe(4);
   });
 
+  test("a version of the pipeline can be named, which is not this program's own", async () => {
+    const version = `sha256:${"ab".repeat(32)}`;
+    await using server = await SmallServer.start({ "POST /v1/runs": json(summary(ID), 201) });
+    await insitu(["run", "penguins", "--version", version], { server: server.url });
+    expect(server.received[0]?.body).toEqual({ pipeline: "penguins", version, params: {} });
+    expect((await insitu(["--version"])).stdout).toMatch(/^insitu \d/);
+  });
+
   test("parameters get the type that the pipeline declares", async () => {
     const params = { late: { type: "number" }, dry: { type: "boolean" }, note: { type: "string" } };
     await using server = await SmallServer.start({

@@ -21,7 +21,9 @@ export async function runCommand(argv: readonly string[], world: World): Promise
     return EXIT.ok;
   }
   try {
-    await program.parseAsync(argv as string[], { from: "user" });
+    // Only in front: further on, `--version` names a version of a pipeline.
+    const words = argv[0] === "--version" ? ["-V"] : [...argv];
+    await program.parseAsync(words, { from: "user" });
     return state.code;
   } catch (thrown) {
     if (thrown instanceof CommanderError) return thrown.exitCode === 0 ? EXIT.ok : EXIT.usage;
@@ -60,7 +62,7 @@ function build(world: World, state: { code: number }): Command {
 
   program
     .description("Runs pipelines across networks that data may not leave")
-    .version(`insitu ${SOFTWARE_VERSION}`, "-V, --version")
+    .version(`insitu ${SOFTWARE_VERSION}`, "-V", "the version; `insitu version` has more")
     .helpOption("-h, --help", "show this help")
     .addOption(
       new Option("-o, --output <format>", "how results are printed").choices(FORMATS).default("table"),
@@ -146,7 +148,6 @@ function resourceCommands(program: Command, act: Act): void {
       "-f, --file <path>",
       "file, folder (to any depth), or - for standard input; may be repeated",
       collect,
-      [],
     )
     .option("--dry-run", "say what would change, and change nothing")
     .action(act(async () => (await documents()).apply));
@@ -177,7 +178,7 @@ function resourceCommands(program: Command, act: Act): void {
   const plan = program
     .command("plan [name]")
     .description("where each step may run, and why not elsewhere; exit 5 when one can be placed nowhere")
-    .option("-f, --file <path>", "documents that need not be applied yet; may be repeated", collect, [])
+    .option("-f, --file <path>", "documents that need not be applied yet; may be repeated", collect)
     .option("--version <digest>", "another version than the newest")
     .action(act(async () => (await documents()).plan));
   examples(plan, ["insitu plan penguins", "insitu plan -f examples/penguins/wrong-move.yaml"]);
@@ -188,7 +189,7 @@ function runCommands(program: Command, act: Act): void {
   const run = program
     .command("run <name>")
     .description("start a run of a pipeline")
-    .option("-p, --param <name=value>", "value of a parameter; may be repeated", collect, [])
+    .option("-p, --param <name=value>", "value of a parameter; may be repeated", collect)
     .option("--version <digest>", "another version than the newest")
     .option("-w, --watch", "show its steps live, and end with its result: 0 succeeded, 3 not")
     .option("--wait", "the same without showing anything")
@@ -350,6 +351,6 @@ function examples(command: Command, lines: readonly string[], note = ""): void {
   command.addHelpText("after", `${note ? `\n${note}\n` : ""}\nExamples:\n${text}`);
 }
 
-function collect(value: string, previous: string[]): string[] {
+function collect(value: string, previous: string[] = []): string[] {
   return [...previous, value];
 }

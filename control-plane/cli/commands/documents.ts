@@ -19,11 +19,10 @@ const WORDS: Record<AppliedChange["action"], [string, Hue]> = {
 export async function apply(
   invocation: Invocation,
   _args: string[],
-  options: { file: string[]; dryRun?: boolean },
+  { file = [], dryRun = false }: { file?: string[]; dryRun?: boolean },
 ): Promise<number> {
-  const set = await readSet(invocation, options.file);
+  const set = await readSet(invocation, file);
   const client = await invocation.client();
-  const dryRun = options.dryRun === true;
   const changes = await withSources(set, () => client.apply(set, { dryRun, signal: invocation.signal }));
   const { output } = invocation;
   if (!output.people) await output.data({ dryRun, changes });
@@ -40,9 +39,9 @@ export function changeLine({ output }: Invocation, change: AppliedChange, dryRun
 export async function plan(
   invocation: Invocation,
   [pipeline]: string[],
-  options: { file: string[]; version?: string },
+  { file = [], version }: { file?: string[]; version?: string },
 ): Promise<number> {
-  if ((pipeline === undefined) === (options.file.length === 0)) {
+  if ((pipeline === undefined) === (file.length === 0)) {
     throw new InsituError(
       "request.invalid",
       "name either a pipeline or a document: insitu plan NAME, or insitu plan -f FILE",
@@ -51,11 +50,11 @@ export async function plan(
   const client = await invocation.client();
   const { output, signal } = invocation;
   let plans: Awaited<ReturnType<typeof client.plan>>;
-  if (options.file.length > 0) {
-    const set = await readSet(invocation, options.file);
+  if (file.length > 0) {
+    const set = await readSet(invocation, file);
     plans = await withSources(set, () => client.plan(set, signal));
   } else {
-    const request = { pipeline: pipeline!, ...(options.version ? { version: options.version } : {}) };
+    const request = { pipeline: pipeline!, ...(version ? { version } : {}) };
     plans = await client.plan(request, signal);
   }
   if (!output.people) await output.data({ plans });
