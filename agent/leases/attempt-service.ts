@@ -6,6 +6,7 @@
  */
 import { join } from "node:path";
 import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey, Offer, Outcome } from "../../shared/wire/attempt.ts";
 import { OUTPUTS_MAX_BYTES } from "../../shared/wire/protocol.ts";
@@ -23,6 +24,9 @@ import { LeaseBook } from "./lease-book.ts";
 import type { OfferReader } from "./offer-reader.ts";
 
 const ERROR_MAX_CHARS = 4_000;
+/** An offer that this agent cannot take now stays away from it, and from its like, for so long. */
+const GIVE_BACK_MS = 1_000;
+const NO_LOG: LogTotals = { lastSeq: 0, bytes: 0, droppedBytes: 0 };
 
 /** What the pull loop hands over. */
 export interface OfferMessage {
@@ -32,6 +36,8 @@ export interface OfferMessage {
   ack(): void;
   /** Takes it off the queue: it can never be used. */
   discard(): void;
+  /** Leaves it on the queue, for another agent or for a later moment. */
+  giveBack(afterMs: number): void;
 }
 
 export interface AttemptServiceOptions {
@@ -52,6 +58,8 @@ export interface AttemptServiceOptions {
 
 interface Running {
   lease: LeaseKey;
+  /** True once the lease is in the journal. */
+  durable: boolean;
   execution: Execution | undefined;
   stop: { reason: StopReason; message: string } | undefined;
   done: Promise<void>;
@@ -92,13 +100,7 @@ export class AttemptService {
       const lastSeq = journal.lastLogEntry(offer.lease);
       const message = "the agent was restarted while the step ran";
       const result = failure("interrupted", "interrupted", message);
-      const outcome = this.#outcome(
-        offer,
-        result,
-        { lastSeq, bytes: 0, droppedBytes: 0 },
-        held.takenAtMs,
-        clock.wallMs(),
-      );
+      const outcome = this.#outcome(offer, result, { ...NO_LOG, lastSeq }, held.takenAtMs, clock.wallMs());
       await journal.finish({ kind: "finished", lease: offer.lease, outcome });
       log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
       this.#book.note(offer.lease);
@@ -113,15 +115,22 @@ export class AttemptService {
     const { offer } = read;
     const decision = this.#book.decide(offer, this.#options.centreNowMs());
     if (decision.kind === "refuse") return this.#refuse(message, decision.reason, offer.lease);
-    if (decision.kind === "duplicate") return message.ack();
+    const key = keyOf(offer.lease);
+    if (decision.kind === "duplicate") {
+      // Not acknowledged while the first is on its way into the journal: that one may still fail.
+      if (this.#running.get(key)?.durable !== false) message.ack();
+      return;
+    }
+    // More than was asked for: a request that the queue remembered longer than this agent did.
+    if (this.freeSlots <= 0) return message.giveBack(0);
     this.#book.note(offer.lease);
     const running: Running = {
       lease: offer.lease,
+      durable: false,
       execution: undefined,
       stop: undefined,
       done: Promise.resolve(),
     };
-    const key = keyOf(offer.lease);
     this.#running.set(key, running);
     running.done = this.#carry(offer, message, running).finally(() => {
       this.#running.delete(key);
@@ -144,6 +153,7 @@ export class AttemptService {
     const all = [...this.#running.values()];
     for (const running of all) this.stop(running.lease, reason, message);
     await Promise.all(all.map((running) => running.done));
+    await Promise.all([...this.#executors.values()].map((executor) => executor.settled()));
   }
 
   #refuse(message: OfferMessage, reason: string, lease?: LeaseKey): void {
@@ -159,24 +169,36 @@ export class AttemptService {
     try {
       await journal.take(held, { kind: "started", lease: offer.lease, atMs: takenAtMs });
     } catch (err) {
-      // Not acknowledged: the queue gives it to another agent, or to this one later.
       log.error({ ...offer.lease, err }, "offer not taken: the journal cannot be written");
+      this.#book.forget(offer.lease);
+      message.giveBack(GIVE_BACK_MS);
       return;
     }
+    running.durable = true;
     message.ack();
-    const verdicts = verdictsFor(highestClassification(offer));
-    const writer = new LogWriter({
-      lease: offer.lease,
-      journal,
-      clock,
-      siteFile: this.#siteFile(offer, verdicts),
-    });
     const startedAtMs = clock.wallMs();
-    const result = await this.#execute(offer, running, writer);
-    const totals = await writer.close();
+    const { result, totals } = await this.#executeWithLog(offer, running);
     const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());
     await this.#finish(offer, outcome);
     log.debug({ ...offer.lease, status: outcome.status, exitCode: outcome.exitCode }, "attempt ended");
+  }
+
+  async #executeWithLog(
+    offer: Offer,
+    running: Running,
+  ): Promise<{ result: ExecutionResult; totals: LogTotals }> {
+    const { clock, journal } = this.#options;
+    const siteFile = this.#siteFile(offer, verdictsFor(highestClassification(offer)));
+    let writer: LogWriter;
+    try {
+      writer = new LogWriter({ lease: offer.lease, journal, clock, siteFile });
+    } catch (err) {
+      // The lease is durable: it needs an outcome, also from a host whose disk is full.
+      const message = `the log of the step cannot be kept at the site: ${InsituError.from(err).message}`;
+      return { result: failure("failed", "agent", message), totals: NO_LOG };
+    }
+    const result = await this.#execute(offer, running, writer);
+    return { result, totals: await writer.close() };
   }
 
   async #execute(offer: Offer, running: Running, writer: LogWriter): Promise<ExecutionResult> {

@@ -35,6 +35,14 @@ export class LeaseBook {
     return { kind: "take" };
   }
 
+  /**
+   * The attempt was not taken after all: its lease could not be written. The offer comes again, and a book that
+   * called it a duplicate then would take it off the queue for ever.
+   */
+  forget(lease: LeaseKey): void {
+    if (this.#epochs.get(stepKey(lease)) === lease.epoch) this.#epochs.set(stepKey(lease), lease.epoch - 1);
+  }
+
   /** An attempt was taken here, now or before a restart. */
   note(lease: LeaseKey): void {
     const key = stepKey(lease);

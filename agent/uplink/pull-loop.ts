@@ -184,6 +184,7 @@ export class PullLoop {
       signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
       ack: () => answer("+ACK"),
       discard: () => answer("+TERM"),
+      giveBack: (afterMs) => answer(afterMs > 0 ? `-NAK {"delay":${nanos(afterMs)}}` : "-NAK"),
     });
   }
 

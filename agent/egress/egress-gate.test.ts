@@ -1,0 +1,70 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { CLASSIFICATIONS, type Classification } from "../../shared/model/spec.ts";
+import { stepSpec } from "../../test/support/specs.ts";
+import { highestClassification, release, verdictsFor } from "./egress-gate.ts";
+
+const reading = (reads: string[], known: Record<string, Classification>) =>
+  highestClassification({
+    step: stepSpec("fit", { reads }),
+    datasets: Object.entries(known).map(([name, classification]) => ({ name, classification })),
+  });
+
+describe("the classification that counts", () => {
+  test("is the highest of what the step reads", () => {
+    expect(reading(["a", "b"], { a: "public", b: "restricted" })).toBe("restricted");
+  });
+  test("is none for a step that reads nothing", () => {
+    expect(reading([], { written: "secret" })).toBeNull();
+  });
+  test("is the most secret one when the offer says nothing of a dataset", () => {
+    expect(reading(["a", "unknown"], { a: "public" })).toBe("secret");
+  });
+});
+
+test.each<[Classification | null, string, string]>([
+  [null, "allow", "allow"],
+  ["public", "allow", "allow"],
+  ["internal", "allow", "allow"],
+  ["confidential", "digest", "withhold"],
+  ["restricted", "digest", "withhold"],
+  ["secret", "digest", "withhold"],
+])("data classed %s: outputs %s, logs and error text %s", (classification, outputs, text) => {
+  expect(verdictsFor(classification)).toEqual({ outputs, logs: text, errors: text });
+});
+
+test("above internal no text of a step is in what is released, and every byte is counted once", () => {
+  const secret = fc.string({ minLength: 12, maxLength: 40, unit: fc.constantFrom(..."§±¶µ¤") });
+  fc.assert(
+    fc.property(
+      fc.constantFrom(...CLASSIFICATIONS),
+      fc.dictionary(fc.constantFrom("a", "b", "c"), secret),
+      secret,
+      fc.nat(10_000),
+      (classification, texts, message, logBytes) => {
+        const outputs = Object.fromEntries(
+          Object.entries(texts).map(([name, text]) => [
+            name,
+            { type: "text" as const, digest: `sha256:${name}`, text },
+          ]),
+        );
+        const produced = {
+          outputs,
+          error: { code: "exit", message },
+          artifacts: [{ name: "r", bytes: 9 }],
+          logBytes,
+        };
+        const released = release(verdictsFor(classification), produced);
+        const open = classification === "public" || classification === "internal";
+        const shown = JSON.stringify(released);
+        for (const text of [...Object.values(texts), message]) expect(shown.includes(text)).toBe(open);
+        const outputBytes = Object.values(texts).reduce((sum, text) => sum + Buffer.byteLength(text), 0);
+        const all = outputBytes + Buffer.byteLength(message) + logBytes;
+        const sum = (field: "sentBytes" | "keptBytes") =>
+          released.egress.reduce((total, record) => total + record[field], 0);
+        expect(sum("sentBytes")).toBe(open ? all : 0);
+        expect(sum("keptBytes")).toBe((open ? 0 : all) + 9); // artifacts stay, always
+      },
+    ),
+  );
+});

@@ -1,0 +1,237 @@
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import { type Offer, type Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { stepSpec } from "../../test/support/specs.ts";
+import {
+  LIMITS,
+  leaseKey,
+  offerOf,
+  offerSigner,
+  quiet,
+  type TestDirectory,
+  testDirectory,
+  Until,
+} from "../agent.fixture.ts";
+import { noopExecutor } from "../executors/noop-executor.ts";
+import { ProcessExecutor } from "../executors/process-executor.ts";
+import { Journal } from "../journal/journal.ts";
+import { AttemptService } from "./attempt-service.ts";
+import { OfferReader } from "./offer-reader.ts";
+
+const signer = offerSigner();
+let directory: TestDirectory;
+let journal: Journal;
+let service: AttemptService;
+const until = new Until();
+
+function open(): void {
+  journal = new Journal(join(directory.path, "journal"), LIMITS);
+  const processes = new ProcessExecutor({
+    clock: systemClock,
+    stateDir: directory.path,
+    datasets: { patients: "/dev/null" },
+    stepEnv: { PATH: process.env.PATH ?? "" },
+    killGraceMs: 200,
+  });
+  const reader = new OfferReader();
+  reader.setKey(signer.publicKeyPem);
+  service = new AttemptService({
+    clock: systemClock,
+    log: quiet,
+    journal,
+    reader,
+    executors: [processes, noopExecutor],
+    environment: "dream",
+    agent: "dream/a1",
+    stateDir: directory.path,
+    slots: 2,
+    centreNowMs: () => 1_000,
+    onFree: until.changed,
+  });
+}
+beforeEach(() => {
+  directory = testDirectory();
+  open();
+});
+afterEach(async () => {
+  await service.stopAll("interrupted", "end of test");
+  await journal.close();
+  directory[Symbol.dispose]();
+});
+
+/** A message as the queue gives it, and what was answered. */
+function messageOf(offer: Offer, change: { payload?: Buffer; signature?: string } = {}) {
+  const payload = change.payload ?? Buffer.from(JSON.stringify(offer));
+  const answers: string[] = [];
+  const answer = (text: string): void => {
+    answers.push(text);
+    until.changed();
+  };
+  const message = {
+    payload,
+    signature: change.signature ?? signer.sign(payload),
+    ack: () => answer(`ack with ${journal.held().length} on record`),
+    discard: () => answer("discard"),
+    giveBack: () => answer("give back"),
+  };
+  return { message, answers };
+}
+
+const shell = (text: string, change: Partial<Offer["step"]> = {}) =>
+  stepSpec("fit", { executor: { kind: "process", argv: ["sh", "-ec", text] }, ...change });
+const reports = () =>
+  journal.reportsAfter(0, 1_000).map(({ payload }) => ReportPayload.parse(JSON.parse(payload.toString())));
+function outcomeOf(runId = "run-1"): Outcome {
+  const report = reports().find((found) => found.kind === "finished" && found.lease.runId === runId);
+  if (report?.kind !== "finished") throw new Error(`no outcome of ${runId}`);
+  return report.outcome;
+}
+
+test("an offer is acknowledged when its lease is in the journal, and reported as started and finished", async () => {
+  const { message, answers } = messageOf(offerOf());
+  await service.take(message);
+  expect(answers).toEqual(["ack with 1 on record"]);
+  expect(reports().map(({ kind }) => kind)).toEqual(["started", "finished"]);
+  expect(outcomeOf()).toMatchObject({ status: "succeeded" });
+  expect(journal.held()).toEqual([]);
+  expect(service.held()).toEqual([leaseKey()]); // until the control plane confirms the outcome
+});
+
+test("all of a step's log is on record before its outcome, and the outcome says where it ends", async () => {
+  const offer = offerOf({ step: shell("for i in $(seq 200); do echo $i; done; echo err >&2") });
+  await service.take(messageOf(offer).message);
+  const { logLastSeq, logBytes } = outcomeOf();
+  const entries = journal.logsAfter(0, 1_000).flatMap((c) => decodeLogEntries(c.encoding, c.entries));
+  expect(entries.map(({ seq }) => seq)).toEqual(Array.from({ length: logLastSeq }, (_, i) => i + 1));
+  expect(entries.reduce((sum, { data }) => sum + data.length, 0)).toBe(logBytes);
+  const text = Buffer.concat(entries.filter((e) => e.stream === "stdout").map((e) => Buffer.from(e.data)));
+  expect(text.toString()).toBe(Array.from({ length: 200 }, (_, i) => `${i + 1}\n`).join(""));
+});
+
+test.each<[string, (offer: Offer) => ReturnType<typeof messageOf>, RegExp]>([
+  ["without a signature", (offer) => messageOf(offer, { signature: "" }), /not signed/],
+  [
+    "signed by another",
+    (offer) => messageOf(offer, { signature: offerSigner().sign(Buffer.from("x")) }),
+    /signature/,
+  ],
+  ["with a signature that is no base64", (offer) => messageOf(offer, { signature: "%%%" }), /signature/],
+  ["that is not JSON", (offer) => messageOf(offer, { payload: Buffer.from("{") }), /not JSON/],
+  ["that lacks a field", (offer) => messageOf(offer, { payload: Buffer.from('{"v":1}') }), /^field /],
+  ["for another environment", (offer) => messageOf({ ...offer, environment: "hq" }), /environment hq/],
+  ["that has expired", (offer) => messageOf({ ...offer, expiresAtMs: 999 }), /expired/],
+])("an offer %s is counted, taken off the queue and never started", async (_, make, reason) => {
+  const { message, answers } = make(offerOf());
+  await service.take(message);
+  expect(answers).toEqual(["discard"]);
+  expect([...service.refused.keys()][0]).toMatch(reason);
+  expect(reports()).toEqual([]);
+});
+
+test("the same offer again is acknowledged and not started again", async () => {
+  await service.take(messageOf(offerOf()).message);
+  const again = messageOf(offerOf());
+  await service.take(again.message);
+  expect(again.answers).toEqual(["ack with 0 on record"]);
+  expect(reports()).toHaveLength(2);
+});
+
+test("an offer that cannot be written down goes back to the queue, and is taken when it comes again", async () => {
+  const offer = offerOf();
+  const first = messageOf(offer);
+  const broken = journal;
+  await broken.close(); // nothing can be written any more
+  await service.take(first.message);
+  expect(first.answers).toEqual(["give back"]);
+  expect(service.freeSlots).toBe(2);
+  open();
+  await service.take(messageOf(offer).message);
+  expect(outcomeOf()).toMatchObject({ status: "succeeded" });
+});
+
+test("an offer beyond the slots goes back to the queue", async () => {
+  const take = (runId: string) => {
+    const made = messageOf(offerOf({ lease: leaseKey({ runId }), step: shell("exec sleep 60") }));
+    return { ...made, done: service.take(made.message) };
+  };
+  const [one, two, three] = [take("run-1"), take("run-2"), take("run-3")];
+  await three.done;
+  expect(three.answers).toEqual(["give back"]);
+  expect(service.freeSlots).toBe(0);
+  await service.stopAll("cancelled", "enough");
+  await Promise.all([one.done, two.done]);
+  expect(service.freeSlots).toBe(2);
+});
+
+test("a cancel reaches exactly the epoch that it names", async () => {
+  const offer = offerOf({ lease: leaseKey({ epoch: 2 }), step: shell("exec sleep 60") });
+  const { message, answers } = messageOf(offer);
+  const done = service.take(message);
+  await until.holds(() => answers.length > 0);
+  expect(service.stop(leaseKey({ epoch: 1 }), "cancelled", "old")).toBe(false);
+  expect(service.stop(leaseKey({ epoch: 2 }), "cancelled", "by ada")).toBe(true);
+  await done;
+  expect(outcomeOf()).toMatchObject({ status: "cancelled", error: { code: "cancelled", message: "by ada" } });
+});
+
+test("of a step that reads confidential data neither log nor output nor error text leaves, and the bytes are counted", async () => {
+  const step = shell("echo patient 7; printf 12345 > $INSITU_OUTPUT_DIR/count", {
+    reads: ["patients"],
+    outputs: { count: { type: "json", maxBytes: 100 } },
+  });
+  const datasets = [{ name: "patients", classification: "confidential" as const }];
+  await service.take(messageOf(offerOf({ step, datasets })).message);
+  const outcome = outcomeOf();
+  expect(outcome.outputs.count).toEqual({
+    type: "json",
+    bytes: 5,
+    digest: expect.stringMatching(/^sha256:/),
+  });
+  expect(outcome.egress).toEqual([
+    { kind: "output", name: "count", verdict: "digest", sentBytes: 0, keptBytes: 5 },
+    { kind: "log", name: "log", verdict: "withhold", sentBytes: 0, keptBytes: 10 },
+  ]);
+  expect(journal.logsAfter(0, 10)).toEqual([]);
+  expect(outcome.logLastSeq).toBe(0);
+  expect(readFileSync(join(directory.path, "site-logs/run-1/fit/1.1.log"), "utf8")).toBe("patient 7\n");
+  expect(JSON.stringify(reports())).not.toMatch(/patient 7|12345/);
+});
+
+test("an attempt whose log cannot be kept at the site ends with that as its outcome", async () => {
+  writeFileSync(join(directory.path, "site-logs"), "in the way");
+  const datasets = [{ name: "patients", classification: "secret" as const }];
+  const step = shell("true", { reads: ["patients"] });
+  await service.take(messageOf(offerOf({ step, datasets })).message);
+  expect(outcomeOf()).toMatchObject({ status: "failed", error: { code: "agent" } });
+  expect(journal.held()).toEqual([]);
+});
+
+test("after a restart what was running is ended and reported as interrupted, once", async () => {
+  const offer = offerOf({ step: shell(`echo one; echo $$ > ${directory.path}/pid; exec sleep 600`) });
+  await journal.take({ offer, takenAtMs: 5 }, { kind: "started", lease: offer.lease, atMs: 5 });
+  mkdirSync(join(directory.path, "work", "run-1", "fit.1.1", "work"), { recursive: true });
+  await journal.close();
+  open();
+  await service.recover();
+  expect(outcomeOf()).toMatchObject({ status: "interrupted", error: { code: "interrupted" } });
+  expect(existsSync(join(directory.path, "work", "run-1"))).toBe(false);
+  expect(service.held()).toEqual([offer.lease]);
+  // The queue gives the offer again: its acknowledgement was lost with the process.
+  const again = messageOf(offer);
+  await service.take(again.message);
+  expect(again.answers).toEqual(["ack with 0 on record"]);
+  await service.recover();
+  expect(reports().map(({ kind }) => kind)).toEqual(["started", "finished"]);
+});
+
+test("outputs that are too large together fail the attempt", async () => {
+  const outputs = Object.fromEntries(
+    ["a", "b"].map((n) => [n, { type: "text" as const, maxBytes: 400_000 }]),
+  );
+  const step = shell("for n in a b; do head -c 300000 /dev/zero > $INSITU_OUTPUT_DIR/$n; done", { outputs });
+  await service.take(messageOf(offerOf({ step })).message);
+  expect(outcomeOf()).toMatchObject({ status: "failed", error: { code: "output.too-large" }, outputs: {} });
+});
