@@ -62,7 +62,7 @@ const steps = [
 `,
 ];
 
-const text = `# yaml-language-server: $schema=../../docs/schema/pipeline.json
+const text = `# yaml-language-server: $schema=../../docs/schema/pipeline.schema.json
 #
 # Written by generate-pipeline.mjs: change that one and run it again.
 kind: pipeline

@@ -34,7 +34,8 @@ const SomeNames = z.union(
 
 const Duration = z
   .string({ error: DURATION_EXPECTED })
-  .regex(DURATION_PATTERN, { error: DURATION_EXPECTED })
+  // Aborts, so that what comes after is given durations alone.
+  .regex(DURATION_PATTERN, { error: DURATION_EXPECTED, abort: true })
   .meta({ examples: ["30s", "5m", "2h"] });
 const DURATION_MAX_EXPECTED = "a duration of at most 365d";
 const DURATION_MAX_MS = durationMs("365d");
@@ -181,7 +182,8 @@ const head = <K extends string>(kind: K) => ({
   name: ResourceName.describe(`Name of the ${kind}, unique among its kind`),
   description: Text.optional().describe("One line for people"),
 });
-const owner = Text.min(1, { error: "a person or team" });
+const OWNER_EXPECTED = "the name of a person or team";
+const owner = z.string({ error: OWNER_EXPECTED }).min(1, { error: OWNER_EXPECTED }).pipe(Text);
 const Owner = owner.optional().describe("The person or team that answers for it");
 
 export const PipelineDocument = z

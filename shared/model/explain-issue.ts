@@ -33,7 +33,7 @@ export function explainIssue(
     case "unrecognized_keys":
       return issue.keys.map((key) => unknownKey([...path, key], key, keysAt(path)));
     case "invalid_union": {
-      const branch = meantBranch(issue.errors);
+      const branch = meantBranch(issue.errors, valueAt(document, path));
       if (branch) return branch.flatMap((inner) => explainIssue(inner, document, keysAt, path));
       break;
     }
@@ -155,9 +155,14 @@ function keyHint(key: string, known: readonly string[]): { hint?: string } {
 }
 
 /** The alternative that was meant: the only one that got further than the kind of its value. */
-function meantBranch(branches: readonly (readonly Issue[])[]): readonly Issue[] | undefined {
+function meantBranch(branches: readonly (readonly Issue[])[], found: unknown): readonly Issue[] | undefined {
   const further = branches.filter(
-    (issues) => !issues.some((issue) => issue.code === "invalid_type" && issue.path.length === 0),
+    (issues) =>
+      !issues.some(
+        ({ code, path }) =>
+          path.length === 0 &&
+          (code === "invalid_type" || (code === "invalid_value" && typeof found !== "string")),
+      ),
   );
   return further.length === 1 ? further[0] : undefined;
 }

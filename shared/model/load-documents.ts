@@ -79,7 +79,9 @@ function loadOne(
   const more = faults.length - ERRORS_PER_DOCUMENT_MAX;
   if (more > 0) {
     const message = `${more} more errors in this document are not shown`;
-    loaded.errors.push({ file, ...parsed.locate([]), path: "", message, code: "limit.errors" });
+    // Where the last one is that is shown, so that it is read after them.
+    const { line, column } = loaded.errors.at(-1) ?? parsed.locate([]);
+    loaded.errors.push({ file, line, column, path: "", message, code: "limit.errors" });
   }
 }
 

@@ -22,8 +22,10 @@ export const DOCUMENT_MAX_BYTES = 4 * 1024 * 1024;
 export const DEPTH_MAX = 32;
 export const DOCUMENTS_PER_FILE_MAX = 1_000;
 /** Values of one document, with every alias counted as what it stands for. */
-export const VALUES_MAX = 2_000_000;
+export const VALUES_MAX = 1_000_000;
 
+/** Each is looked up among all anchors before it. */
+export const ALIASES_MAX = 1_000;
 /** More than these are counted and not told. */
 export const ERRORS_PER_DOCUMENT_MAX = 100;
 
@@ -93,7 +95,7 @@ class FileParser {
     return { documents, errors: this.#errors };
   }
 
-  /** Null when it is too deep: found while reading, as what comes after works by recursion. */
+  /** Null when it is too deep or too much: found while reading, as what comes after works by recursion. */
   #tokens(): CST.Token[] | null {
     const tokens: CST.Token[] = [];
     const parser = new Parser();
@@ -101,11 +103,16 @@ class FileParser {
     for (let at = this.#text.indexOf("\n"); at >= 0; at = this.#text.indexOf("\n", at + 1)) {
       this.#lines.addNewLine(at + 1);
     }
+    let scalars = 0;
     for (const lexeme of new Lexer().lex(this.#text)) {
       for (const token of parser.next(lexeme)) tokens.push(token);
       // On the stack are the document, the collections that are open, and perhaps a scalar.
       if (parser.stack.length > DEPTH_MAX + 2) {
         this.#fail(parser.offset, `the document is nested deeper than ${DEPTH_MAX} levels`, "limit.depth");
+        return null;
+      }
+      if (SCALAR_STARTS.has(lexeme.charCodeAt(0)) && ++scalars > VALUES_MAX) {
+        this.#fail(parser.offset, `the document has more than ${VALUES_MAX} values`, "limit.values");
         return null;
       }
     }
@@ -129,49 +136,54 @@ class FileParser {
   /** Keys that are there twice, and aliases that stand for too much. The composer has bounded the depth. */
   #checkNodes(root: Node): void {
     const sizes = new Map<string, number>();
+    let aliases = 0;
     let failed = false;
-    const tooMuch = (node: Node): number => {
-      if (!failed) {
-        const message = `the aliases of the document stand for more than ${VALUES_MAX} values`;
-        this.#fail(startOf(node), message, "limit.aliases");
-      }
+    const refuse = (node: Node, message: string): number => {
+      if (!failed) this.#fail(startOf(node), message, "limit.aliases", endOf(node));
       failed = true;
       return 0;
     };
-    const visit = (node: unknown, path: DocumentPath): number => {
+    const path: (string | number)[] = [];
+    const visitAt = (part: string | number, node: unknown): number => {
+      path.push(part);
+      const size = visit(node);
+      path.pop();
+      return size;
+    };
+    const visit = (node: unknown): number => {
       if (failed) return 0;
       if (isAlias(node)) {
+        if (++aliases > ALIASES_MAX) return refuse(node, `the document has more than ${ALIASES_MAX} aliases`);
         const size = sizes.get(node.source);
-        if (size !== undefined) return size;
-        this.#fail(
-          startOf(node),
-          `the alias *${node.source} stands inside what it stands for`,
-          "alias",
-          endOf(node),
+        return (
+          size ??
+          refuse(node, `the alias *${node.source} stands for nothing: no &${node.source} ends before it`)
         );
-        return 1;
       }
       let size = 1;
       if (isSeq(node)) {
-        for (const [index, item] of node.items.entries()) size += visit(item, [...path, index]);
+        for (const [index, item] of node.items.entries()) size += visitAt(index, item);
       } else if (isMap(node)) {
         const seen = new Map<string, Node>();
         for (const pair of node.items) {
           const key = keyOf(pair);
           this.#checkKey(key, pair.key as Node, seen, path);
-          size += visit(pair.value, [...path, key]);
+          size += visitAt(key, pair.value);
         }
       }
-      if (size > VALUES_MAX) return tooMuch(node as Node);
+      if (size > VALUES_MAX) {
+        return refuse(node as Node, `the aliases of the document stand for more than ${VALUES_MAX} values`);
+      }
       if ((isSeq(node) || isMap(node) || isScalar(node)) && node.anchor) sizes.set(node.anchor, size);
       return size;
     };
-    visit(root, []);
+    visit(root);
   }
 
   #checkKey(key: string, node: Node, seen: Map<string, Node>, path: DocumentPath): void {
     const first = seen.get(key);
     if (first === undefined) seen.set(key, node);
+    if (first === undefined && key !== "__proto__") return;
     const at = [startOf(node), endOf(node)] as const;
     const inside = pathText([...path, key]);
     if (first !== undefined) {
@@ -183,7 +195,7 @@ class FileParser {
         at[1],
         inside,
       );
-    } else if (key === "__proto__") {
+    } else {
       this.#fail(at[0], `unknown key '${key}'`, "key.unknown", at[1], inside);
     }
   }
@@ -222,6 +234,9 @@ class FileParser {
   }
 }
 
+/** Of the lexer: its mark of a plain or block scalar, and the two quotes. */
+const SCALAR_STARTS: ReadonlySet<number> = new Set(["\u001f", "'", '"'].map((mark) => mark.charCodeAt(0)));
+
 function keyOf(pair: Pair): string {
   return isScalar(pair.key) ? String(pair.key.value) : "";
 }
@@ -236,6 +251,7 @@ function endOf(node: Node): number {
 
 /** The library's message in our words where people meet it often. */
 function explainSyntax(error: YAMLParseError): string {
+  if (/^Missing closing .quote/.test(error.message)) return "a quote is opened and never closed";
   switch (error.code) {
     case "TAB_AS_INDENT":
       return "YAML is indented with spaces; here is a tab";

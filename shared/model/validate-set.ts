@@ -79,7 +79,8 @@ function firstOf(resource: LocatedResource, faults: readonly Fault[]): DocumentE
   const more = faults.length - ERRORS_PER_DOCUMENT_MAX;
   if (more > 0) {
     const message = `${more} more errors in ${resource.kind} ${resource.spec.name} are not shown`;
-    errors.push(errorAt(resource, { path: [], message, code: "limit.errors" }));
+    const { line, column } = errors.at(-1) ?? resource.locate([]);
+    errors.push({ file: resource.file, line, column, path: "", message, code: "limit.errors" });
   }
   return errors;
 }
