@@ -3,7 +3,7 @@ import { createHmac } from "node:crypto";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { findNatsServer } from "../scripts/find-nats-server.mjs";
@@ -499,7 +499,9 @@ async function writeContext(
   await mkdir(dirname(file), { recursive: true, mode: 0o700 });
   const caFile = join(dirname(file), "ca.pem");
   if (caPem !== undefined) await writeFile(caFile, caPem, { mode: 0o644 });
-  const context = { server, token, ...(caPem === undefined ? {} : { caFile }) };
+  // Nobody can be reached at "all addresses"; who reads the file is on this host. The CA lies beside the file.
+  const address = server.replace(/\/\/(0\.0\.0\.0|\[::\])(?=:|$)/, "//127.0.0.1");
+  const context = { server: address, token, ...(caPem === undefined ? {} : { caFile: basename(caFile) }) };
   const temporary = `${file}.${newSecret(6)}`;
   await writeFile(temporary, `${JSON.stringify(context, null, 2)}\n`, { mode: 0o600 });
   await rename(temporary, file);

@@ -162,7 +162,7 @@ function decoded(message: http.IncomingMessage, target: Target): Readable {
 
 /** Node's codes for a connection that broke after it stood: the same call may go through the next time. */
 const BROKEN = new Set(["ECONNRESET", "EPIPE", "ETIMEDOUT", "HPE_INVALID_EOF_STATE"]);
-const UNTRUSTED = /CERT|SELF_SIGNED|UNABLE_TO_VERIFY|ALTNAME/;
+const UNTRUSTED = /CERT|SELF_SIGNED|UNABLE_TO_VERIFY/;
 
 export function transportError(err: unknown, target: Target): InsituError {
   if (err instanceof InsituError) return err;
@@ -174,6 +174,11 @@ export function transportError(err: unknown, target: Target): InsituError {
   }
   if (code === "ENOTFOUND" || code === "EAI_AGAIN") {
     return new InsituError("unreachable", `the name of ${where} cannot be looked up (${code})`, options);
+  }
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID") {
+    const reason = err instanceof Error ? err.message : code;
+    const message = `the certificate of ${where} is for another name (${reason}). Use an address that it names, or start the server with --public-host`;
+    return new InsituError("unreachable", message, options);
   }
   if (UNTRUSTED.test(code)) {
     const message = `the certificate of ${where} is not trusted (${code}). Give its CA with --ca-file, INSITU_CA_FILE, or "caFile" in context.json`;
