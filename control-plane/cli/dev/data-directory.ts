@@ -1,6 +1,6 @@
 /** The folder of `insitu dev`: who may use it, and that one start at a time does. */
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { InsituError } from "../../../shared/errors.ts";
 import type { Clock } from "../../../shared/system.ts";
@@ -90,13 +90,18 @@ export class DataDirectory {
     rmSync(join(this.path, LOCK), { force: true });
   }
 
+  /** A link appears with its content: nobody ever reads half a lock. */
   #tryLock(): boolean {
+    const own = join(this.path, `${LOCK}.${process.pid}.new`);
+    writeFileSync(own, this.#text(), { mode: 0o600 });
     try {
-      writeFileSync(join(this.path, LOCK), this.#text(), { flag: "wx", mode: 0o600 });
+      linkSync(own, join(this.path, LOCK));
       return true;
     } catch (err) {
       if ((err as NodeJS.ErrnoException).code === "EEXIST") return false;
       throw err;
+    } finally {
+      rmSync(own, { force: true });
     }
   }
 
@@ -115,7 +120,7 @@ export class DataDirectory {
 function refuseStrangers(path: string): void {
   const names = readdirSync(path);
   if (names.includes(MARKER)) return;
-  const strange = names.filter((name) => !OURS.includes(name.replace(/\.new$/, "")));
+  const strange = names.filter((name) => !OURS.includes(name.replace(/(\.\d+)?\.new$/, "")));
   if (strange.length === 0) return;
   throw new InsituError(
     "request.invalid",

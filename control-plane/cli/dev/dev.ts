@@ -6,6 +6,7 @@ import type { Demo, SiteData } from "../../../examples/demo.ts";
 import { InsituError } from "../../../shared/errors.ts";
 import { SOFTWARE_VERSION } from "../../../shared/wire/protocol.ts";
 import type { AppliedChange } from "../../api/schemas.ts";
+import { stopLeftOver } from "../../store/nats-left-over.ts";
 import { ApiClient } from "../client.ts";
 import { readDocumentSet } from "../documents.ts";
 import { EXIT } from "../exit-codes.ts";
@@ -314,8 +315,20 @@ class Stage {
     const agents = this.#children.filter(({ name }) => name !== "server");
     await Promise.all(agents.map((child) => child.stop(insist)));
     await Promise.all(server.map((child) => child.stop(insist)));
+    await this.#stopNats();
     const took = duration(clock.monotonicMs() - beganMs);
     await output.note(`${output.paintErr("green", "✓")} stopped, nothing is left running (${took})`);
+  }
+
+  /** Of a server that was killed: its nats-server goes on without it. */
+  async #stopNats(): Promise<void> {
+    const { output, clock } = this.#invocation;
+    const directory = join(this.#options.directory.path, "server", "nats");
+    try {
+      await stopLeftOver({ directory, configFile: join(directory, "nats.conf.json"), clock });
+    } catch (thrown) {
+      await output.note(`${output.paintErr("yellow", "!")} ${InsituError.from(thrown).message}`);
+    }
   }
 }
 
