@@ -335,6 +335,7 @@ describe("help and completion", () => {
     expect(await complete("get", "pipeline", "")).toEqual(["penguins"]);
     expect(await complete("run", "pen")).toEqual(["penguins"]);
     expect(await complete("runs", "list", "--st")).toEqual(["--status"]);
+    expect(await complete("apply", "-f", "examples/pen")).toEqual([":files"]);
     expect(await complete("runs", "list", "--status", "fa")).toEqual(["failed"]);
   });
 

@@ -9,6 +9,8 @@ import { parseKind } from "./kinds.ts";
 /** Somebody waits with a finger on the tab key. */
 const SERVER_WAIT_MS = 700;
 const RUNS_MAX = 50;
+/** Tells the scripts to offer files, which the shells do better. */
+const FILES = ":files";
 
 const SCRIPTS: Record<string, string> = {
   bash: `# insitu completion for bash: source <(insitu completion bash)
@@ -86,7 +88,8 @@ async function candidatesFor(
 ): Promise<Candidate[]> {
   const current = words.at(-1) ?? "";
   const { command, given, pendingOption } = walk(program, words.slice(0, -1));
-  const matching = (all: readonly Candidate[]) => all.filter(({ word }) => word.startsWith(current));
+  const matching = (all: readonly Candidate[]) =>
+    all.filter(({ word }) => word === FILES || word.startsWith(current));
   if (pendingOption) return matching(await valuesOf(invocation, pendingOption));
   if (current.startsWith("-")) return matching(optionsOf(command, program));
   const commands = command.commands
@@ -130,7 +133,7 @@ async function valuesOf(invocation: Invocation, option: string): Promise<Candida
     case "--file":
     case "--ca-file":
     case "--data":
-      return words([":files"]);
+      return words([FILES]);
     case "--output":
       return words(["table", "json", "yaml"]);
     case "--stream":
