@@ -8,7 +8,14 @@ import { z } from "zod";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
 import { FIELD_PATTERN, NAME_PATTERN } from "./names.ts";
 import { CLASSIFICATIONS } from "./spec.ts";
-import { DURATION_EXPECTED, DURATION_PATTERN, durationMs, SIZE_EXPECTED, SIZE_PATTERN } from "./units.ts";
+import {
+  DURATION_EXPECTED,
+  DURATION_PATTERN,
+  durationMs,
+  SIZE_EXPECTED,
+  SIZE_PATTERN,
+  sizeBytes,
+} from "./units.ts";
 
 export const API_VERSION = "insitu/v1";
 
@@ -43,13 +50,18 @@ const UpToAYear = Duration.refine((text) => durationMs(text) <= DURATION_MAX_MS,
   error: DURATION_MAX_EXPECTED,
 });
 const Positive = UpToAYear.refine((text) => durationMs(text) > 0, { error: "a duration above zero" });
+const SIZE_MAX_BYTES = 2 ** 40;
+const SIZE_MAX_EXPECTED = "a size of at most 1024GiB";
 const Size = z.union(
   [
     z
       .int({ error: SIZE_EXPECTED })
       .min(1, { error: SIZE_EXPECTED })
-      .max(2 ** 40, { error: "at most 1 TiB" }),
-    z.string({ error: SIZE_EXPECTED }).regex(SIZE_PATTERN, { error: SIZE_EXPECTED }),
+      .max(SIZE_MAX_BYTES, { error: SIZE_MAX_EXPECTED }),
+    z
+      .string({ error: SIZE_EXPECTED })
+      .regex(SIZE_PATTERN, { error: SIZE_EXPECTED, abort: true })
+      .refine((text) => sizeBytes(text) <= SIZE_MAX_BYTES, { error: SIZE_MAX_EXPECTED }),
   ],
   { error: SIZE_EXPECTED },
 );
@@ -61,7 +73,9 @@ const RelativePath = Text.refine(isRelativePath, { error: RELATIVE_EXPECTED });
 export function isRelativePath(path: string): boolean {
   if (path.length === 0 || path.length > 1_024 || /[\\:]|^\/|\/$/.test(path)) return false;
   const segments = path.split("/").filter((segment) => segment !== ".");
-  return segments.length > 0 && segments.every((segment) => segment !== "" && segment !== "..");
+  // A key of that name is lost on the way through objects, and with it the file.
+  const refused = ["", "..", "__proto__"];
+  return segments.length > 0 && segments.every((segment) => !refused.includes(segment));
 }
 
 const Output = z.strictObject({

@@ -8,7 +8,8 @@ const DURATION_UNITS = [
   ["ms", 1],
 ] as const;
 
-export const DURATION_PATTERN = /^(0|[1-9][0-9]{0,8})(ms|s|m|h|d)$/;
+/** Eleven digits hold a year in milliseconds. */
+export const DURATION_PATTERN = /^(0|[1-9][0-9]{0,10})(ms|s|m|h|d)$/;
 export const DURATION_EXPECTED = "a duration such as 500ms, 30s, 5m, 2h or 1d";
 
 /** Milliseconds of a text that fits `DURATION_PATTERN`. */
