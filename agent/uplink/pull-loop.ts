@@ -16,7 +16,9 @@ const PULL_EXPIRES_MS = 20_000;
 /** Beyond its expiry, how long a request is believed to be alive: then its answer was lost. */
 const PULL_OVERDUE_MS = 2_000;
 const CHECK_MS = 500;
-const RETRY_MS = 500;
+const RETRY_MS = 250;
+const RETRY_MAX_MS = 5_000;
+const CONNECT_TIMEOUT_MS = 3_000;
 const FLUSH_MAX_MS = 1_000;
 
 export interface NatsAccess {
@@ -75,8 +77,12 @@ export class PullLoop {
     const connection = this.#connection;
     if (connection) {
       // Acknowledgements that are still in the buffer; without a server there is no end of waiting for it.
-      const { clock } = this.#options;
-      await Promise.race([connection.flush().catch(() => undefined), clock.sleep(FLUSH_MAX_MS)]);
+      const flushed = new AbortController();
+      await Promise.race([
+        connection.flush().catch(() => undefined),
+        this.#options.clock.sleep(FLUSH_MAX_MS, flushed.signal).catch(() => undefined),
+      ]);
+      flushed.abort();
       await connection.close();
     }
     await this.#done;
@@ -88,7 +94,7 @@ export class PullLoop {
   }
 
   async #connect(): Promise<void> {
-    const { access, log, clock } = this.#options;
+    const { access, clock } = this.#options;
     const options: ConnectionOptions = {
       servers: access.servers,
       user: access.user,
@@ -97,29 +103,39 @@ export class PullLoop {
       maxReconnectAttempts: -1,
       reconnectTimeWait: 200,
       reconnectJitter: 300,
+      timeout: CONNECT_TIMEOUT_MS,
       pingInterval: 5_000,
       maxPingOut: 2,
       ignoreAuthErrorAbort: true,
       ...(access.caPem === "" ? {} : { tls: { ca: access.caPem } }),
     };
-    while (!this.#stop.signal.aborted && !this.#connection) {
+    // The client comes back by itself; a connection that it has closed for good is opened anew here.
+    for (let retryMs = RETRY_MS; !this.#stop.signal.aborted; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {
       try {
-        this.#connection = await connect({ ...options });
+        const connection = await connect({ ...options });
+        retryMs = RETRY_MS;
+        this.#connection = connection;
+        if (this.#stop.signal.aborted) return await connection.close();
+        await this.#serve(connection);
       } catch (err) {
-        log.warn({ err, servers: access.servers }, "work queue not reached; trying again");
-        await clock.sleep(RETRY_MS, this.#stop.signal).catch(() => undefined);
+        this.#complain(`cannot be reached: ${InsituError.from(err).message}`);
       }
+      await clock.sleep(retryMs, this.#stop.signal).catch(() => undefined);
     }
-    const connection = this.#connection;
-    if (!connection) return;
-    if (this.#stop.signal.aborted) return connection.close();
+  }
+
+  /** Resolves when the connection is closed. */
+  async #serve(connection: NatsConnection): Promise<void> {
+    const { access, log, clock } = this.#options;
     log.info({ server: connection.getServer() }, "work queue connected");
+    this.#lastComplaint = "";
+    this.#requests.clear();
     this.#inbox = `${access.inboxPrefix}.${newSecret(9)}`;
     connection.subscribe(`${this.#inbox}.*`, { callback: (err, message) => this.#receive(err, message) });
     this.#timer = clock.every(CHECK_MS, () => this.#check());
     this.#pull();
-    // Not awaited: the client does not end this iterator when the connection closes.
-    void this.#watch(connection);
+    await this.#watch(connection);
+    this.#timer.cancel();
   }
 
   /** After a reconnect the server knows nothing of the requests that were open. */
@@ -179,12 +195,16 @@ export class PullLoop {
     const answer = (text: string): void => {
       if (reply && !connection.isClosed()) connection.publish(reply, text);
     };
+    const giveBack = (afterMs: number): void =>
+      answer(afterMs > 0 ? `-NAK {"delay":${nanos(afterMs)}}` : "-NAK");
+    // A request that is open cannot be taken back: what comes after a cordon goes to another agent.
+    if (this.#options.freeSlots() <= 0) return giveBack(0);
     this.#options.onOffer({
       payload: message.data,
       signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
       ack: () => answer("+ACK"),
       discard: () => answer("+TERM"),
-      giveBack: (afterMs) => answer(afterMs > 0 ? `-NAK {"delay":${nanos(afterMs)}}` : "-NAK"),
+      giveBack,
     });
   }
 
@@ -206,7 +226,8 @@ export class PullLoop {
 
   /** The same trouble is said once, not twice a second. The next check asks again. */
   #complain(text: string): void {
-    if (text !== this.#lastComplaint) this.#options.log.warn({ text }, "work queue refused a pull");
+    if (text !== this.#lastComplaint)
+      this.#options.log.warn({ text, servers: this.#options.access.servers }, "work queue trouble");
     this.#lastComplaint = text;
   }
 }
