@@ -123,33 +123,25 @@ function unknownKey(path: DocumentPath, key: string, known: readonly string[]): 
 }
 
 /** What people who come from other systems type. */
-const OTHER_WORDS: Readonly<Record<string, string>> = {
-  command: "run",
-  cmd: "run",
-  script: "run",
-  args: "run",
-  depends_on: "needs",
-  dependsOn: "needs",
-  dependencies: "needs",
-  depends: "needs",
-  "runs-on": "environment",
-  runs_on: "environment",
-  environments: "environment",
-  pool: "pools",
-  retry: "retries",
-  variables: "env",
-  inputs: "reads",
-  parameters: "params",
-  jobs: "steps",
-  tasks: "steps",
-  name: "id",
-  country: "jurisdiction",
-  size: "capacity",
-  slots: "capacity",
-};
+const OTHER_WORDS: ReadonlyMap<string, string> = new Map(
+  Object.entries({
+    run: ["command", "cmd", "script", "args"],
+    needs: ["depends_on", "dependsOn", "dependencies", "depends"],
+    environment: ["runs-on", "runs_on", "environments"],
+    pools: ["pool"],
+    retries: ["retry"],
+    env: ["variables"],
+    reads: ["inputs"],
+    params: ["parameters"],
+    steps: ["jobs", "tasks"],
+    id: ["name"],
+    jurisdiction: ["country"],
+    capacity: ["size", "slots"],
+  }).flatMap(([ours, others]) => others.map((other) => [other, ours] as const)),
+);
 
 function keyHint(key: string, known: readonly string[]): { hint?: string } {
-  const other = Object.hasOwn(OTHER_WORDS, key) ? OTHER_WORDS[key] : undefined;
+  const other = OTHER_WORDS.get(key);
   if (other !== undefined && known.includes(other)) return { hint: `did you mean '${other}'?` };
   return didYouMean(key, known);
 }
