@@ -11,11 +11,12 @@ import { ApiClient } from "../client.ts";
 import { readDocumentSet } from "../documents.ts";
 import { EXIT } from "../exit-codes.ts";
 import type { Invocation } from "../invocation.ts";
-import { duration, plural } from "../text.ts";
+import { duration, plural, wrap } from "../text.ts";
 import { DataDirectory } from "./data-directory.ts";
 import { choosePort } from "./ports.ts";
 import { Child } from "./processes.ts";
 import { prepareSite, type Site, waitForAgents } from "./sites.ts";
+import { StatusLine } from "./status-line.ts";
 import { heldLine, tell } from "./story.ts";
 
 export interface DevOptions {
@@ -39,8 +40,9 @@ export async function dev(invocation: Invocation, _args: string[], options: DevO
   const root = programRoot();
   const demo = await loadDemo(root, options.example);
   const port = options.port === undefined ? undefined : parsePort(options.port);
+  const title = wrap(demo.title, output.terminal.err.columns() - 1).join("\n");
   await output.note(
-    `${output.paintErr("bold", `Insitu ${SOFTWARE_VERSION}`)}  everything on this machine\n\n${demo.title}\n`,
+    `${output.paintErr("bold", `Insitu ${SOFTWARE_VERSION}`)}  everything on this machine\n\n${title}\n`,
   );
   const directory = await DataDirectory.take(resolve(world.settings.cwd, options.data), {
     clock: world.clock,
@@ -73,6 +75,7 @@ class Stage {
   /** While the story is told, any child that ends ends it. Later only the server does. */
   #strict = true;
   #closed = false;
+  #status: StatusLine | null = null;
 
   constructor(invocation: Invocation, options: StageOptions) {
     this.#invocation = invocation;
@@ -138,7 +141,7 @@ class Stage {
     const sites = await this.#timed("agents", async () => {
       const value = await this.#startAgents(client, signal);
       await waitForAgents(value, { client, clock, signal });
-      return { value, text: value.map(({ agentId }) => agentId).join(", ") };
+      return { value, text: `connected from ${value.map(({ environment }) => environment).join(", ")}` };
     });
     return { client, data, sites };
   }
@@ -246,7 +249,8 @@ class Stage {
       if (this.#strict || child.name === "server") this.#crash.abort(error);
       else {
         const again = `Start it again: node ${child.argv.map((word) => this.#shown(word)).join(" ")}`;
-        await output.note(`\n${output.paintErr("yellow", "!")} ${error.message}\n  ${again}`);
+        const text = `${output.paintErr("yellow", "!")} ${error.message}\n  ${again}\n`;
+        await (this.#status?.note(text) ?? output.note(text));
       }
     });
   }
@@ -263,16 +267,25 @@ class Stage {
   }
 
   async #stayUp({ client }: { client: ApiClient }, signal: AbortSignal): Promise<void> {
-    const { output } = this.#invocation;
+    const { output, clock } = this.#invocation;
     const { server, token } = client.target;
+    const { directory, demo } = this.#options;
     await output.note(`\n${output.paintErr("bold", "Next")}\n\n${this.#nextSteps(client).join("\n")}\n`);
     await output.note(`Console  ${server}/#token=${token}`);
-    await output.note(`Logs     ${this.#shown(join(this.#options.directory.path, "logs"))}`);
-    await output.note(`\nEverything is up. ${output.paintErr("dim", "Ctrl-C stops it.")}`);
-    await new Promise<never>((_, reject) => {
-      if (signal.aborted) return reject(signal.reason);
-      signal.addEventListener("abort", () => reject(signal.reason), { once: true });
-    });
+    await output.note(`Logs     ${this.#shown(join(directory.path, "logs"))}\n`);
+    const sites = Object.keys(demo.environments).length;
+    const status = new StatusLine({ output, clock, client, signal, sites });
+    this.#status = status;
+    try {
+      await status.start();
+      await new Promise<never>((_, reject) => {
+        if (signal.aborted) return reject(signal.reason);
+        signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+      });
+    } finally {
+      this.#status = null;
+      status[Symbol.dispose]();
+    }
   }
 
   #nextSteps(client: ApiClient): string[] {
@@ -289,10 +302,11 @@ class Stage {
       ["runs show last", "all about the run"],
       ["runs logs last", "what its steps wrote"],
       [`run ${demo.pipeline} --watch`, "once more"],
-      ...refused,
       ["agents list", "who is there"],
+      ...refused,
     ].map(([words, what]) => [`${command} ${words}`, what]);
-    const commandWidth = Math.max(...rows.map(([words = ""]) => words.length));
+    // A long one does not push the others apart.
+    const commandWidth = Math.min(44, Math.max(...rows.map(([words = ""]) => words.length)));
     const lines = rows.map(([words = "", what]) => `  ${words.padEnd(commandWidth)}   ${what}`);
     return elsewhere ? [`  export INSITU_SERVER=${server} INSITU_TOKEN=${token}`, ...lines] : lines;
   }
@@ -311,6 +325,8 @@ class Stage {
     if (this.#children.length === 0) return;
     const beganMs = clock.monotonicMs();
     for (const child of this.#children) child.expectEnd();
+    // The terminal has shown "^C" on a line that nobody ended.
+    if (output.terminal.err.isTty) await output.note("");
     const server = this.#children.filter(({ name }) => name === "server");
     const agents = this.#children.filter(({ name }) => name !== "server");
     await Promise.all(agents.map((child) => child.stop(insist)));

@@ -224,11 +224,15 @@ async function show(options: StoryOptions, { run, comparison, egress, reports }:
     const cwd = invocation.world.settings.cwd;
     await section(
       "What was made",
-      reports.map(
-        ({ name, environment, path }) => `${name}, at ${environment}: ${relative(cwd, path) || path}`,
-      ),
+      reports.map(({ name, environment, path }) => `${name}, at ${environment}: ${shown(path, cwd)}`),
     );
   }
+}
+
+/** Relative to where the person stands, when it lies below. */
+function shown(path: string, cwd: string): string {
+  const short = relative(cwd, path);
+  return short === "" || short.startsWith("..") ? path : short;
 }
 
 function comparisonLines(comparison: Comparison, options: { width: number; paint: Paint }): string[] {
