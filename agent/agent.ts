@@ -1,6 +1,6 @@
 /** Wires the parts of a running agent and stops them in order. */
 
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync } from "node:fs";
 import { statfs } from "node:fs/promises";
 import { hostname } from "node:os";
 import { join } from "node:path";
@@ -14,7 +14,8 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
-import { type NatsAccess, PullLoop } from "./uplink/pull-loop.ts";
+import { keepAccess, loadAccess, type NatsAccess } from "./uplink/nats-access.ts";
+import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
 const DISK_CHECK_MS = 5_000;
@@ -94,10 +95,12 @@ export class Agent {
   async start(): Promise<void> {
     await this.#attempts.recover();
     await this.#checkDisk();
-    this.#timer = this.#clock.every(DISK_CHECK_MS, () => void this.#checkDisk());
+    this.#timer = this.#clock.every(DISK_CHECK_MS, () => {
+      this.#checkDisk().catch((err: unknown) => this.#log.error({ err }, "disk space cannot be read"));
+    });
     this.#uplink.start();
     // While the control plane is away, work that is queued already can go on.
-    const access = this.#loadAccess();
+    const access = loadAccess(this.#accessFile());
     if (access) this.#pullFrom(access);
   }
 
@@ -138,7 +141,7 @@ export class Agent {
     const text = JSON.stringify(access);
     if (text === this.#accessText || this.#stopping) return;
     this.#accessText = text;
-    writeFileSync(this.#accessFile(), text, { mode: 0o600 });
+    keepAccess(this.#accessFile(), access);
     const former = this.#pulls;
     this.#pulls = new PullLoop({
       clock: this.#clock,
@@ -153,14 +156,6 @@ export class Agent {
     });
     this.#pulls.start();
     void former?.close();
-  }
-
-  #loadAccess(): NatsAccess | undefined {
-    try {
-      return JSON.parse(readFileSync(this.#accessFile(), "utf8")) as NatsAccess;
-    } catch {
-      return undefined; // the first start; Welcome brings it
-    }
   }
 
   #accessFile(): string {

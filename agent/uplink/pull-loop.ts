@@ -11,6 +11,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
+import type { NatsAccess } from "./nats-access.ts";
 
 const PULL_EXPIRES_MS = 20_000;
 /** Beyond its expiry, how long a request is believed to be alive: then its answer was lost. */
@@ -20,17 +21,6 @@ const RETRY_MS = 250;
 const RETRY_MAX_MS = 5_000;
 const CONNECT_TIMEOUT_MS = 3_000;
 const FLUSH_MAX_MS = 1_000;
-
-export interface NatsAccess {
-  servers: string[];
-  user: string;
-  password: string;
-  inboxPrefix: string;
-  stream: string;
-  consumer: string;
-  /** Empty: no TLS, which is for loopback only. */
-  caPem: string;
-}
 
 export interface PullLoopOptions {
   clock: Clock;

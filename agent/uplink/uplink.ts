@@ -83,7 +83,7 @@ export class Uplink {
 
   /** Says goodbye and closes. */
   async close(reason: string): Promise<void> {
-    this.#session?.write({ goodbye: { reason } });
+    if (this.connected) this.#session?.write({ goodbye: { reason } });
     this.#session?.end();
     this.#stop.abort(new Error(reason));
     await this.#done;
@@ -130,6 +130,7 @@ export class Uplink {
     const streams: ClientDuplexStream<never, unknown>[] = [session as never];
     let timer: Timer = clock.after(WELCOME_TIMEOUT_MS, () => session.cancel());
     let welcomed = false;
+    let onAbort = (): void => {};
     const ended = new Promise<string>((resolve) => {
       const watch = (stream: ClientDuplexStream<never, unknown>): void => {
         stream.on("error", (err: ServiceError) => resolve(this.#explain(err)));
@@ -152,10 +153,12 @@ export class Uplink {
         this.#logs.attach(logs);
         this.#heartbeat(session);
       });
-      this.#stop.signal.addEventListener("abort", () => resolve("the agent stops"), { once: true });
+      onAbort = () => resolve("the agent stops");
+      this.#stop.signal.addEventListener("abort", onAbort);
     });
     session.write({ hello: this.#hello() });
     const reason = await ended;
+    this.#stop.signal.removeEventListener("abort", onAbort);
     timer.cancel();
     this.connected = false;
     this.#reports.detach();
@@ -240,7 +243,18 @@ export class Uplink {
     if (clock.wallMs() > identity.notAfterMs) {
       return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
     }
-    return err.details || err.message;
+    const said = err.details || err.message;
+    // OpenSSL's words for "the chain does not end in what I trust", as Node spells them.
+    if (/self.signed certificate|certificate signature failure|unable to (verify|get)/i.test(said)) {
+      return (
+        `${identity.gateway} shows a certificate that the CA of this agent's enrolment did not issue (${said}): ` +
+        "something intercepts TLS, or the control plane has a new CA; in that case enrol again with a new join token"
+      );
+    }
+    if (/certificate (is not yet valid|has expired)/i.test(said)) {
+      return `the certificate of ${identity.gateway} is not valid at this host's time (${said}): check the clocks of both`;
+    }
+    return said;
   }
 }
 

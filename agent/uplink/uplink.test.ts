@@ -1,0 +1,272 @@
+import { join } from "node:path";
+import { pino } from "pino";
+import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import { finished, LIMITS, leaseKey, type TestDirectory, testDirectory, Until } from "../agent.fixture.ts";
+import type { Identity } from "../enrolment/identity.ts";
+import { Journal } from "../journal/journal.ts";
+import { type Authority, createAuthority, TestGateway } from "./gateway.fixture.ts";
+import { type AgentSide, Uplink } from "./uplink.ts";
+
+let authority: Authority;
+let directory: TestDirectory;
+let journal: Journal;
+let gateway: TestGateway;
+let uplink: Uplink;
+let side: Side;
+const until = new Until();
+let log: { level: number; msg: string; reason?: string; seq?: number }[];
+
+class Side implements AgentSide {
+  leases: LeaseKey[] = [];
+  reason = "";
+  readonly told: string[] = [];
+  hello = () => ({
+    slots: 2,
+    executors: ["noop"],
+    datasets: ["penguins"],
+    labels: { rack: "7" },
+    hostname: "h",
+  });
+  held = () => this.leases;
+  freeSlots = () => 2 - this.leases.length;
+  notTakingWork = () => this.reason;
+  welcomed = () => this.#note("welcomed");
+  cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);
+  superseded = (lease: LeaseKey) => this.#note(`superseded ${lease.epoch}`);
+  cordoned = (cordoned: boolean) => {
+    if (cordoned) this.#note("cordoned");
+  };
+  #note(text: string): void {
+    this.told.push(text);
+    until.changed();
+  }
+}
+
+function open(identity: Partial<Identity> = {}): Uplink {
+  log = [];
+  const write = (line: string): void => {
+    log.push(JSON.parse(line));
+    until.changed();
+  };
+  return new Uplink({
+    clock: systemClock,
+    random: () => 0,
+    log: pino({}, { write }),
+    identity: authority.identity(gateway.port, identity),
+    instanceId: "instance-1",
+    journal,
+    side,
+  });
+}
+
+beforeAll(async () => {
+  authority = await createAuthority();
+});
+beforeEach(async () => {
+  directory = testDirectory();
+  journal = new Journal(join(directory.path, "journal"), LIMITS);
+  gateway = new TestGateway(authority);
+  await gateway.start();
+  side = new Side();
+  uplink = open();
+});
+afterEach(async () => {
+  await uplink.close("end of test");
+  gateway.stop();
+  await journal.close();
+  directory[Symbol.dispose]();
+});
+
+const finish = async (from: number, to = from) => {
+  for (let i = from; i <= to; i++) await journal.finish(finished(leaseKey({ runId: `run-${i}` })));
+};
+const chunk = (bytes = 10) =>
+  journal.appendLog({
+    lease: leaseKey(),
+    firstEntry: 1,
+    entryCount: 1,
+    encoding: "identity",
+    atMs: 1,
+    entries: Buffer.alloc(bytes, 1),
+    contentBytes: bytes,
+  });
+const seqs = () => gateway.reports.map(({ seq }) => seq);
+const lost = (reason: RegExp) =>
+  until.holds(() =>
+    log.some((line) => line.msg.startsWith("control plane lost") && reason.test(line.reason ?? "")),
+  );
+
+test("says what it is and what it holds, then renews exactly what it holds, with why it takes no work", async () => {
+  side.leases = [leaseKey({ epoch: 4 })];
+  side.reason = "its disk is nearly full";
+  uplink.start();
+  await gateway.until.holds(() => gateway.heartbeats.length >= 3);
+  expect(gateway.hellos[0]).toMatchObject({
+    version: { major: 1 },
+    slots: 2,
+    executors: ["noop"],
+    datasets: ["penguins"],
+    labels: { rack: "7" },
+    instanceId: "instance-1",
+    held: [leaseKey({ epoch: 4 })],
+  });
+  expect(gateway.heartbeats.slice(0, 3).map(({ seq }) => seq)).toEqual(["1", "2", "3"]);
+  expect(gateway.heartbeats[2]).toMatchObject({
+    held: [leaseKey({ epoch: 4 })],
+    freeSlots: 1,
+    notTakingWork: "its disk is nearly full",
+  });
+});
+
+test("a report is forgotten when it is acknowledged and not before", async () => {
+  gateway.ackReports = () => undefined;
+  await finish(1, 3);
+  uplink.start();
+  await gateway.until.holds(() => seqs().length === 3);
+  expect(journal.undelivered()).toHaveLength(3);
+  gateway.reportCall?.write({ ackedSeq: 2 });
+  await gateway.until.holds(() => gateway.heartbeats.length >= 3); // the acknowledgement went out before these
+  await vi.waitFor(() => expect(journal.undelivered()).toEqual([leaseKey({ runId: "run-3" })]));
+  expect(journal.delivered).toBe(false);
+});
+
+test("after the gateway was away everything that is not acknowledged is sent again, in order, from the oldest", async () => {
+  gateway.ackReports = () => ({ ackedSeq: 1 });
+  await finish(1, 3);
+  uplink.start();
+  await gateway.until.holds(() => seqs().length === 3);
+  await vi.waitFor(() => expect(journal.undelivered()).toHaveLength(2));
+  gateway.stop();
+  await lost(/./);
+  await finish(4);
+  gateway.ackReports = (sent) => ({ ackedSeq: sent.at(-1)! });
+  gateway.reports.length = 0;
+  await gateway.start();
+  await gateway.until.holds(() => seqs().includes(4));
+  expect(seqs()).toEqual([2, 3, 4]);
+  await vi.waitFor(() => expect(journal.delivered).toBe(true));
+});
+
+test("a report that is stored while the connection stands goes out at once", async () => {
+  uplink.start();
+  await gateway.connected();
+  await gateway.until.holds(() => gateway.reportCall !== undefined || gateway.heartbeats.length > 0);
+  await finish(1);
+  await gateway.until.holds(() => seqs().length === 1);
+  expect(gateway.reports[0]?.payload).toEqual(finished(leaseKey({ runId: "run-1" })));
+});
+
+test("a report that is rejected is told, forgotten and not sent again", async () => {
+  gateway.ackReports = ([seq]) => ({
+    ackedSeq: seq!,
+    rejected: [{ seq: seq!, code: "lease.stale", message: "no" }],
+  });
+  await finish(1);
+  uplink.start();
+  await until.holds(() => log.some(({ msg }) => msg.startsWith("report rejected")));
+  await vi.waitFor(() => expect(journal.delivered).toBe(true));
+  expect(seqs()).toEqual([1]);
+});
+
+test("no more than a window is on its way while nothing is acknowledged; all arrives in the end", async () => {
+  gateway.ackLogs = () => undefined;
+  for (let i = 0; i < 100; i++) await chunk(64 * 1024);
+  uplink.start();
+  // Reports are not held up by the logs that wait.
+  await finish(1);
+  await gateway.until.holds(() => seqs().length === 1);
+  await gateway.until.holds(() => gateway.chunks.length >= 64);
+  await gateway.until.holds(() => gateway.heartbeats.length >= 5);
+  const sent = gateway.chunks.length;
+  expect(sent * 64 * 1024).toBeLessThanOrEqual(4 * 1024 * 1024 + 512 * 1024);
+  gateway.ackLogs = (numbers) => ({ ackedSeq: numbers.at(-1)! });
+  gateway.logCall?.write({ ackedSeq: Number(gateway.chunks.at(-1)?.seq) });
+  await gateway.until.holds(() => gateway.chunks.length === 100);
+  expect(gateway.chunks.map(({ seq }) => Number(seq))).toEqual(Array.from({ length: 100 }, (_, i) => i + 1));
+  await vi.waitFor(() => expect(journal.delivered).toBe(true));
+});
+
+test("cancels come by message and by heartbeat; superseded leases and cordons too", async () => {
+  uplink.start();
+  await gateway.connected();
+  gateway.session?.write({ cancel: { lease: leaseKey({ epoch: 1 }), reason: "now" } });
+  await until.holds(() => side.told.includes("cancel 1 now"));
+  gateway.reply = {
+    cancels: [{ lease: leaseKey({ epoch: 2 }), reason: "again" }],
+    superseded: [leaseKey({ epoch: 3 })],
+    cordoned: true,
+  };
+  await until.holds(() => side.told.includes("cancel 2 again"));
+  expect(side.told).toEqual(expect.arrayContaining(["superseded 3", "cordoned"]));
+});
+
+test("a connection on which heartbeats are not answered is opened anew", async () => {
+  gateway.answerHeartbeats = false;
+  uplink.start();
+  await gateway.connected(2);
+  expect(log.map(({ msg }) => msg)).toContain("heartbeats are not answered");
+  expect(gateway.hellos.map(({ instanceId }) => instanceId)).toEqual(["instance-1", "instance-1"]);
+});
+
+test("asked to drain, it comes back after the delay that it was given", async () => {
+  uplink.start();
+  await gateway.connected();
+  gateway.session?.write({ drain: { reconnectAfterMs: 20, reason: "upgrade" } });
+  await gateway.connected(2);
+  expect(log.find(({ msg }) => msg.startsWith("control plane lost"))).toMatchObject({ retryInMs: 20 });
+});
+
+test("a control plane of another protocol is named, with what to upgrade", async () => {
+  gateway.welcome = { version: { major: 2, minor: 0, software: "future", capabilities: [] } };
+  uplink.start();
+  await lost(/protocol 2, this agent 1: upgrade this agent/);
+  expect(side.told).not.toContain("welcomed");
+});
+
+test("a gateway of another CA is told apart from one that is away", async () => {
+  const other = await createAuthority();
+  uplink = open({ caPem: Buffer.from(other.caPem) });
+  uplink.start();
+  await lost(/CA of this agent's enrolment did not issue/);
+  expect(gateway.hellos).toEqual([]);
+});
+
+test("an agent whose certificate has expired says so", async () => {
+  gateway.stop();
+  uplink = open({ notAfterMs: systemClock.wallMs() - 1 });
+  uplink.start();
+  await lost(/certificate has expired.*new join token/);
+});
+
+test("it says goodbye when it stops on purpose", async () => {
+  uplink.start();
+  await gateway.until.holds(() => gateway.heartbeats.length > 0);
+  await uplink.close("SIGTERM");
+  await gateway.until.holds(() => gateway.goodbyes.length > 0);
+  expect(gateway.goodbyes).toEqual(["SIGTERM"]);
+});
+
+test("it stops at once while the gateway is away", async () => {
+  gateway.stop();
+  uplink.start();
+  await lost(/./);
+  const fromMs = systemClock.monotonicMs();
+  await uplink.close("SIGTERM");
+  expect(systemClock.monotonicMs() - fromMs).toBeLessThan(2_000);
+});
+
+test("connecting again many times leaves no listener behind", async () => {
+  const warnings: string[] = [];
+  const onWarning = (warning: Error): void => void warnings.push(warning.name);
+  process.on("warning", onWarning);
+  uplink.start();
+  for (let i = 1; i <= 15; i++) {
+    await gateway.connected(i);
+    gateway.session?.write({ drain: { reconnectAfterMs: 0, reason: "again" } });
+  }
+  await gateway.connected(16);
+  process.off("warning", onWarning);
+  expect(warnings).toEqual([]);
+});
