@@ -118,11 +118,8 @@ function serverCommands(program: Command, act: Act): void {
     .description("everything on this machine: a server, an agent per demonstration site, and a run to watch")
     .option("--once", "stop after the demonstration; the exit code says whether it held")
     .option("--data <dir>", "where everything is kept", ".insitu")
-    .option("--port <n>", "port of API and console; when it is taken, a free one (default: 7070)")
-    .option(
-      "--gateway-port <n>",
-      "port of the gateway for agents; when it is taken, a free one (default: 7443)",
-    )
+    .option("--port <n>", "port of API and console (default: 7070, else a free one)")
+    .option("--gateway-port <n>", "port of the gateway for agents (default: 7443, else a free one)")
     .addOption(
       new Option("--example <name>", "the demonstration to run")
         .choices(["penguins", "flights", "federated"])

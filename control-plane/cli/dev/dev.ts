@@ -23,6 +23,7 @@ export interface DevOptions {
   once?: boolean;
   data: string;
   port?: string;
+  gatewayPort?: string;
   example: string;
   fresh?: boolean;
   keep?: boolean;
@@ -39,7 +40,10 @@ export async function dev(invocation: Invocation, _args: string[], options: DevO
   const { world, output } = invocation;
   const root = programRoot();
   const demo = await loadDemo(root, options.example);
-  const port = options.port === undefined ? undefined : parsePort(options.port);
+  const fixedPorts = {
+    api: parsePort(options.port, "--port"),
+    gateway: parsePort(options.gatewayPort, "--gateway-port"),
+  };
   const title = wrap(demo.title, output.terminal.err.columns() - 1).join("\n");
   await output.note(
     `${output.paintErr("bold", `Insitu ${SOFTWARE_VERSION}`)}  everything on this machine\n\n${title}\n`,
@@ -51,7 +55,7 @@ export async function dev(invocation: Invocation, _args: string[], options: DevO
   });
   try {
     if (options.fresh) directory.empty();
-    const stage = new Stage(invocation, { root, directory, demo, port });
+    const stage = new Stage(invocation, { root, directory, demo, fixedPorts });
     return await stage.play({ once: options.once === true, keep: options.keep === true });
   } finally {
     directory.release();
@@ -62,7 +66,8 @@ interface StageOptions {
   root: string;
   directory: DataDirectory;
   demo: Demo;
-  port: number | undefined;
+  /** As asked for: these and no others. */
+  fixedPorts: { api: number | undefined; gateway: number | undefined };
 }
 
 /** Starts the parts, tells the story, and stops the parts in reverse order. */
@@ -148,10 +153,10 @@ class Stage {
 
   /** On the usual ports; on free ones when somebody else has them, or takes them at this very moment. */
   async #startServer(signal: AbortSignal): Promise<{ url: string; gatewayPort: number }> {
-    const { port } = this.#options;
+    const { api, gateway } = this.#options.fixedPorts;
     const usual = {
-      api: await choosePort({ fixed: port, preferred: PORTS.api, what: "the API" }),
-      gateway: await choosePort({ preferred: PORTS.gateway, what: "the gateway" }),
+      api: await choosePort({ fixed: api, preferred: PORTS.api, what: "the API" }),
+      gateway: await choosePort({ fixed: gateway, preferred: PORTS.gateway, what: "the gateway" }),
       nats: await choosePort({ preferred: PORTS.nats, what: "NATS" }),
     };
     signal.throwIfAborted();
@@ -161,7 +166,7 @@ class Stage {
     } catch (thrown) {
       if (signal.aborted || first.running || !first.said(PORT_TAKEN)) throw thrown;
     }
-    return this.#ready(this.#spawnServer({ api: port ?? 0, gateway: 0, nats: 0 }), signal);
+    return this.#ready(this.#spawnServer({ api: api ?? 0, gateway: gateway ?? 0, nats: 0 }), signal);
   }
 
   #spawnServer(ports: typeof PORTS): Child {
@@ -373,10 +378,11 @@ async function loadDemo(root: string, name: string): Promise<Demo> {
   return module.default;
 }
 
-function parsePort(text: string): number {
+function parsePort(text: string | undefined, flag: string): number | undefined {
+  if (text === undefined) return undefined;
   const port = Number(text);
   if (Number.isInteger(port) && port >= 0 && port <= 65_535) return port;
-  throw new InsituError("request.invalid", `--port takes a number from 0 to 65535, not "${text}"`);
+  throw new InsituError("request.invalid", `${flag} takes a number from 0 to 65535, not "${text}"`);
 }
 
 /** Ours without what is meant for this command: its server and its token are no business of the children. */

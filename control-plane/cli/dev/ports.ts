@@ -18,7 +18,7 @@ export async function choosePort(options: {
     if (fixed === 0 || (await tryPort(fixed)) !== null) return fixed;
     throw new InsituError(
       "unavailable",
-      `port ${fixed} for ${what} is taken; choose another with --port, or leave it out`,
+      `port ${fixed} for ${what} is taken; choose another one, or leave the flag out for a free one`,
     );
   }
   const port = (await tryPort(preferred)) ?? (await tryPort(0));
