@@ -2,7 +2,6 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism, hostname } from "node:os";
 import { dirname, resolve } from "node:path";
-import { parse } from "yaml";
 import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
 import { FIELD_PATTERN, Name } from "../shared/model/names.ts";
@@ -68,27 +67,31 @@ export interface Flags {
  *
  * @throws request.invalid with every bad key at once
  */
-export function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): AgentConfig {
+export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<AgentConfig> {
   const file = flags.config;
   const base = file === undefined ? process.cwd() : dirname(resolve(file));
   const raw: Record<string, unknown> = {
     ...DEFAULTS,
     name: hostName(),
     slots: availableParallelism(),
-    ...(file === undefined ? {} : readFile(file)),
+    ...(file === undefined ? {} : await readFile(file)),
   };
   if (env.INSITU_JOIN_TOKEN) raw.joinToken = env.INSITU_JOIN_TOKEN;
   if (env.INSITU_LOG_LEVEL) raw.logLevel = env.INSITU_LOG_LEVEL;
   for (const [flag, key] of Object.entries(SCALAR_FLAGS))
     if (flags[flag] !== undefined) raw[key] = flags[flag];
+  const problems: string[] = [];
   for (const [flag, key] of Object.entries(PAIR_FLAGS)) {
-    raw[key] = { ...(raw[key] as Record<string, string>), ...pairs(flag, flags[flag]) };
+    const given = pairs(flag, flags[flag], problems);
+    // What is no map of names is left as it is, for the schema to refuse.
+    if (isMap(raw[key])) raw[key] = { ...raw[key], ...given };
   }
   const parsed = Config.safeParse(raw);
   if (!parsed.success) {
-    const problems = parsed.error.issues.map(
-      (issue) => `  ${issue.path.join(".") || "(top)"}: ${issue.message}`,
-    );
+    for (const issue of parsed.error.issues)
+      problems.push(`  ${issue.path.join(".") || "(top)"}: ${issue.message}`);
+  }
+  if (!parsed.success || problems.length > 0) {
     const source = file ?? "flags";
     throw new InsituError(
       "request.invalid",
@@ -107,18 +110,17 @@ export function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): AgentConfig {
   return Object.freeze({ ...config, stateDir: resolve(base, config.stateDir), datasets, stepEnv });
 }
 
-function readFile(file: string): Record<string, unknown> {
+async function readFile(file: string): Promise<Record<string, unknown>> {
   let text: string;
   try {
     text = readFileSync(file, "utf8");
   } catch (err) {
     throw new InsituError("request.invalid", `cannot read the configuration ${file}`, { cause: err });
   }
+  const { parse } = await import("yaml"); // an agent that is configured by flags does without it
   try {
     const parsed: unknown = parse(text);
-    if (parsed !== null && typeof parsed === "object" && !Array.isArray(parsed)) {
-      return parsed as Record<string, unknown>;
-    }
+    if (isMap(parsed)) return parsed;
   } catch (err) {
     const message = err instanceof Error ? err.message : String(err);
     throw new InsituError("request.invalid", `${file} is not YAML: ${message}`, { cause: err });
@@ -126,15 +128,22 @@ function readFile(file: string): Record<string, unknown> {
   throw new InsituError("request.invalid", `${file} must hold keys and values, like "slots: 4"`);
 }
 
-function pairs(flag: string, given: string | string[] | undefined): Record<string, string> {
-  const list = given === undefined ? [] : Array.isArray(given) ? given : [given];
-  return Object.fromEntries(
-    list.map((item) => {
-      const at = item.indexOf("=");
-      if (at <= 0) throw new InsituError("request.invalid", `--${flag} takes name=value, not "${item}"`);
-      return [item.slice(0, at), item.slice(at + 1)];
-    }),
-  );
+function pairs(
+  flag: string,
+  given: string | string[] | undefined,
+  problems: string[],
+): Record<string, string> {
+  const found: Record<string, string> = {};
+  for (const item of given === undefined ? [] : [given].flat()) {
+    const at = item.indexOf("=");
+    if (at <= 0) problems.push(`  --${flag} takes name=value, not "${item}"`);
+    else found[item.slice(0, at)] = item.slice(at + 1);
+  }
+  return found;
+}
+
+function isMap(value: unknown): value is Record<string, unknown> {
+  return value !== null && typeof value === "object" && !Array.isArray(value);
 }
 
 function hostName(): string {

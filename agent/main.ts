@@ -67,7 +67,7 @@ async function main(argv: string[]): Promise<number> {
     throw new InsituError("request.invalid", `there is no command "${command}"; it is run, enrol or version`);
   }
   if (values["join-token"] === "-") values["join-token"] = readFileSync(0, "utf8").trim();
-  const config = loadConfig(values as Flags, process.env);
+  const config = await loadConfig(values as Flags, process.env);
   const log = pino({
     level: config.logLevel,
     base: { name: config.name },

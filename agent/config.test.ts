@@ -1,0 +1,90 @@
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { testDirectory } from "./agent.fixture.ts";
+import { loadConfig } from "./config.ts";
+
+const rejection = async (promise: Promise<unknown>): Promise<{ code: string; message: string }> =>
+  await promise.then(
+    () => Promise.reject(new Error("it was accepted")),
+    (err: { code: string; message: string }) => err,
+  );
+
+test("flags alone are enough", async () => {
+  const config = await loadConfig(
+    {
+      "state-dir": "/tmp/x",
+      name: "a1",
+      slots: "3",
+      dataset: ["patients=/srv/p=1.parquet"],
+      label: ["rack=7"],
+    },
+    { PATH: "/bin" },
+  );
+  expect(config).toMatchObject({
+    stateDir: "/tmp/x",
+    name: "a1",
+    slots: 3,
+    executors: ["process", "noop"],
+    datasets: { patients: "/srv/p=1.parquet" },
+    labels: { rack: "7" },
+    stepEnv: { PATH: "/bin", LANG: "C.UTF-8" },
+  });
+  expect(Object.isFrozen(config)).toBe(true);
+});
+
+test("paths in a file are relative to it; the environment wins over the file, and flags over both", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  writeFileSync(
+    file,
+    [
+      "stateDir: state",
+      "name: from-file",
+      "slots: 2",
+      "logLevel: warn",
+      "datasets: { penguins: data/penguins.json, remote: s3://bucket/key }",
+      "stepEnv: { NODE_PATH: /opt/modules }",
+    ].join("\n"),
+  );
+  const config = await loadConfig({ config: file, slots: "9" }, { INSITU_LOG_LEVEL: "debug" });
+  expect(config).toMatchObject({
+    stateDir: join(directory.path, "state"),
+    name: "from-file",
+    slots: 9,
+    logLevel: "debug",
+    datasets: { penguins: join(directory.path, "data/penguins.json"), remote: "s3://bucket/key" },
+  });
+  expect(config.stepEnv).toMatchObject({ NODE_PATH: "/opt/modules" });
+});
+
+test("every mistake is told at once, in the file and in the flags", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.json");
+  writeFileSync(file, JSON.stringify({ slots: 0, executors: ["docker"], datasets: [], colour: "red" }));
+  const { code, message } = await rejection(loadConfig({ config: file, label: "rack" }, {}));
+  expect(code).toBe("request.invalid");
+  for (const key of [
+    "stateDir",
+    "slots",
+    "executors.0",
+    "datasets",
+    "colour",
+    '--label takes name=value, not "rack"',
+  ])
+    expect(message).toContain(key);
+});
+
+test.each([
+  ["a: [", /is not YAML/],
+  ["- a\n- b\n", /must hold keys and values/],
+])("a file that says %j is refused", async (text, expected) => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  writeFileSync(file, text);
+  expect((await rejection(loadConfig({ config: file }, {}))).message).toMatch(expected);
+});
+
+test("a file that is not there is named", async () => {
+  expect((await rejection(loadConfig({ config: "/nowhere/agent.yaml" }, {}))).message).toMatch(/\/nowhere/);
+});

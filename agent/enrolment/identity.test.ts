@@ -1,0 +1,43 @@
+import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { testDirectory } from "../agent.fixture.ts";
+import { createAuthority } from "../uplink/gateway.fixture.ts";
+import { loadIdentity, saveIdentity } from "./identity.ts";
+
+const authority = await createAuthority();
+
+test("an identity is read back as it was saved, in files of the agent's user alone", () => {
+  using directory = testDirectory();
+  const identity = authority.identity(7443);
+  saveIdentity(directory.path, identity);
+  const { notAfterMs, ...read } = loadIdentity(directory.path)!;
+  const { notAfterMs: _, ...saved } = identity;
+  expect(read).toEqual(saved);
+  expect(Math.abs(notAfterMs - identity.notAfterMs)).toBeLessThan(1_000); // certificates know whole seconds
+  const inside = join(directory.path, "identity");
+  expect(statSync(inside).mode & 0o777).toBe(0o700);
+  for (const file of readdirSync(inside)) expect(statSync(join(inside, file)).mode & 0o777).toBe(0o600);
+});
+
+test("before enrolment there is none", () => {
+  using directory = testDirectory();
+  expect(loadIdentity(directory.path)).toBeUndefined();
+});
+
+test("a crash before the last file leaves none, rather than half of one", () => {
+  using directory = testDirectory();
+  saveIdentity(directory.path, authority.identity(7443));
+  rmSync(join(directory.path, "identity", "identity.json")); // it is written last
+  expect(loadIdentity(directory.path)).toBeUndefined();
+});
+
+test("a key that does not belong to the certificate is told, with what to do", async () => {
+  using directory = testDirectory();
+  saveIdentity(directory.path, authority.identity(7443));
+  const other = (await createAuthority()).identity(7443);
+  writeFileSync(join(directory.path, "identity", "key.pem"), other.keyPem);
+  expect(() => loadIdentity(directory.path)).toThrow(
+    /do not belong together.*enrol again with a new join token/,
+  );
+});
