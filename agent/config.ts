@@ -117,9 +117,10 @@ async function readFile(file: string): Promise<Record<string, unknown>> {
   } catch (err) {
     throw new InsituError("request.invalid", `cannot read the configuration ${file}`, { cause: err });
   }
-  const { parse } = await import("yaml"); // an agent that is configured by flags does without it
+  // Not the package itself: bundled, a CommonJS module that is imported late has no named exports.
+  const { parseYamlText } = await import("./yaml-text.ts");
   try {
-    const parsed: unknown = parse(text);
+    const parsed = parseYamlText(text);
     if (isMap(parsed)) return parsed;
   } catch (err) {
     const message = err instanceof Error ? err.message : String(err);
