@@ -171,7 +171,7 @@ export async function createAuthority(): Promise<Authority> {
       certificatePem: certificate.toString("pem"),
     };
   };
-  const server = await issue("CN=gateway", "02", [{ type: "ip", value: "127.0.0.1" }]);
+  const server = await issue("CN=gateway", "02", [{ type: "dns", value: "localhost" }]);
   const agent = await issue("CN=a1", "03", [
     { type: "url", value: "spiffe://insitu.test/env/dream/agent/a1" },
   ]);
@@ -182,7 +182,7 @@ export async function createAuthority(): Promise<Authority> {
       environment: "dream",
       name: "a1",
       id: "dream/a1",
-      gateway: `127.0.0.1:${port}`,
+      gateway: `localhost:${port}`,
       trustDomain: "insitu.test",
       keyPem: Buffer.from(agent.keyPem),
       certificatePem: Buffer.from(agent.certificatePem),

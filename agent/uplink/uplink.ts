@@ -130,6 +130,7 @@ export class Uplink {
     const streams: ClientDuplexStream<never, unknown>[] = [session as never];
     let timer: Timer = clock.after(WELCOME_TIMEOUT_MS, () => session.cancel());
     let welcomed = false;
+    let over = false;
     let onAbort = (): void => {};
     const ended = new Promise<string>((resolve) => {
       const watch = (stream: ClientDuplexStream<never, unknown>): void => {
@@ -138,6 +139,8 @@ export class Uplink {
       };
       watch(session as never);
       session.on("data", (message: ServerMessage__Output) => {
+        // What was on its way when this life ended: a welcome would open streams on a channel that is closed.
+        if (over) return;
         if (message.message !== "welcome") return this.#receive(message);
         const refusal = this.#welcome(message.welcome!);
         if (refusal !== undefined) return resolve(refusal);
@@ -153,11 +156,15 @@ export class Uplink {
         this.#logs.attach(logs);
         this.#heartbeat(session);
       });
-      onAbort = () => resolve("the agent stops");
+      onAbort = () => {
+        over = true; // at once: the promise is read a turn later
+        resolve("the agent stops");
+      };
       this.#stop.signal.addEventListener("abort", onAbort);
     });
     session.write({ hello: this.#hello() });
     const reason = await ended;
+    over = true;
     this.#stop.signal.removeEventListener("abort", onAbort);
     timer.cancel();
     this.connected = false;

@@ -1,0 +1,230 @@
+/** The program as it is run: a process of its own, a real gateway's protocol, a real work queue. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { systemClock } from "../shared/system.ts";
+import { OFFER_SIGNATURE_HEADER, type Offer, type Outcome } from "../shared/wire/attempt.ts";
+import { decodeLogEntries } from "../shared/wire/log-codec.ts";
+import { startTestNats, type TestNats } from "../test/support/nats.ts";
+import { stepSpec } from "../test/support/specs.ts";
+import { leaseKey, offerOf, offerSigner, type TestDirectory, testDirectory } from "./agent.fixture.ts";
+import { type Bundle, bundleOf } from "./bundle.fixture.ts";
+import { saveIdentity } from "./enrolment/identity.ts";
+import { createAuthority, TestGateway } from "./uplink/gateway.fixture.ts";
+
+const signer = offerSigner();
+let program: Bundle;
+let nats: TestNats;
+let centre: NatsConnection;
+let gateway: TestGateway;
+let directory: TestDirectory;
+const children: ChildProcess[] = [];
+
+beforeAll(async () => {
+  program = await bundleOf("agent/main.ts");
+});
+afterAll(() => program?.[Symbol.dispose]());
+
+beforeEach(async () => {
+  const authority = await createAuthority();
+  directory = testDirectory();
+  nats = await startTestNats();
+  centre = await connect({
+    servers: nats.url,
+    user: nats.user,
+    pass: nats.password,
+    maxReconnectAttempts: -1,
+  });
+  const manager = await centre.jetstreamManager();
+  await manager.streams.add({ name: "WORK", subjects: ["work.>"], retention: RetentionPolicy.Workqueue });
+  await manager.consumers.add("WORK", {
+    durable_name: "env-dream",
+    ack_policy: AckPolicy.Explicit,
+    ack_wait: 30_000_000_000,
+  });
+  gateway = new TestGateway(authority);
+  gateway.welcome = {
+    nats: {
+      servers: [nats.url],
+      user: nats.user,
+      password: nats.password,
+      inboxPrefix: "_INBOX.a1",
+      stream: "WORK",
+      consumer: "env-dream",
+      caPem: Buffer.alloc(0),
+    },
+    offerPublicKeyPem: signer.publicKeyPem,
+  };
+  await gateway.start();
+  saveIdentity(directory.path, authority.identity(gateway.port, { offerPublicKeyPem: signer.publicKeyPem }));
+});
+afterEach(async () => {
+  for (const child of children.splice(0)) {
+    if (child.exitCode !== null || child.signalCode !== null) continue;
+    const gone = once(child, "exit");
+    child.kill("SIGKILL");
+    await gone;
+  }
+  gateway.stop();
+  await centre.close();
+  await nats.stop();
+  directory[Symbol.dispose]();
+});
+
+function start(...flags: string[]): ChildProcess {
+  const args = [program.path, "run", "--state-dir", directory.path, "--slots", "2", ...flags];
+  const child = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "inherit", "ipc"] });
+  children.push(child);
+  return child;
+}
+
+async function publish(offer: Offer): Promise<void> {
+  const payload = Buffer.from(JSON.stringify(offer));
+  const head = headers();
+  head.set(OFFER_SIGNATURE_HEADER, signer.sign(payload));
+  await centre.jetstream().publish("work.dream", payload, { headers: head });
+}
+
+const shell = (text: string, change: Partial<Offer> = {}): Offer =>
+  offerOf({
+    step: stepSpec("fit", { executor: { kind: "process", argv: ["sh", "-ec", text] } }),
+    ...change,
+  });
+
+function outcomes(): Outcome[] {
+  return gateway.reports.flatMap(({ payload }) => (payload.kind === "finished" ? [payload.outcome] : []));
+}
+const ended = (count = 1) => gateway.until.holds(() => outcomes().length >= count);
+const hasStarted = (count = 1) =>
+  gateway.until.holds(
+    () => gateway.reports.filter(({ payload }) => payload.kind === "started").length >= count,
+  );
+async function fileOf(name: string): Promise<string> {
+  const path = join(directory.path, name);
+  while (!existsSync(path) || readFileSync(path, "utf8") === "") await systemClock.sleep(10);
+  return readFileSync(path, "utf8").trim();
+}
+const exists = (pid: string): boolean =>
+  existsSync(`/proc/${pid}`) && !/ Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+
+test("an offer is run, its log and outcome arrive, and nothing is left on disk", async () => {
+  const child = start();
+  await publish(shell("echo hello; exit 3"));
+  await ended();
+  expect(outcomes()[0]).toMatchObject({ status: "failed", exitCode: 3, logBytes: 6 });
+  await gateway.until.holds(() => gateway.chunks.length > 0);
+  const [chunk] = gateway.chunks;
+  const entries = decodeLogEntries(chunk!.encoding as "identity", chunk!.entries);
+  expect(Buffer.from(entries[0]!.data).toString()).toBe("hello\n");
+  expect(readdirSync(join(directory.path, "work"))).toEqual([]);
+  const exit = once(child, "exit");
+  child.kill("SIGTERM");
+  expect(await exit).toEqual([0, null]);
+  expect(gateway.goodbyes).toEqual(["SIGTERM"]);
+});
+
+test("killed in the middle of a step, its next start ends what was left and reports it as interrupted, once", async () => {
+  const first = start();
+  await publish(shell(`setsid sh -c 'echo $$ > ${directory.path}/pid; exec sleep 600' & wait`));
+  const pid = await fileOf("pid");
+  await hasStarted();
+  const exit = once(first, "exit");
+  first.kill("SIGKILL");
+  await exit;
+  expect(exists(pid)).toBe(true);
+  start();
+  await ended();
+  expect(outcomes()[0]).toMatchObject({ status: "interrupted" });
+  expect(exists(pid)).toBe(false);
+  // It takes work again.
+  await publish(shell("true", { lease: leaseKey({ runId: "run-2" }) }));
+  await ended(2);
+  expect(outcomes().map(({ status }) => status)).toEqual(["interrupted", "succeeded"]);
+});
+
+test("stopped, it ends its steps, delivers that they were interrupted, and exits with 0", async () => {
+  const child = start();
+  await publish(shell(`echo $$ > ${directory.path}/pid; exec sleep 600`));
+  const pid = await fileOf("pid");
+  const exit = once(child, "exit");
+  child.kill("SIGINT");
+  expect(await exit).toEqual([0, null]);
+  expect(outcomes()).toMatchObject([{ status: "interrupted" }]);
+  expect(exists(pid)).toBe(false);
+});
+
+test("it ends when the process that started it goes away", async () => {
+  const child = start();
+  await gateway.connected();
+  const exit = once(child, "exit");
+  child.disconnect();
+  expect(await exit).toEqual([0, null]);
+});
+
+test("with the gateway away it takes what is queued, and delivers when the gateway is back", async () => {
+  const first = start();
+  await gateway.until.holds(() => gateway.heartbeats.length > 0);
+  const exit = once(first, "exit");
+  first.kill("SIGTERM");
+  await exit;
+  expect(statSync(join(directory.path, "nats.json")).mode & 0o777).toBe(0o600);
+  gateway.stop();
+  start();
+  await publish(shell(`echo done > ${directory.path}/done`));
+  expect(await fileOf("done")).toBe("done");
+  await gateway.start();
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "succeeded" }]);
+});
+
+test("a cancel from the gateway reaches the process", async () => {
+  start();
+  await publish(shell(`echo $$ > ${directory.path}/pid; exec sleep 600`));
+  const pid = await fileOf("pid");
+  gateway.session?.write({ cancel: { lease: leaseKey(), reason: "by ada" } });
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "cancelled", error: { message: "by ada" } }]);
+  expect(exists(pid)).toBe(false);
+});
+
+describe("the command line", () => {
+  async function run(...args: string[]): Promise<{ code: number | null; out: string; err: string }> {
+    const child = spawn(process.execPath, [program.path, ...args], { stdio: ["ignore", "pipe", "pipe"] });
+    children.push(child);
+    let [out, err] = ["", ""];
+    child.stdout.on("data", (data) => (out += data));
+    child.stderr.on("data", (data) => (err += data));
+    const [code] = (await once(child, "close")) as [number | null];
+    return { code, out, err };
+  }
+
+  test.each<[string[], number, RegExp]>([
+    [["--help"], 0, /Usage[\s\S]*Examples/],
+    [["version"], 0, /^insitu-agent \d+\.\d+\.\d+ \(node /],
+    [[], 2, /Usage/],
+  ])("%j prints what it should", async (args, code, expected) => {
+    const result = await run(...args);
+    expect(result.code).toBe(code);
+    expect(result.out).toMatch(expected);
+  });
+
+  test.each<[string[], number, RegExp]>([
+    [["fly"], 2, /no command "fly"/],
+    [["run", "--colour"], 2, /--colour.*--help/],
+    [["run"], 2, /stateDir/],
+    [["run", "--state-dir", "/tmp/insitu-none", "--name", "a1"], 6, /no identity.*join token/],
+    [
+      ["enrol", "--state-dir", "/tmp/insitu-none", "--name", "a1", "--join-token", "x"],
+      6,
+      /begins with "insitu1\."/,
+    ],
+  ])("%j fails with its reason on stderr", async (args, code, expected) => {
+    const result = await run(...args);
+    expect(result.err).toMatch(expected);
+    expect(result.code).toBe(code);
+    expect(result.err).not.toMatch(/\n\s+at /); // a mistake of the caller shows no stack
+  });
+});
