@@ -1,7 +1,7 @@
 /** The program as it is run: a process of its own, a real gateway's protocol, a real work queue. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -209,6 +209,14 @@ describe("the command line", () => {
     const result = await run(...args);
     expect(result.code).toBe(code);
     expect(result.out).toMatch(expected);
+  });
+
+  test("a configuration file is read by the program as it is shipped", async () => {
+    const file = join(directory.path, "agent.yaml");
+    writeFileSync(file, "stateDir: nothing-here\nname: a1\nslots: 2\n");
+    const { code, err } = await run("run", "--config", file);
+    expect(err).toContain(`no identity in ${join(directory.path, "nothing-here")}`);
+    expect(code).toBe(6);
   });
 
   test.each<[string[], number, RegExp]>([

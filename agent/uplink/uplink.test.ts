@@ -248,14 +248,6 @@ test("it says goodbye when it stops on purpose", async () => {
   expect(gateway.goodbyes).toEqual(["SIGTERM"]);
 });
 
-test("closed between its hello and the welcome, it opens nothing more", async () => {
-  uplink.start();
-  const closed = gateway.connected().then(() => uplink.close("SIGTERM"));
-  await closed;
-  expect(gateway.reportCall).toBeUndefined();
-  expect(uplink.connected).toBe(false);
-});
-
 test("it stops at once while the gateway is away", async () => {
   gateway.stop();
   uplink.start();
