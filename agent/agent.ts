@@ -37,6 +37,7 @@ export class Agent {
   #cordoned = false;
   #stopping = false;
   #diskFull = false;
+  #pausedBy = "";
 
   constructor(config: AgentConfig, identity: Identity, world: { clock: Clock; random: Random; log: Logger }) {
     this.#config = config;
@@ -120,6 +121,16 @@ export class Agent {
     await this.#journal.close();
   }
 
+  #mayTakeWork(): boolean {
+    const reason = this.#notTakingWork();
+    if (reason !== this.#pausedBy) {
+      if (reason === "") this.#log.info({ was: this.#pausedBy }, "taking work again");
+      else this.#log.warn({ reason }, "taking no work");
+      this.#pausedBy = reason;
+    }
+    return reason === "";
+  }
+
   #notTakingWork(): string {
     if (this.#stopping) return "the agent stops";
     if (this.#cordoned) return "cordoned";
@@ -147,7 +158,7 @@ export class Agent {
       clock: this.#clock,
       log: this.#log,
       access,
-      freeSlots: () => (this.#notTakingWork() === "" ? this.#attempts.freeSlots : 0),
+      freeSlots: () => (this.#mayTakeWork() ? this.#attempts.freeSlots : 0),
       onOffer: (message) => {
         this.#attempts
           .take(message)

@@ -14,6 +14,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
 import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts";
+import { explainTls } from "../uplink/tls-trouble.ts";
 import { softwareVersion } from "../uplink/version.ts";
 import type { NewIdentity } from "./identity.ts";
 
@@ -73,7 +74,8 @@ function explain(err: ServiceError, token: JoinToken): InsituError {
         : err.code === 7
           ? "token.invalid"
           : "auth.denied";
-  return new InsituError(code, `enrolment at ${token.gateway} failed: ${err.details}`, {
+  const said = explainTls(err.details, token.gateway) ?? err.details;
+  return new InsituError(code, `enrolment at ${token.gateway} failed: ${said}`, {
     retryable,
     cause: err,
   });

@@ -24,10 +24,13 @@ export class LogWriter {
   readonly #clock: Clock;
   /** Set when the log may not leave the site. */
   readonly #file: WriteStream | undefined;
+  #fileFailed = false;
   #entries: LogEntry[] = [];
   #entriesBytes = 0;
   #bufferedBytes = 0;
   #seq = 0;
+  /** Last entry that is on record: a reader waits for it, so it may not be one that was lost. */
+  #storedSeq = 0;
   #bytes = 0;
   #lostBytes = 0;
   #timer: Timer | undefined;
@@ -41,12 +44,17 @@ export class LogWriter {
     if (options.siteFile === null) return;
     mkdirSync(dirname(options.siteFile), { recursive: true, mode: 0o700 });
     this.#file = createWriteStream(options.siteFile, { mode: 0o600 });
-    this.#file.on("error", () => undefined); // the log stays unread; the step's outcome does not depend on it
+    // A step does not fail, and above all does not stand still, because its log cannot be kept: the loss is counted.
+    this.#file.on("error", () => {
+      this.#fileFailed = true;
+      this.#resume();
+    });
   }
 
   /** False when the step should pause. */
   log(stream: LogStreamName, data: Buffer): boolean {
     this.#bytes += data.length;
+    if (this.#fileFailed) return true;
     if (this.#file) {
       const open = this.#file.write(data);
       if (!open) this.#file.once("drain", () => this.#resume());
@@ -68,8 +76,11 @@ export class LogWriter {
   async close(): Promise<LogTotals> {
     this.#flush();
     await Promise.all(this.#writes);
-    if (this.#file) await new Promise<void>((resolve) => this.#file?.end(() => resolve()));
-    return { lastSeq: this.#seq, bytes: this.#bytes, droppedBytes: this.#lostBytes };
+    if (this.#file) {
+      await new Promise<void>((resolve) => this.#file?.end(() => resolve()));
+      this.#lostBytes = this.#bytes - this.#file.bytesWritten;
+    }
+    return { lastSeq: this.#storedSeq, bytes: this.#bytes, droppedBytes: this.#lostBytes };
   }
 
   #flush(): void {
@@ -90,6 +101,9 @@ export class LogWriter {
         atMs: entries[0]!.atMs,
         entries: Buffer.from(bytes),
         contentBytes,
+      })
+      .then(() => {
+        this.#storedSeq = Math.max(this.#storedSeq, entries.at(-1)!.seq);
       })
       // A full disk: logs give way, results do not. The loss is counted in the outcome.
       .catch(() => {

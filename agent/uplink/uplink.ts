@@ -18,6 +18,7 @@ import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
 import { Delivery } from "./delivery.ts";
+import { explainTls } from "./tls-trouble.ts";
 import { softwareVersion } from "./version.ts";
 
 const BACKOFF_MIN_MS = 200;
@@ -251,17 +252,7 @@ export class Uplink {
       return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
     }
     const said = err.details || err.message;
-    // OpenSSL's words for "the chain does not end in what I trust", as Node spells them.
-    if (/self.signed certificate|certificate signature failure|unable to (verify|get)/i.test(said)) {
-      return (
-        `${identity.gateway} shows a certificate that the CA of this agent's enrolment did not issue (${said}): ` +
-        "something intercepts TLS, or the control plane has a new CA; in that case enrol again with a new join token"
-      );
-    }
-    if (/certificate (is not yet valid|has expired)/i.test(said)) {
-      return `the certificate of ${identity.gateway} is not valid at this host's time (${said}): check the clocks of both`;
-    }
-    return said;
+    return explainTls(said, identity.gateway) ?? said;
   }
 }
 

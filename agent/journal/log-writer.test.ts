@@ -1,0 +1,89 @@
+import { mkdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
+import { LIMITS, leaseKey, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { Journal } from "./journal.ts";
+import { LogWriter } from "./log-writer.ts";
+
+let directory: TestDirectory;
+let journal: Journal;
+beforeEach(() => {
+  directory = testDirectory();
+  journal = new Journal(join(directory.path, "journal"), LIMITS);
+});
+afterEach(async () => {
+  await journal.close();
+  directory[Symbol.dispose]();
+});
+const open = (siteFile: string | null = null) =>
+  new LogWriter({ lease: leaseKey(), journal, clock: systemClock, siteFile });
+const entries = () => journal.logsAfter(0, 10_000).flatMap((c) => decodeLogEntries(c.encoding, c.entries));
+
+test("what a running step wrote is on record soon, without more being written", async () => {
+  const stored = new Promise<void>((resolve) => journal.onStored({ report: () => undefined, log: resolve }));
+  const writer = open();
+  writer.log("stderr", Buffer.from("slow"));
+  await stored;
+  expect(entries()).toMatchObject([{ seq: 1, stream: "stderr", data: Buffer.from("slow") }]);
+  await writer.close();
+});
+
+test("a flood goes into chunks of bounded size and loses nothing", async () => {
+  const writer = open();
+  const piece = 10_000;
+  for (let i = 0; i < 100; i++) writer.log("stdout", Buffer.alloc(piece, i));
+  expect(await writer.close()).toEqual({ lastSeq: 100, bytes: 100 * piece, droppedBytes: 0 });
+  const chunks = journal.logsAfter(0, 1_000);
+  for (const chunk of chunks) expect(chunk.contentBytes).toBeLessThan(LOG_CHUNK_MAX_BYTES + piece);
+  expect(chunks.length).toBeLessThan(20);
+  expect(entries().map(({ data }) => data[0])).toEqual(Array.from({ length: 100 }, (_, i) => i));
+});
+
+test("a writer that is faster than the disk is asked to wait, and told when to go on", async () => {
+  const writer = open();
+  let taken = 0;
+  while (writer.log("stdout", Buffer.alloc(65_536))) taken += 1;
+  expect(taken).toBeLessThan(20);
+  await new Promise<void>((resolve) => writer.onDrain(resolve));
+  expect(writer.log("stdout", Buffer.alloc(10))).toBe(true);
+  await writer.close();
+});
+
+test("when the journal cannot be written the loss is counted, and the last entry is one that is on record", async () => {
+  const stored = new Promise<void>((resolve) => journal.onStored({ report: () => undefined, log: resolve }));
+  const writer = open();
+  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES));
+  await stored;
+  await journal.close();
+  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES));
+  expect(await writer.close()).toEqual({
+    lastSeq: 1,
+    bytes: 2 * LOG_CHUNK_MAX_BYTES,
+    droppedBytes: LOG_CHUNK_MAX_BYTES,
+  });
+});
+
+test("a log that may not leave is in a file of the site and nowhere else", async () => {
+  const file = join(directory.path, "site-logs", "run-1", "fit", "1.1.log");
+  const writer = open(file);
+  writer.log("stdout", Buffer.from("one\n"));
+  writer.log("stderr", Buffer.from("two\n"));
+  expect(await writer.close()).toEqual({ lastSeq: 0, bytes: 8, droppedBytes: 0 });
+  expect(readFileSync(file, "utf8")).toBe("one\ntwo\n");
+  expect(entries()).toEqual([]);
+});
+
+test("a step whose log cannot be kept at the site goes on, and what was lost is counted", async () => {
+  const inTheWay = join(directory.path, "log");
+  mkdirSync(inTheWay);
+  const writer = open(inTheWay);
+  let resumed = true;
+  if (!writer.log("stdout", Buffer.alloc(100_000)))
+    resumed = await new Promise<boolean>((resolve) => writer.onDrain(() => resolve(true)));
+  expect(resumed).toBe(true);
+  expect(writer.log("stdout", Buffer.alloc(100_000))).toBe(true);
+  expect(await writer.close()).toEqual({ lastSeq: 0, bytes: 200_000, droppedBytes: 200_000 });
+});
