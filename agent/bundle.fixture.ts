@@ -10,12 +10,12 @@ export interface Bundle extends Disposable {
   readonly path: string;
 }
 
-/** `entry` from the root of the repository. Lies under node_modules, so that it finds the native addon. */
-export async function bundleOf(entry: string): Promise<Bundle> {
+/** Lies under node_modules, so that it finds the native addon. */
+export async function bundleOf(entry: URL): Promise<Bundle> {
   const directory = mkdtempSync(join(ROOT, "node_modules", ".insitu-test-"));
   await build({
     absWorkingDir: ROOT,
-    entryPoints: [{ in: entry, out: "main" }],
+    entryPoints: [{ in: fileURLToPath(entry), out: "main" }],
     outdir: directory,
     outExtension: { ".js": ".mjs" },
     bundle: true,

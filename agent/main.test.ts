@@ -24,7 +24,7 @@ let directory: TestDirectory;
 const children: ChildProcess[] = [];
 
 beforeAll(async () => {
-  program = await bundleOf("agent/main.ts");
+  program = await bundleOf(new URL("./main.ts", import.meta.url));
 });
 afterAll(() => program?.[Symbol.dispose]());
 

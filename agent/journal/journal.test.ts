@@ -153,7 +153,7 @@ test("a closed journal refuses writes", async () => {
 
 let writer: Bundle;
 beforeAll(async () => {
-  writer = await bundleOf("agent/journal/journal-writer.fixture.ts");
+  writer = await bundleOf(new URL("./journal-writer.fixture.ts", import.meta.url));
 });
 afterAll(() => writer?.[Symbol.dispose]());
 
