@@ -5,11 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pino } from "pino";
 import type { StepSpec } from "../shared/model/spec.ts";
+import { systemClock } from "../shared/system.ts";
 import { type LeaseKey, OFFER_PURPOSE, type Offer, type ReportPayload } from "../shared/wire/attempt.ts";
 import { outcome, stepSpec } from "../test/support/specs.ts";
 
 export const MiB = 1024 * 1024;
-export const LIMITS = { logSpoolMaxBytes: 64 * MiB, outboxMaxBytes: 64 * MiB };
+export const LIMITS = { logSpoolMaxBytes: 64 * MiB, outboxMaxBytes: 64 * MiB, clock: systemClock };
 export const quiet = pino({ level: "silent" });
 
 export interface TestDirectory extends Disposable {

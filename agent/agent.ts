@@ -44,7 +44,7 @@ export class Agent {
     this.#clock = world.clock;
     this.#log = world.log;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
-    this.#journal = new Journal(join(config.stateDir, "journal"), config);
+    this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
     this.#reader.setKey(identity.offerPublicKeyPem);
     const processes = new ProcessExecutor({ ...config, clock: world.clock });
     this.#attempts = new AttemptService({

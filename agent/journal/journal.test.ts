@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
 import { type LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import { decodeLogEntries, encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import { finished, LIMITS, leaseKey, MiB, offerOf, started, testDirectory } from "../agent.fixture.ts";
@@ -72,6 +73,47 @@ test("an acknowledgement forgets everything up to its sequence and nothing beyon
   await journal.appendLog(chunkOf(leases[2]!, Buffer.from("x"))); // in the same transaction or after it
   expect(journal.reportsAfter(0, 10).map(({ seq }) => seq)).toEqual([3]);
   expect(journal.undelivered()).toEqual([leases[2]]);
+  await journal.close();
+});
+
+test("what was acknowledged is not sent again on a new stream, and is gone from disk after a restart", async () => {
+  using directory = testDirectory();
+  const journal = new Journal(directory.path, LIMITS);
+  for (const n of [1, 2, 3]) await journal.finish(finished(leaseKey({ runId: `run-${n}` })));
+  await journal.appendLog(chunkOf(leaseKey(), Buffer.from("x")));
+  journal.ackReports(2);
+  journal.ackLogs(1);
+  // At once, and from the beginning.
+  expect(journal.reportsAfter(0, 10).map(({ seq }) => seq)).toEqual([3]);
+  expect(journal.logsAfter(0, 10)).toEqual([]);
+  expect(journal.undelivered()).toEqual([leaseKey({ runId: "run-3" })]);
+  await journal.close();
+  const again = new Journal(directory.path, LIMITS);
+  expect(again.reportsAfter(0, 10).map(({ seq }) => seq)).toEqual([3]);
+  expect(again.logsAfter(0, 10)).toEqual([]);
+  await again.close();
+});
+
+test("what was acknowledged leaves the disk without another write", async () => {
+  using directory = testDirectory();
+  let fire = (): void => {};
+  const clock = {
+    ...systemClock,
+    after(_: number, fn: () => void) {
+      fire = fn;
+      return { cancel: () => undefined };
+    },
+  };
+  const journal = new Journal(directory.path, { ...LIMITS, clock });
+  await journal.finish(finished(leaseKey()));
+  journal.ackReports(1);
+  const other = new Journal(directory.path, LIMITS); // another look at the same store
+  expect(other.delivered).toBe(false);
+  await other.close();
+  fire();
+  const later = new Journal(directory.path, LIMITS);
+  expect(later.delivered).toBe(true);
+  await later.close();
   await journal.close();
 });
 

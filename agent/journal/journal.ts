@@ -8,6 +8,7 @@
 import { type Database, open, type RootDatabase } from "lmdb";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
+import type { Clock, Timer } from "../../shared/system.ts";
 import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogChunkRecord } from "./log-chunk.ts";
@@ -22,9 +23,10 @@ interface Pending {
   reject(err: unknown): void;
 }
 
-export interface JournalLimits {
+export interface JournalOptions {
   logSpoolMaxBytes: number;
   outboxMaxBytes: number;
+  clock: Clock;
 }
 
 export interface StoredReport {
@@ -33,6 +35,10 @@ export interface StoredReport {
 }
 
 const MAP_SIZE = 16 * 1024 ** 3;
+/** What was acknowledged leaves the disk with the next write, or after so long. */
+const FORGET_AFTER_MS = 50;
+/** In one transaction, which stops everything else while it runs. */
+const FORGET_MAX = 1_000;
 
 export class Journal {
   readonly #root: RootDatabase;
@@ -42,9 +48,14 @@ export class Journal {
   /** Last log entry of an attempt that is on record, while it runs. */
   readonly #marks: Database<number, string>;
   readonly #meta: Database<number, string>;
-  readonly #limits: JournalLimits;
-  /** Sizes of what is stored, so that the quota needs no look at the store. */
+  readonly #options: JournalOptions;
+  /** Sizes of what is stored and not acknowledged, so that the quota needs no look at the store. */
   readonly #logSizes = new Map<number, number>();
+  readonly #reportSizes = new Map<number, number>();
+  /** Acknowledged, and still on disk. A crash now means that they are sent again, and known there. */
+  #forgotten: { store: "outbox" | "logs"; seq: number }[] = [];
+  #forgetting: Timer | undefined;
+  readonly #ackedSeq = { outbox: 0, logs: 0 };
   /** Outcomes on their way, by report sequence. */
   readonly #undelivered = new Map<number, LeaseKey>();
   #queue: Pending[] = [];
@@ -56,8 +67,8 @@ export class Journal {
   #onReport: () => void = () => {};
   #onLog: () => void = () => {};
 
-  constructor(directory: string, limits: JournalLimits) {
-    this.#limits = limits;
+  constructor(directory: string, options: JournalOptions) {
+    this.#options = options;
     this.#root = open({ path: directory, maxDbs: 8, mapSize: MAP_SIZE });
     this.#leases = this.#root.openDB<HeldLease, string>({ name: "leases" });
     this.#outbox = this.#root.openDB<Buffer, number>({ name: "outbox", encoding: "binary" });
@@ -66,6 +77,7 @@ export class Journal {
     this.#meta = this.#root.openDB<number, string>({ name: "meta" });
     for (const { key, value } of this.#outbox.getRange({})) {
       this.#counts.outboxBytes += value.length;
+      this.#reportSizes.set(key, value.length);
       const payload = JSON.parse(value.toString("utf8")) as ReportPayload;
       if (payload.kind === "finished") this.#undelivered.set(key, payload.lease);
     }
@@ -130,42 +142,28 @@ export class Journal {
       this.#meta.putSync("logSeq", seq);
       this.#undo.set(this.#logSizes, seq, chunk.entries.length);
       this.#undo.add(this.#counts, "logBytes", chunk.entries.length);
-      if (this.#counts.logBytes > this.#limits.logSpoolMaxBytes) this.#dropOldestLogs();
+      if (this.#counts.logBytes > this.#options.logSpoolMaxBytes) this.#dropOldestLogs();
     }, this.#onLog);
   }
 
   reportsAfter(seq: number, limit: number): StoredReport[] {
-    const range = this.#outbox.getRange({ start: seq + 1, limit });
+    const range = this.#outbox.getRange({ start: Math.max(seq, this.#ackedSeq.outbox) + 1, limit });
     return [...range].map(({ key, value }) => ({ seq: key, payload: value }));
   }
 
   logsAfter(seq: number, limit: number): LogChunkRecord[] {
-    return [...this.#logs.getRange({ start: seq + 1, limit })].map(({ value }) => value);
+    return [...this.#logs.getRange({ start: Math.max(seq, this.#ackedSeq.logs) + 1, limit })].map(
+      ({ value }) => value,
+    );
   }
 
   /** Everything up to `seq` is durable at the control plane. */
   ackReports(seq: number): void {
-    const keys = [...this.#outbox.getKeys({ end: seq + 1 })];
-    if (keys.length === 0) return;
-    void this.#write(() => {
-      for (const key of keys) {
-        const size = this.#outbox.get(key)?.length ?? 0;
-        if (this.#outbox.removeSync(key)) this.#undo.add(this.#counts, "outboxBytes", -size);
-        this.#undo.delete(this.#undelivered, key);
-      }
-    }, null).catch(() => undefined); // sent again after a restart, and known there
+    for (const acked of this.#forget("outbox", seq)) this.#undelivered.delete(acked);
   }
 
   ackLogs(seq: number): void {
-    const keys = [...this.#logs.getKeys({ end: seq + 1 })];
-    if (keys.length === 0) return;
-    void this.#write(() => {
-      for (const key of keys) {
-        if (!this.#logs.removeSync(key)) continue;
-        this.#undo.add(this.#counts, "logBytes", -(this.#logSizes.get(key) ?? 0));
-        this.#undo.delete(this.#logSizes, key);
-      }
-    }, null).catch(() => undefined);
+    this.#forget("logs", seq);
   }
 
   get spoolBytes(): number {
@@ -178,16 +176,17 @@ export class Journal {
 
   /** True when no more results fit: the agent then takes no more work, and drops nothing. */
   get outboxFull(): boolean {
-    return this.#counts.outboxBytes > this.#limits.outboxMaxBytes;
+    return this.#counts.outboxBytes > this.#options.outboxMaxBytes;
   }
 
   /** True when every report was confirmed, and every log chunk. */
   get delivered(): boolean {
-    return this.#queue.length === 0 && this.#counts.outboxBytes === 0 && this.#logSizes.size === 0;
+    return this.#queue.length === 0 && this.#reportSizes.size === 0 && this.#logSizes.size === 0;
   }
 
   async close(): Promise<void> {
     this.#flush();
+    this.#forgetting?.cancel();
     this.#closed = true;
     await this.#root.close();
   }
@@ -197,13 +196,52 @@ export class Journal {
     const bytes = Buffer.from(JSON.stringify(payload));
     this.#outbox.putSync(seq, bytes);
     this.#meta.putSync("reportSeq", seq);
+    this.#undo.set(this.#reportSizes, seq, bytes.length);
     this.#undo.add(this.#counts, "outboxBytes", bytes.length);
     return seq;
   }
 
+  /** In memory at once, on disk with the next write. Returns what was not forgotten before. */
+  #forget(store: "outbox" | "logs", seq: number): number[] {
+    const [sizes, count] =
+      store === "outbox"
+        ? [this.#reportSizes, "outboxBytes" as const]
+        : [this.#logSizes, "logBytes" as const];
+    const acked = [...sizes.keys()].filter((key) => key <= seq);
+    for (const key of acked) {
+      this.#counts[count] -= sizes.get(key)!;
+      sizes.delete(key);
+      this.#forgotten.push({ store, seq: key });
+    }
+    this.#ackedSeq[store] = Math.max(this.#ackedSeq[store], seq);
+    if (acked.length > 0 && !this.#closed)
+      this.#forgetting ??= this.#options.clock.after(FORGET_AFTER_MS, () => this.#flush());
+    return acked;
+  }
+
+  /** Inside a transaction. */
+  #removeForgotten(): number {
+    const count = Math.min(this.#forgotten.length, FORGET_MAX);
+    for (const { store, seq } of this.#forgotten.slice(0, count)) {
+      if (store === "outbox") this.#outbox.removeSync(seq);
+      else this.#logs.removeSync(seq);
+    }
+    return count;
+  }
+
+  /** On a full disk a small transaction that only frees may pass where a greater one does not. */
+  #freeSpace(): void {
+    try {
+      const removed = this.#root.transactionSync(() => this.#removeForgotten());
+      this.#forgotten.splice(0, removed);
+    } catch {
+      // Nothing is lost: they are removed later.
+    }
+  }
+
   /** The oldest chunks give way, each to a note of how much was lost, so that a reader sees the gap where it is. */
   #dropOldestLogs(): void {
-    const target = this.#limits.logSpoolMaxBytes * 0.9;
+    const target = this.#options.logSpoolMaxBytes * 0.9;
     for (const [seq, bytes] of [...this.#logSizes].sort(([a], [b]) => a - b)) {
       if (this.#counts.logBytes <= target) break;
       const chunk = this.#logs.get(seq);
@@ -231,12 +269,12 @@ export class Journal {
     this.#meta.putSync("droppedLogBytes", this.#counts.droppedLogBytes);
   }
 
-  #write(run: () => void, after: (() => void) | null = this.#onReport): Promise<void> {
+  #write(run: () => void, after: () => void = this.#onReport): Promise<void> {
     if (this.#closed) return Promise.reject(new InsituError("unavailable", "the journal is closed"));
     return new Promise((resolve, reject) => {
       const done = (): void => {
         resolve();
-        after?.();
+        after();
       };
       this.#queue.push({ run, resolve: done, reject });
       if (this.#scheduled) return;
@@ -247,16 +285,21 @@ export class Journal {
 
   #flush(): void {
     this.#scheduled = false;
+    this.#forgetting?.cancel();
+    this.#forgetting = undefined;
     const taken = this.#queue;
     this.#queue = [];
-    if (taken.length === 0 || this.#closed) return;
+    if (this.#closed || (taken.length === 0 && this.#forgotten.length === 0)) return;
     try {
-      this.#root.transactionSync(() => {
+      const removed = this.#root.transactionSync(() => {
         for (const pending of taken) pending.run();
+        return this.#removeForgotten();
       });
+      this.#forgotten.splice(0, removed);
       this.#undo.keep();
     } catch (err) {
       this.#undo.back();
+      this.#freeSpace();
       const wrapped = new InsituError("store.unavailable", "the journal cannot be written", {
         retryable: true,
         cause: err,
@@ -264,6 +307,8 @@ export class Journal {
       for (const pending of taken) pending.reject(wrapped);
       return;
     }
+    if (this.#forgotten.length > 0)
+      this.#forgetting = this.#options.clock.after(FORGET_AFTER_MS, () => this.#flush());
     for (const pending of taken) pending.resolve();
   }
 }
