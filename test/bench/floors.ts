@@ -1,6 +1,14 @@
 /** What the machine gives without the product: raw JetStream rounds, and a bare gRPC echo. */
-import { type ClientDuplexStream, type ServerDuplexStream, Server, ServerCredentials, credentials, makeGenericClientConstructor } from "@grpc/grpc-js";
+import {
+  type ClientDuplexStream,
+  credentials,
+  makeGenericClientConstructor,
+  Server,
+  ServerCredentials,
+  type ServerDuplexStream,
+} from "@grpc/grpc-js";
 import { AckPolicy, type NatsConnection, RetentionPolicy, StorageType } from "nats";
+import { systemClock } from "../../shared/system.ts";
 import { percentile } from "./statistics.ts";
 
 export interface Floors {
@@ -23,7 +31,11 @@ export async function measureFloors(connection: NatsConnection): Promise<Floors>
     storage: StorageType.File,
     retention: RetentionPolicy.Workqueue,
   });
-  await manager.consumers.add("FLOOR", { durable_name: "floor", ack_policy: AckPolicy.Explicit, max_ack_pending: 20_000 });
+  await manager.consumers.add("FLOOR", {
+    durable_name: "floor",
+    ack_policy: AckPolicy.Explicit,
+    max_ack_pending: 20_000,
+  });
   try {
     const rawRound = await sequentialRounds(connection);
     const rawRoundsPerSecond = await pipelinedRounds(connection);
@@ -47,13 +59,13 @@ async function sequentialRounds(connection: NatsConnection): Promise<Floors["raw
     },
   });
   for (let i = 0; i < SEQUENTIAL; i++) {
-    const start = performance.now();
+    const start = systemClock.monotonicMs();
     const arrived = new Promise<void>((resolve) => {
       delivered = resolve;
     });
     await jetstream.publish("floor.a", payload);
     await arrived;
-    times.push(performance.now() - start);
+    times.push(systemClock.monotonicMs() - start);
   }
   messages.stop();
   return { p50Ms: percentile(times, 50), p99Ms: percentile(times, 99) };
@@ -68,7 +80,7 @@ async function pipelinedRounds(connection: NatsConnection): Promise<number> {
   const finished = new Promise<void>((resolve) => {
     finish = resolve;
   });
-  const start = performance.now();
+  const start = systemClock.monotonicMs();
   const messages = await consumer.consume({
     max_messages: 1_000,
     callback: (message) => {
@@ -83,7 +95,7 @@ async function pipelinedRounds(connection: NatsConnection): Promise<number> {
   await Promise.all(Array.from({ length: IN_FLIGHT }, sender));
   await finished;
   messages.stop();
-  return PIPELINED / ((performance.now() - start) / 1_000);
+  return PIPELINED / ((systemClock.monotonicMs() - start) / 1_000);
 }
 
 async function grpcEcho(): Promise<Floors["grpcEcho"]> {
@@ -107,7 +119,9 @@ async function grpcEcho(): Promise<Floors["grpcEcho"]> {
     },
   });
   const port = await new Promise<number>((resolve, reject) => {
-    server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (err, bound) => (err ? reject(err) : resolve(bound)));
+    server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (err, bound) =>
+      err ? reject(err) : resolve(bound),
+    );
   });
   const Client = makeGenericClientConstructor(definition, "Echo");
   const client = new Client(`127.0.0.1:${port}`, credentials.createInsecure());
@@ -115,11 +129,11 @@ async function grpcEcho(): Promise<Floors["grpcEcho"]> {
   const times: number[] = [];
   const payload = Buffer.alloc(500, 120);
   for (let i = 0; i < SEQUENTIAL; i++) {
-    const start = performance.now();
+    const start = systemClock.monotonicMs();
     const answer = new Promise((resolve) => stream.once("data", resolve));
     stream.write(payload);
     await answer;
-    times.push(performance.now() - start);
+    times.push(systemClock.monotonicMs() - start);
   }
   const ended = new Promise((resolve) => stream.once("end", resolve));
   stream.end();

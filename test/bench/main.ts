@@ -7,10 +7,10 @@ import { readFileSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { connect } from "nats";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { startTestNats } from "../support/nats.ts";
 import { Plant } from "../support/plant.ts";
-import { connect } from "nats";
 import { type Floors, measureFloors } from "./floors.ts";
 import { median, percentile } from "./statistics.ts";
 
@@ -24,7 +24,10 @@ interface Budget {
 }
 
 const { values } = parseArgs({
-  options: { output: { type: "string", short: "o", default: "table" }, quick: { type: "boolean", default: false } },
+  options: {
+    output: { type: "string", short: "o", default: "table" },
+    quick: { type: "boolean", default: false },
+  },
 });
 const json = values.output === "json";
 const say = (line: string): void => void process.stderr.write(`${line}\n`);
@@ -33,12 +36,21 @@ const CHAIN = 40;
 const FAN = values.quick ? 1_000 : 10_000;
 
 function chain(name: string, step: object) {
-  const steps = Array.from({ length: CHAIN }, (_, i) => ({ id: `s${i}`, environment: "bench", ...(i > 0 ? { needs: [`s${i - 1}`] } : {}), ...step }));
+  const steps = Array.from({ length: CHAIN }, (_, i) => ({
+    id: `s${i}`,
+    environment: "bench",
+    ...(i > 0 ? { needs: [`s${i - 1}`] } : {}),
+    ...step,
+  }));
   return { kind: "pipeline", name, steps };
 }
 
 function fan(name: string, width: number) {
-  return { kind: "pipeline", name, steps: Array.from({ length: width }, (_, i) => ({ id: `s${i}`, environment: "bench", uses: "noop" })) };
+  return {
+    kind: "pipeline",
+    name,
+    steps: Array.from({ length: width }, (_, i) => ({ id: `s${i}`, environment: "bench", uses: "noop" })),
+  };
 }
 
 /** Milliseconds from the end of each step, on the agent's clock, to the start of the one that needs it. */
@@ -62,7 +74,14 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   say("floors: raw JetStream rounds, gRPC echo …");
   const floor = await floors();
   const budgets: Budget[] = [];
-  const add = (name: string, value: number, unit: string, limit: number, atMost: boolean, note = ""): void => {
+  const add = (
+    name: string,
+    value: number,
+    unit: string,
+    limit: number,
+    atMost: boolean,
+    note = "",
+  ): void => {
     budgets.push({ name, value, unit, limit, met: atMost ? value <= limit : value >= limit, note });
   };
   await using plant = new Plant({ dist: join(process.cwd(), "dist"), env: { INSITU_LOG_LEVEL: "warn" } });
@@ -88,12 +107,34 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   }
   say("40 sequential processes, one agent …");
   const processes: number[] = [];
-  for (let i = 0; i < (values.quick ? 3 : 7); i++) processes.push((await plant.follow("chain-process")).wallMs);
+  for (let i = 0; i < (values.quick ? 3 : 7); i++)
+    processes.push((await plant.follow("chain-process")).wallMs);
 
   const meanHopMs = median(noop) / CHAIN;
-  add("upstream finished → downstream started, p50", percentile(noopHops, 50), "ms", 8, true, "no-op, one agent");
-  add("upstream finished → downstream started, p99", percentile(noopHops, 99), "ms", 40, true, "no-op, one agent");
-  add("a hop, in raw rounds", meanHopMs / floor.rawRound.p50Ms, "×", 15, true, `mean hop ${meanHopMs.toFixed(2)} ms`);
+  add(
+    "upstream finished → downstream started, p50",
+    percentile(noopHops, 50),
+    "ms",
+    8,
+    true,
+    "no-op, one agent",
+  );
+  add(
+    "upstream finished → downstream started, p99",
+    percentile(noopHops, 99),
+    "ms",
+    40,
+    true,
+    "no-op, one agent",
+  );
+  add(
+    "a hop, in raw rounds",
+    meanHopMs / floor.rawRound.p50Ms,
+    "×",
+    15,
+    true,
+    `mean hop ${meanHopMs.toFixed(2)} ms`,
+  );
   add("40 sequential steps, processes", median(processes) / 1_000, "s", 1.0, true, "submit to done, median");
   add("40 sequential steps, no-op", median(noop) / 1_000, "s", 0.4, true, "submit to done, median");
 
@@ -102,9 +143,17 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   const rates: number[] = [];
   await plant.follow("fan-1000");
   const small = await plant.follow("fan-1000");
-  for (let i = 0; i < (values.quick ? 1 : 3); i++) rates.push(FAN / ((await plant.follow("fan")).wallMs / 1_000));
+  for (let i = 0; i < (values.quick ? 1 : 3); i++)
+    rates.push(FAN / ((await plant.follow("fan")).wallMs / 1_000));
   const rate = median(rates);
-  add("steps a second, no-op, 4 agents", rate, "1/s", floor.rawRoundsPerSecond / 12, false, `1/${(floor.rawRoundsPerSecond / rate).toFixed(1)} of raw rounds`);
+  add(
+    "steps a second, no-op, 4 agents",
+    rate,
+    "1/s",
+    floor.rawRoundsPerSecond / 12,
+    false,
+    `1/${(floor.rawRoundsPerSecond / rate).toFixed(1)} of raw rounds`,
+  );
   const perStep = { small: small.wallMs / 1_000, large: 1_000 / rate };
   add(`fan-out of ${FAN}: cost of a step against 1,000`, perStep.large / perStep.small, "×", 1.3, true);
   return { floors: floor, budgets, extra: { meanHopMs } };
@@ -113,7 +162,13 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
 function machine() {
   const [cpu] = cpus();
   const kernel = readFileSync("/proc/sys/kernel/osrelease", "utf8").trim();
-  return { cpu: cpu?.model ?? "", cores: cpus().length, memoryGiB: Math.round(totalmem() / 2 ** 30), node: process.version, kernel };
+  return {
+    cpu: cpu?.model ?? "",
+    cores: cpus().length,
+    memoryGiB: Math.round(totalmem() / 2 ** 30),
+    node: process.version,
+    kernel,
+  };
 }
 
 const result = { machine: machine(), ...(await measure()) };
@@ -122,14 +177,23 @@ else print(result);
 
 function print({ machine: facts, floors: floor, budgets }: typeof result): void {
   const out: string[] = [];
-  out.push(`machine   ${facts.cpu}, ${facts.cores} cores, ${facts.memoryGiB} GiB, Node ${facts.node}, Linux ${facts.kernel}`);
-  out.push(`floors    raw JetStream round p50 ${floor.rawRound.p50Ms.toFixed(2)} / p99 ${floor.rawRound.p99Ms.toFixed(2)} ms`);
+  out.push(
+    `machine   ${facts.cpu}, ${facts.cores} cores, ${facts.memoryGiB} GiB, Node ${facts.node}, Linux ${facts.kernel}`,
+  );
+  out.push(
+    `floors    raw JetStream round p50 ${floor.rawRound.p50Ms.toFixed(2)} / p99 ${floor.rawRound.p99Ms.toFixed(2)} ms`,
+  );
   out.push(`          ${Math.round(floor.rawRoundsPerSecond)} raw rounds a second, many in flight`);
-  out.push(`          gRPC echo p50 ${floor.grpcEcho.p50Ms.toFixed(2)} / p99 ${floor.grpcEcho.p99Ms.toFixed(2)} ms`, "");
+  out.push(
+    `          gRPC echo p50 ${floor.grpcEcho.p50Ms.toFixed(2)} / p99 ${floor.grpcEcho.p99Ms.toFixed(2)} ms`,
+    "",
+  );
   const width = Math.max(...budgets.map(({ name }) => name.length));
   for (const { name, value, unit, limit, met, note } of budgets) {
     const figure = (n: number): string => (n >= 100 ? String(Math.round(n)) : n.toFixed(2));
-    out.push(`${met ? "✓" : "✗"} ${name.padEnd(width)}  ${figure(value).padStart(8)} ${unit.padEnd(3)}  budget ${figure(limit)} ${unit}  ${note}`);
+    out.push(
+      `${met ? "✓" : "✗"} ${name.padEnd(width)}  ${figure(value).padStart(8)} ${unit.padEnd(3)}  budget ${figure(limit)} ${unit}  ${note}`,
+    );
   }
   process.stdout.write(`${out.join("\n")}\n`);
 }

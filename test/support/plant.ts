@@ -3,8 +3,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { RunDetail, RunSummary } from "../../control-plane/api/schemas.ts";
+import type { RunEventBatch } from "../../shared/engine/events.ts";
+import { systemClock } from "../../shared/system.ts";
 
 export interface PlantOptions {
   /** Directory with insitu.js and insitu-agent.js. */
@@ -35,14 +36,25 @@ export class Plant {
   async startServer(ports: { port?: number; gatewayPort?: number; natsPort?: number } = {}): Promise<void> {
     const { dist, serverFlags = [] } = this.#options;
     const flags = ["--data", join(this.directory, "server"), "--port", String(ports.port ?? 0)];
-    flags.push("--gateway-port", String(ports.gatewayPort ?? 0), "--nats-port", String(ports.natsPort ?? 0), ...serverFlags);
+    flags.push(
+      "--gateway-port",
+      String(ports.gatewayPort ?? 0),
+      "--nats-port",
+      String(ports.natsPort ?? 0),
+      ...serverFlags,
+    );
     const child = this.#spawn("server", [join(dist, "insitu.js"), "server", ...flags]);
     this.server = child;
     await new Promise<void>((resolve, reject) => {
       child.once("message", () => resolve());
-      child.once("exit", (code) => reject(new Error(`the server ended with ${code}: ${this.logOf("server")}`)));
+      child.once("exit", (code) =>
+        reject(new Error(`the server ended with ${code}: ${this.logOf("server")}`)),
+      );
     });
-    const context = JSON.parse(readFileSync(join(this.directory, "server/context.json"), "utf8")) as { server: string; token: string };
+    const context = JSON.parse(readFileSync(join(this.directory, "server/context.json"), "utf8")) as {
+      server: string;
+      token: string;
+    };
     this.url = context.server;
     this.token = context.token;
   }
@@ -52,7 +64,9 @@ export class Plant {
     const { token } = (await this.call("POST", "/v1/join-tokens", { environment })) as { token: string };
     const child = this.spawnAgent(environment, name, ["--join-token", token, ...flags]);
     await this.until(async () => {
-      const { items } = (await this.call("GET", "/v1/agents")) as { items: { id: string; connected: boolean }[] };
+      const { items } = (await this.call("GET", "/v1/agents")) as {
+        items: { id: string; connected: boolean }[];
+      };
       return items.some((agent) => agent.id === `${environment}/${name}` && agent.connected);
     });
     return child;
@@ -61,13 +75,25 @@ export class Plant {
   spawnAgent(environment: string, name: string, flags: string[] = []): ChildProcess {
     const state = join(this.directory, "sites", environment, name);
     const log = `${environment}-${name}`;
-    return this.#spawn(log, [join(this.#options.dist, "insitu-agent.js"), "run", "--state-dir", state, "--name", name, ...flags]);
+    return this.#spawn(log, [
+      join(this.#options.dist, "insitu-agent.js"),
+      "run",
+      "--state-dir",
+      state,
+      "--name",
+      name,
+      ...flags,
+    ]);
   }
 
   async call(method: string, path: string, body?: unknown): Promise<unknown> {
     const response = await fetch(this.url + path, {
       method,
-      headers: { authorization: `Bearer ${this.token}`, "accept-encoding": "gzip", ...(body ? { "content-type": "application/json" } : {}) },
+      headers: {
+        authorization: `Bearer ${this.token}`,
+        "accept-encoding": "gzip",
+        ...(body ? { "content-type": "application/json" } : {}),
+      },
       ...(body ? { body: JSON.stringify(body) } : {}),
     });
     const text = await response.text();
@@ -90,14 +116,17 @@ export class Plant {
 
   /** Starts a run and follows it to its end. Wall time from the request to the last event. */
   async follow(pipeline: string): Promise<Followed> {
-    const startMs = performance.now();
+    const startMs = systemClock.monotonicMs();
     const { id } = await this.start(pipeline);
     const events = await this.events(id, () => false);
-    return { events, wallMs: performance.now() - startMs };
+    return { events, wallMs: systemClock.monotonicMs() - startMs };
   }
 
   /** Events until the run has ended, or `enough` says so. */
-  async events(runId: string, enough: (events: RunEventBatch["events"]) => boolean): Promise<RunEventBatch["events"]> {
+  async events(
+    runId: string,
+    enough: (events: RunEventBatch["events"]) => boolean,
+  ): Promise<RunEventBatch["events"]> {
     const stop = new AbortController();
     const headers = { authorization: `Bearer ${this.token}`, "accept-encoding": "gzip" };
     const response = await fetch(`${this.url}/v1/runs/${runId}/events`, { headers, signal: stop.signal });
@@ -123,7 +152,10 @@ export class Plant {
   }
 
   logOf(name: string): string {
-    return readFileSync(join(this.directory, `${name}.log`), "utf8").split("\n").slice(-15).join("\n");
+    return readFileSync(join(this.directory, `${name}.log`), "utf8")
+      .split("\n")
+      .slice(-15)
+      .join("\n");
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
