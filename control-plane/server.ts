@@ -35,6 +35,7 @@ import { Resources } from "./resources/resource-service.ts";
 import type { PlacementDesk } from "./runs/ports.ts";
 import { Commands } from "./runs/run-commands.ts";
 import { RunService } from "./runs/run-service.ts";
+import { explainWaiting } from "./runs/waiting.ts";
 import { connectNats, ensureStreams, ensureWorkConsumer } from "./store/jetstream.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
@@ -210,7 +211,13 @@ async function open(
         caPin: pki.caPin(),
       }),
   });
-  const logs = new LogStore({ connection, clock, log, queries: reads });
+  const logs = new LogStore({
+    connection,
+    clock,
+    log,
+    queries: reads,
+    wasGranted: (agent, chunk) => runs.wasGranted(agent, chunk),
+  });
   const gateway = createGateway({
     clock,
     random,
@@ -244,7 +251,14 @@ async function open(
     {
       resources,
       runs: new Commands(runs, reads, resources),
-      queries: reads,
+      queries: {
+        list: (query) => reads.list(query),
+        follow: (...about) => reads.follow(...about),
+        get: (runId) => {
+          const run = reads.get(runId);
+          return run && explainWaiting(run, (environment) => fleet.agentsOf(environment).length);
+        },
+      },
       logs,
       fleet,
       joinTokens: tokens,

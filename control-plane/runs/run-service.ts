@@ -23,6 +23,7 @@ import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
 const OFFER_RETRY_MS = 500;
+const REOPENED_MAX = 256;
 /** Offers on their way to the queue at the same time. */
 const PUBLISH_CONCURRENCY = 64;
 
@@ -69,6 +70,8 @@ export class RunService implements ReportSink, LeaseKeeper {
   readonly #background = new Set<Promise<unknown>>();
   #wake: { atMs: number; timer: Timer } | undefined;
   #leaseTimer: Timer | undefined;
+  /** Runs that have ended and are still heard of: their last logs, outcomes that were superseded. */
+  readonly #reopened = new Map<string, Promise<RunActor | undefined>>();
   readonly #offers = new Fifo<{ state: RunState; effect: Extract<Effect, { kind: "offer" }> }>();
   #publishing = 0;
   #messageCount = 0;
@@ -143,8 +146,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     const { runId, stepId, attempt, epoch } = report.lease;
     const actor = this.#actors.get(runId) ?? (await this.#reopen(runId));
     if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
-    const current = stepOf(actor.state, stepId);
-    if (current?.grants[epoch - 1] !== agent.slice(0, agent.indexOf("/"))) {
+    if (!isGranted(actor.state, stepId, epoch, agent)) {
       const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
       return { accepted: false, code: "auth.denied", message };
     }
@@ -156,6 +158,12 @@ export class RunService implements ReportSink, LeaseKeeper {
         : { kind: "finished", ...about, outcome: report.outcome, random: this.#options.random() },
     );
     return { accepted: true };
+  }
+
+  /** True when that grant of the step went to the agent's environment. */
+  async wasGranted(agent: string, at: { runId: string; stepId: string; epoch: number }): Promise<boolean> {
+    const actor = this.#actors.get(at.runId) ?? (await this.#reopen(at.runId));
+    return actor !== undefined && isGranted(actor.state, at.stepId, at.epoch, agent);
   }
 
   heartbeat(agent: string, held: LeaseKey[]): HeartbeatVerdict {
@@ -190,7 +198,18 @@ export class RunService implements ReportSink, LeaseKeeper {
   }
 
   /** A run that has ended, read again: a late outcome is kept as evidence and changes nothing. */
-  async #reopen(runId: string): Promise<RunActor | undefined> {
+  #reopen(runId: string): Promise<RunActor | undefined> {
+    const known = this.#reopened.get(runId);
+    if (known) return known;
+    const opened = this.#readAgain(runId);
+    this.#reopened.set(runId, opened);
+    const forget = (): void => void this.#reopened.delete(runId);
+    opened.then((actor) => actor ?? forget(), forget);
+    if (this.#reopened.size > REOPENED_MAX) this.#reopened.delete(this.#reopened.keys().next().value!);
+    return opened;
+  }
+
+  async #readAgain(runId: string): Promise<RunActor | undefined> {
     const batches = await this.#options.store.read(runId, 0);
     const created = batches[0]?.events[0];
     if (created?.kind !== "run.created") return undefined;
@@ -409,4 +428,8 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#background.add(settled);
     void settled.finally(() => this.#background.delete(settled));
   }
+}
+
+function isGranted(state: RunState, stepId: string, epoch: number, agent: string): boolean {
+  return stepOf(state, stepId)?.grants[epoch - 1] === agent.slice(0, agent.indexOf("/"));
 }

@@ -1,6 +1,7 @@
 /** Logs of steps on the stream `LOGS`: chunks as agents sent them, read back entry by entry. */
 import { headers, type JetStreamClient, type NatsConnection } from "nats";
 import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
@@ -25,6 +26,8 @@ export interface LogStoreOptions {
   clock: Clock;
   log: Logger;
   queries: Pick<RunQueries, "get" | "follow">;
+  /** Whether the attempt under that epoch was granted to the agent's environment. */
+  wasGranted(agent: string, chunk: Pick<LogChunk, "runId" | "stepId" | "epoch">): Promise<boolean>;
 }
 
 export class LogStore implements LogSink, LogQueries {
@@ -36,8 +39,12 @@ export class LogStore implements LogSink, LogQueries {
     this.#jetstream = options.connection.jetstream();
   }
 
-  async append(_agent: string, chunk: LogChunk): Promise<void> {
+  /** @throws auth.denied when the attempt was never granted to the agent's environment: the gateway sets it aside */
+  async append(agent: string, chunk: LogChunk): Promise<void> {
     const { runId, stepId, attempt, epoch, firstEntry } = chunk;
+    if (!(await this.#options.wasGranted(agent, chunk))) {
+      throw new InsituError("auth.denied", `step ${stepId} of run ${runId} was not granted to ${agent}`);
+    }
     const head = headers();
     head.set(EPOCH, String(epoch));
     head.set(FIRST, String(firstEntry));
@@ -61,6 +68,7 @@ export class LogStore implements LogSink, LogQueries {
     const filter = filterOf(query);
     const source = query.follow ? this.#follow(query, filter, unfolder) : this.#stored(filter);
     for await (const message of source) yield* unfolder.unfold(message);
+    yield* unfolder.rest();
   }
 
   #stored(filter: string): AsyncIterable<StreamMessage> {
@@ -152,26 +160,54 @@ function filterOf(query: Query): string {
   return subjects.log(query.runId, query.step, query.attempt);
 }
 
-/** Chunks to entries; what was stored twice is read once. */
+/** The log of one attempt under one epoch, while it is read. */
+interface Thread {
+  /** The entry that comes next. */
+  next: number;
+  /** Chunks that came before their turn, by their first entry. */
+  early: Map<number, StreamMessage>;
+}
+
+/** Chunks to entries, in the order in which they were written; what was stored twice is read once. */
 class Unfolder {
-  readonly #last = new Map<string, number>();
+  readonly #threads = new Map<string, Thread>();
 
   lastSeq(step: string, attempt: number, epoch: number): number {
-    return this.#last.get(`${step}/${attempt}/${epoch}`) ?? 0;
+    return (this.#threads.get(`${step}/${attempt}/${epoch}`)?.next ?? 1) - 1;
   }
 
   *unfold(message: StreamMessage): Generator<LogLine> {
-    const [, , step, attemptText] = message.subject.split(".");
-    const [attempt, epoch] = [Number(attemptText), Number(message.header(EPOCH))];
-    const key = `${step}/${attempt}/${epoch}`;
-    const seen = this.#last.get(key) ?? 0;
+    const key = `${stepAndAttempt(message).join("/")}/${message.header(EPOCH)}`;
+    const thread = this.#threads.get(key) ?? { next: 1, early: new Map() };
+    this.#threads.set(key, thread);
+    const first = Number(message.header(FIRST));
+    if (first > thread.next) thread.early.set(first, message);
+    else yield* this.#emit(thread, message);
+    for (let ready = thread.early.get(thread.next); ready; ready = thread.early.get(thread.next)) {
+      thread.early.delete(thread.next);
+      yield* this.#emit(thread, ready);
+    }
+  }
+
+  /** What waits behind a gap that nothing will fill any more. */
+  *rest(): Generator<LogLine> {
+    for (const thread of this.#threads.values()) {
+      for (const first of [...thread.early.keys()].sort((a, b) => a - b)) {
+        yield* this.#emit(thread, thread.early.get(first)!);
+      }
+      thread.early.clear();
+    }
+  }
+
+  *#emit(thread: Thread, message: StreamMessage): Generator<LogLine> {
+    const [step, attempt] = stepAndAttempt(message);
     const encoding = message.header(ENCODING) === "gzip" ? "gzip" : "identity";
     for (const entry of decodeLogEntries(encoding, message.data)) {
-      if (entry.seq <= seen) continue;
+      if (entry.seq < thread.next) continue;
       yield {
-        step: step!,
+        step,
         attempt,
-        epoch,
+        epoch: Number(message.header(EPOCH)),
         seq: entry.seq,
         atMs: entry.atMs || message.storedAtMs,
         stream: entry.stream,
@@ -179,7 +215,11 @@ class Unfolder {
         droppedBytes: entry.droppedBytes,
       };
     }
-    const last = Number(message.header(FIRST)) + Number(message.header(COUNT)) - 1;
-    this.#last.set(key, Math.max(seen, last));
+    thread.next = Math.max(thread.next, Number(message.header(FIRST)) + Number(message.header(COUNT)));
   }
+}
+
+function stepAndAttempt(message: StreamMessage): [string, number] {
+  const [, , step, attempt] = message.subject.split(".");
+  return [step!, Number(attempt)];
 }

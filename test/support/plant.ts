@@ -27,6 +27,7 @@ export class Plant {
   server: ChildProcess | undefined;
   url = "";
   token = "";
+  gatewayPort = 0;
 
   constructor(options: PlantOptions) {
     this.#options = options;
@@ -46,7 +47,10 @@ export class Plant {
     const child = this.#spawn("server", [join(dist, "insitu.js"), "server", ...flags]);
     this.server = child;
     await new Promise<void>((resolve, reject) => {
-      child.once("message", () => resolve());
+      child.once("message", (ready: { gatewayPort: number }) => {
+        this.gatewayPort = ready.gatewayPort;
+        resolve();
+      });
       child.once("exit", (code) =>
         reject(new Error(`the server ended with ${code}: ${this.logOf("server")}`)),
       );
