@@ -11,6 +11,7 @@ import type { RunStore } from "./ports.ts";
 /** Kept under the default `max_payload` of a NATS server (1 MiB). */
 const BATCH_MAX_BYTES = 900_000;
 const APPEND_RETRY_MS = 250;
+const START_GATHER_MS = 3;
 
 export interface ActorWorld {
   store: RunStore;
@@ -50,8 +51,18 @@ export class RunActor {
     if (this.#aside) return Promise.reject(this.#aside);
     return new Promise((resolve, reject) => {
       this.#queue.push({ input, resolve, reject });
-      if (!this.#pumping) void this.#pump();
+      if (this.#pumping) return;
+      if (input.kind === "started" && this.#queue.length === 1) this.#pumpSoon();
+      else void this.#pump();
     });
+  }
+
+  /** Nothing waits for the news of a start: a short step's outcome comes along, and one append serves both. */
+  #pumpSoon(): void {
+    const pump = (): void => {
+      if (!this.#pumping && this.#queue.length > 0) void this.#pump();
+    };
+    this.#world.pause(START_GATHER_MS).then(pump, pump);
   }
 
   async #pump(): Promise<void> {
