@@ -9,6 +9,8 @@ import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import type { Journal } from "./journal.ts";
 
 const FLUSH_MS = 100;
+/** What an entry costs in a chunk beside its bytes: sequence, time, stream and lengths, at the most. */
+const ENTRY_FRAME_BYTES = 32;
 /** Taken from the step and not yet in the journal; the pipes are paused above it. */
 const BUFFER_MAX_BYTES = 1024 * 1024;
 
@@ -60,12 +62,21 @@ export class LogWriter {
       if (!open) this.#file.once("drain", () => this.#resume());
       return open;
     }
+    for (let at = 0; at < data.length; at += LOG_CHUNK_MAX_BYTES) {
+      this.#add(stream, data.subarray(at, at + LOG_CHUNK_MAX_BYTES));
+    }
+    return this.#bufferedBytes < BUFFER_MAX_BYTES;
+  }
+
+  /** The gateway refuses a chunk over its limit for good, so an entry that does not fit begins the next one. */
+  #add(stream: LogStreamName, data: Buffer): void {
+    const framed = this.#entriesBytes + (this.#entries.length + 1) * ENTRY_FRAME_BYTES;
+    if (this.#entries.length > 0 && framed + data.length > LOG_CHUNK_MAX_BYTES) this.#flush();
     this.#entries.push({ seq: ++this.#seq, atMs: this.#clock.wallMs(), stream, data, droppedBytes: 0 });
     this.#entriesBytes += data.length;
     this.#bufferedBytes += data.length;
     if (this.#entriesBytes >= LOG_CHUNK_MAX_BYTES) this.#flush();
     else this.#timer ??= this.#clock.after(FLUSH_MS, () => this.#flush());
-    return this.#bufferedBytes < BUFFER_MAX_BYTES;
   }
 
   onDrain(resume: () => void): void {

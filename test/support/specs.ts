@@ -1,5 +1,5 @@
 /** Small builders of valid specs for tests. */
-import type { DatasetSpec, EnvironmentSpec, PipelineSpec, StepSpec } from "../../shared/model/spec.ts";
+import type { PipelineSpec, StepSpec } from "../../shared/model/spec.ts";
 import type { Outcome } from "../../shared/wire/attempt.ts";
 
 export function stepSpec(id: string, change: Partial<StepSpec> = {}): StepSpec {
@@ -28,18 +28,6 @@ export function pipelineSpec(
   change: Partial<PipelineSpec> = {},
 ): PipelineSpec {
   return { name, params: {}, timeoutMs: null, files: {}, steps, ...change };
-}
-
-export function environmentSpec(name: string, jurisdiction = "DE"): EnvironmentSpec {
-  return { name, jurisdiction, labels: {} };
-}
-
-export function datasetSpec(
-  name: string,
-  environments: string[],
-  change: Partial<DatasetSpec> = {},
-): DatasetSpec {
-  return { name, owner: "team", classification: "internal", residency: ["DE"], environments, ...change };
 }
 
 export function outcome(change: Partial<Outcome> = {}): Outcome {
