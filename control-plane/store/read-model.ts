@@ -9,6 +9,7 @@ import { type Database, open, type RootDatabase } from "lmdb";
 import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
+import { isTerminalRun } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
@@ -158,11 +159,11 @@ export class ReadModel implements RunQueries {
         yield { seq, batch: { v: 1, events } };
         if (ends(events)) return;
       }
-      // A reader that comes back after the end has nothing to wait for.
-      if (buffer.length === 0 && this.#ended(runId)) return;
       while (!signal.aborted) {
         const next = buffer.shift();
         if (next === undefined) {
+          // A reader that comes back after the end has nothing to wait for; nor has one that a late outcome woke.
+          if (this.#ended(runId)) return;
           await new Promise<void>((resolve) => {
             wake = resolve;
           });
@@ -179,8 +180,10 @@ export class ReadModel implements RunQueries {
   }
 
   #ended(runId: string): boolean {
-    const status = this.summary(runId)?.status;
-    return status === "succeeded" || status === "failed" || status === "cancelled";
+    const active = this.#active.get(runId);
+    if (active) return active.terminal;
+    const stored = this.#runs.get(runId);
+    return stored !== undefined && isTerminalRun(stored.summary.status);
   }
 
   #listen(runId: string, listener: Listener): void {
