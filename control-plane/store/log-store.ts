@@ -53,8 +53,9 @@ export class LogStore implements LogSink, LogQueries {
     try {
       await this.#jetstream.publish(subjects.log(runId, stepId, attempt), chunk.entries, {
         headers: head,
-        // By content, not by the agent's sequence: a reinstalled agent begins that anew.
-        msgID: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}`,
+        // By content, not by the agent's sequence: a reinstalled agent begins that anew. With the count, because
+        // a chunk that begins at the same entry and reaches further is another one, and not a repeat.
+        msgID: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}+${chunk.entryCount}`,
         expect: { streamName: STREAMS.logs },
         timeout: PUBLISH_TIMEOUT_MS,
       });
@@ -181,11 +182,17 @@ class Unfolder {
     const thread = this.#threads.get(key) ?? { next: 1, early: new Map() };
     this.#threads.set(key, thread);
     const first = Number(message.header(FIRST));
-    if (first > thread.next) thread.early.set(first, message);
-    else yield* this.#emit(thread, message);
-    for (let ready = thread.early.get(thread.next); ready; ready = thread.early.get(thread.next)) {
-      thread.early.delete(thread.next);
-      yield* this.#emit(thread, ready);
+    if (first > thread.next) {
+      const other = thread.early.get(first);
+      if (!other || endOf(other) < endOf(message)) thread.early.set(first, message);
+      return;
+    }
+    yield* this.#emit(thread, message);
+    // Chunks may overlap: one that waited can begin before the entry that is wanted, and reach beyond it.
+    for (let ready = readyIn(thread); ready !== undefined; ready = readyIn(thread)) {
+      const early = thread.early.get(ready)!;
+      thread.early.delete(ready);
+      yield* this.#emit(thread, early);
     }
   }
 
@@ -215,8 +222,19 @@ class Unfolder {
         droppedBytes: entry.droppedBytes,
       };
     }
-    thread.next = Math.max(thread.next, Number(message.header(FIRST)) + Number(message.header(COUNT)));
+    thread.next = Math.max(thread.next, endOf(message));
   }
+}
+
+/** The entry after the last one of a chunk. */
+function endOf(message: StreamMessage): number {
+  return Number(message.header(FIRST)) + Number(message.header(COUNT));
+}
+
+/** First entry of a waiting chunk whose turn has come. */
+function readyIn(thread: Thread): number | undefined {
+  for (const first of thread.early.keys()) if (first <= thread.next) return first;
+  return undefined;
 }
 
 function stepAndAttempt(message: StreamMessage): [string, number] {

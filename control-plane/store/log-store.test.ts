@@ -1,0 +1,216 @@
+import fc from "fast-check";
+import { connect, type NatsConnection } from "nats";
+import { pino } from "pino";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
+import type { LogEntry } from "../../shared/wire/log-entries.ts";
+import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import type { LogLine } from "../api/schemas.ts";
+import type { RunQueries } from "../api/services.ts";
+import type { LogChunk } from "../gateway/ports.ts";
+import { ensureStreams } from "./jetstream.ts";
+import { LogStore } from "./log-store.ts";
+
+let nats: TestNats;
+let connection: NatsConnection;
+let serial = 0;
+
+beforeAll(async () => {
+  nats = await startTestNats();
+  connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
+  await ensureStreams(await connection.jetstreamManager(), 1);
+});
+afterAll(async () => {
+  await connection?.close();
+  await nats?.stop();
+});
+
+/** A run with one step of one attempt: goes on until `end` says which log entry was the last. */
+class OneRun {
+  readonly runId = `run-${++serial}`;
+  readonly #ended: Promise<void>;
+  #resolve: () => void = () => undefined;
+  #lastSeq = 0;
+
+  constructor() {
+    this.#ended = new Promise((resolve) => {
+      this.#resolve = resolve;
+    });
+  }
+
+  end(lastSeq: number): void {
+    this.#lastSeq = lastSeq;
+    this.#resolve();
+  }
+
+  get queries(): Pick<RunQueries, "get" | "follow"> {
+    const ended = this.#ended;
+    const detail = () => ({
+      eventSeq: 1,
+      steps: [{ id: "load", attempts: [{ attempt: 1, epoch: 1, logLastSeq: this.#lastSeq }] }],
+    });
+    return {
+      get: () => detail() as unknown as ReturnType<RunQueries["get"]>,
+      async *follow(_runId, _afterSeq, signal) {
+        const aborted = new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve()));
+        await Promise.race([ended, aborted]);
+        if (signal.aborted) return;
+        const end = { kind: "run.finished", atMs: 1, status: "succeeded", reason: "" } as const;
+        yield { seq: 2, batch: { v: 1, events: [end] } };
+      },
+    };
+  }
+}
+
+function logsOf(run: OneRun, granted = true): LogStore {
+  return new LogStore({
+    connection,
+    clock: systemClock,
+    log: pino({ level: "silent" }),
+    queries: run.queries,
+    wasGranted: () => Promise.resolve(granted),
+  });
+}
+
+const entry = (seq: number, data: Uint8Array = Buffer.from(`line ${seq}`)): LogEntry => ({
+  seq,
+  atMs: 1_000 + seq,
+  stream: "stdout",
+  data,
+  droppedBytes: 0,
+});
+
+function chunk(run: OneRun, entries: LogEntry[]): LogChunk {
+  const { encoding, bytes } = encodeLogEntries(entries);
+  const at = { runId: run.runId, stepId: "load", attempt: 1, epoch: 1 };
+  return { ...at, seq: 1, firstEntry: entries[0]!.seq, entryCount: entries.length, encoding, entries: bytes };
+}
+
+const range = (first: number, count: number) => Array.from({ length: count }, (_, n) => entry(first + n));
+
+function read(logs: LogStore, run: OneRun, follow: boolean, signal = new AbortController().signal) {
+  return logs.read({ runId: run.runId, follow, signal });
+}
+
+async function seqsOf(lines: AsyncIterable<LogLine>): Promise<number[]> {
+  const seqs: number[] = [];
+  for await (const line of lines) seqs.push(line.seq);
+  return seqs;
+}
+
+describe("what is read", () => {
+  test("is byte for byte what was written, binary and a megabyte long too", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    const binary = Uint8Array.from({ length: 512 }, (_, n) => n % 256);
+    const noise = new Uint8Array(1024 * 1024 - 4096);
+    for (let n = 0, x = 1; n < noise.length; n++) {
+      x = Math.imul(x, 1_664_525) + 1_013_904_223;
+      noise[n] = x >>> 24;
+    }
+    const zeros = new Uint8Array(1024 * 1024);
+    const written = [binary, noise, zeros];
+    for (const [n, data] of written.entries()) await logs.append("site/a", chunk(run, [entry(n + 1, data)]));
+    const lines: LogLine[] = [];
+    for await (const line of read(logs, run, false)) lines.push(line);
+    expect(lines.map((line) => line.seq)).toEqual([1, 2, 3]);
+    for (const [n, data] of written.entries()) {
+      expect(Buffer.from(lines[n]!.data, "base64").equals(data)).toBe(true);
+    }
+    expect(lines[0]).toMatchObject({ step: "load", attempt: 1, epoch: 1, atMs: 1_001, stream: "stdout" });
+  });
+
+  test("is given once when a chunk is stored twice", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    for (const entries of [range(1, 3), range(1, 3), range(4, 2), range(3, 3), range(1, 5)]) {
+      await logs.append("site/a", chunk(run, entries));
+    }
+    expect(await seqsOf(read(logs, run, false))).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test("holds the further entries of a chunk that begins like one before", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    await logs.append("site/a", chunk(run, range(1, 2)));
+    await logs.append("site/a", chunk(run, range(1, 5)));
+    expect(await seqsOf(read(logs, run, false))).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test("is each entry once and in order, however chunks overlap and in whatever order they come", async () => {
+    const chunks = fc.array(fc.tuple(fc.integer({ min: 1, max: 12 }), fc.integer({ min: 1, max: 5 })), {
+      minLength: 1,
+      maxLength: 8,
+    });
+    await fc.assert(
+      fc.asyncProperty(chunks, async (cuts) => {
+        const run = new OneRun();
+        const logs = logsOf(run);
+        const written = new Set<number>();
+        for (const [first, count] of cuts) {
+          const entries = range(first, count);
+          await logs.append("site/a", chunk(run, entries));
+          for (const { seq } of entries) written.add(seq);
+        }
+        expect(await seqsOf(read(logs, run, false))).toEqual([...written].sort((a, b) => a - b));
+      }),
+      { numRuns: 60 },
+    );
+  });
+});
+
+describe("a reader that follows", () => {
+  test("gets what comes, and ends after the last entry that the outcome announces", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    await logs.append("site/a", chunk(run, range(1, 2)));
+    const seqs: number[] = [];
+    for await (const { seq } of read(logs, run, true)) {
+      seqs.push(seq);
+      if (seq === 2) {
+        // The run ends before its last chunk is here.
+        run.end(5);
+        await logs.append("site/a", chunk(run, range(3, 3)));
+      }
+    }
+    expect(seqs).toEqual([1, 2, 3, 4, 5]);
+  });
+
+  test("does not wait for an entry that came in an overlapping chunk before its turn", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    await logs.append("site/a", chunk(run, range(3, 4)));
+    await logs.append("site/a", chunk(run, range(1, 4)));
+    run.end(6);
+    const started = systemClock.monotonicMs();
+    expect(await seqsOf(read(logs, run, true))).toEqual([1, 2, 3, 4, 5, 6]);
+    expect(systemClock.monotonicMs() - started).toBeLessThan(8_000);
+  });
+
+  test("of a run that has ended without a word ends", async () => {
+    const run = new OneRun();
+    run.end(0);
+    expect(await seqsOf(read(logsOf(run), run, true))).toEqual([]);
+  });
+
+  test("lets go when it is told to", async () => {
+    const run = new OneRun();
+    const logs = logsOf(run);
+    await logs.append("site/a", chunk(run, range(1, 1)));
+    const leaving = new AbortController();
+    for await (const { seq } of read(logs, run, true, leaving.signal)) {
+      expect(seq).toBe(1);
+      leaving.abort();
+    }
+    expect(leaving.signal.aborted).toBe(true);
+  });
+});
+
+test("a chunk of an attempt that was never granted to the agent's environment is refused and not kept", async () => {
+  const run = new OneRun();
+  await expect(logsOf(run, false).append("site/b", chunk(run, range(1, 1)))).rejects.toMatchObject({
+    code: "auth.denied",
+  });
+  expect(await seqsOf(read(logsOf(run), run, false))).toEqual([]);
+});
