@@ -13,15 +13,14 @@ export function resolveParams(
     if (Object.hasOwn(spec.params, name)) continue;
     const known = Object.keys(spec.params).join(", ") || "it has none";
     faults.push({
-      pointer: `/params/${name}`,
+      pointer: pointerTo(name),
       detail: `pipeline ${spec.name} has no parameter ${name} (${known})`,
     });
   }
   for (const [name, param] of Object.entries(spec.params)) {
     const value = Object.hasOwn(given, name) ? coerce(param, given[name]!) : param.default;
     const fault = value === undefined ? "is required" : faultOf(param, value);
-    if (fault !== undefined)
-      faults.push({ pointer: `/params/${name}`, detail: `parameter ${name} ${fault}` });
+    if (fault !== undefined) faults.push({ pointer: pointerTo(name), detail: `parameter ${name} ${fault}` });
     else resolved[name] = value!;
   }
   if (faults.length > 0) {
@@ -29,6 +28,11 @@ export function resolveParams(
     throw new InsituError("request.invalid", message, { details: { errors: faults } });
   }
   return resolved;
+}
+
+/** A name that nobody declared can hold anything: escaped as RFC 6901 wants it. */
+function pointerTo(name: string): string {
+  return `/params/${name.replaceAll("~", "~0").replaceAll("/", "~1")}`;
 }
 
 /** A command line has only text: `-p n=3` is a number when the pipeline says so. */
