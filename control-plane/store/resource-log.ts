@@ -42,13 +42,16 @@ const Change = z.union([
 const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
 
 const PUBLISH_TIMEOUT_MS = 5_000;
+const LOAD_RETRY_MS = 500;
 
 export class ResourceLog implements PlanSource, ResourceJournal {
   readonly #connection: NatsConnection;
   readonly #jetstream: JetStreamClient;
   readonly #versions: KvStore<PipelineSpec>;
   readonly #tail: StreamTail;
+  readonly #clock: Clock;
   readonly #log: Logger;
+  readonly #stop = new AbortController();
   readonly #resources = new Map<string, StoredResource>();
   readonly #history = new Map<string, PipelineVersion[]>();
   readonly #plans = new Map<string, Promise<Plan>>();
@@ -66,6 +69,7 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     this.#connection = connection;
     this.#jetstream = connection.jetstream();
     this.#versions = versions;
+    this.#clock = clock;
     this.#log = log;
     const onMessage = (message: StreamMessage): void => {
       this.#queue = this.#queue.then(() => this.#fold(message));
@@ -90,6 +94,7 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   }
 
   async close(): Promise<void> {
+    this.#stop.abort(new InsituError("cancelled", "closed"));
     await this.#tail.close();
     await this.#queue;
   }
@@ -191,8 +196,13 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   async #fold(message: StreamMessage): Promise<void> {
     try {
       const applied = Applied.parse(JSON.parse(Buffer.from(message.data).toString("utf8")));
-      for (const change of applied.changes) await this.#apply(change, applied, message.seq);
+      // Everything that can fail comes before the first change, and no reader runs between the changes: an apply
+      // is seen whole or not at all.
+      const bodies = await this.#bodiesOf(applied.changes);
+      for (const change of applied.changes) this.#apply(change, bodies, applied, message.seq);
     } catch (err) {
+      // Closed while it waited: nobody reads here any more.
+      if (this.#stop.signal.aborted) return;
       this.#log.error({ err, seq: message.seq }, "an apply in the stream is not understood");
     }
     this.#seq = message.seq;
@@ -201,18 +211,38 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     for (const listener of this.#onChange) listener();
   }
 
-  async #apply(
+  /** The pipelines of an apply, by version. Waits for a store that is away: to go on would lose the apply. */
+  async #bodiesOf(changes: readonly ResourceChange[]): Promise<Map<string, PipelineSpec>> {
+    const bodies = new Map<string, PipelineSpec>();
+    for (const change of changes) {
+      if (change.kind !== "pipeline" || change.action !== "set") continue;
+      while (!bodies.has(change.version)) {
+        try {
+          bodies.set(change.version, (await this.load(change.version)).spec);
+        } catch (thrown) {
+          const err = InsituError.from(thrown);
+          if (!err.retryable) throw err;
+          this.#log.warn({ err, version: change.version }, "pipeline version not read yet");
+          await this.#clock.sleep(LOAD_RETRY_MS, this.#stop.signal);
+        }
+      }
+    }
+    return bodies;
+  }
+
+  #apply(
     change: ResourceChange,
+    bodies: ReadonlyMap<string, PipelineSpec>,
     applied: { atMs: number; by: string },
     revision: number,
-  ): Promise<void> {
+  ): void {
     const { kind, name } = change;
     if (change.action === "deleted") {
       this.#resources.delete(`${kind}/${name}`);
       return;
     }
     const version = change.kind === "pipeline" ? change.version : null;
-    const spec = change.kind === "pipeline" ? (await this.load(change.version)).spec : change.spec;
+    const spec = change.kind === "pipeline" ? bodies.get(change.version)! : change.spec;
     const { atMs: appliedAtMs, by: appliedBy } = applied;
     this.#resources.set(`${kind}/${name}`, { kind, name, version, spec, revision, appliedAtMs, appliedBy });
     if (version === null) return;
