@@ -165,8 +165,10 @@ function* split(events: RunEvent[]): Generator<RunEvent[]> {
   let batch: RunEvent[] = [];
   let bytes = 0;
   for (const event of events) {
-    const size = estimate(event);
-    if (bytes + size > BATCH_MAX_BYTES && batch.at(-1)?.kind !== "attempt.finished") {
+    // As it is sent: outputs, messages and parameters are long, and their characters take up to three bytes.
+    const size = Buffer.byteLength(JSON.stringify(event)) + 1;
+    const last = batch.at(-1);
+    if (last && bytes + size > BATCH_MAX_BYTES && last.kind !== "attempt.finished") {
       yield batch;
       batch = [];
       bytes = 0;
@@ -175,9 +177,4 @@ function* split(events: RunEvent[]): Generator<RunEvent[]> {
     bytes += size;
   }
   if (batch.length > 0) yield batch;
-}
-
-function estimate(event: RunEvent): number {
-  // An outcome can hold outputs; everything else is a few short fields.
-  return "outcome" in event && event.outcome ? JSON.stringify(event).length + 64 : 400;
 }
