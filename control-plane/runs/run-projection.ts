@@ -61,7 +61,7 @@ export class RunProjection {
         this.#change(event, { ...ended(event), status: event.outcome.status });
         return;
       case "attempt.fenced":
-        this.#change(event, { ...ended(event), agent: event.agent, status: "fenced" });
+        this.#noteFenced(event);
         return;
       case "attempt.lost":
         this.#change(event, {
@@ -84,6 +84,15 @@ export class RunProjection {
     }
   }
 
+  /** A row of its own when another agent's outcome, or one on its way, is the grant's: evidence hides no fact. */
+  #noteFenced(event: Extract<RunEvent, { kind: "attempt.fenced" }>): void {
+    const change: Partial<AttemptView> = { ...ended(event), agent: event.agent, status: "fenced" };
+    const attempts = this.#attempts.get(event.step) ?? [];
+    const granted = attempts.find((attempt) => attempt.epoch === event.epoch && attempt.status !== "fenced");
+    if (!granted || granted.status === "lost") return this.#change(event, change);
+    this.#attempts.set(event.step, [...attempts, { ...granted, startedAtMs: null, ...change }]);
+  }
+
   /** Without offers that nobody took: a site that is away for a day would leave hundreds. */
   #taken(step: string): AttemptView[] {
     const attempts = this.#attempts.get(step) ?? [];
@@ -94,7 +103,9 @@ export class RunProjection {
     const attempts = this.#attempts.get(at.step) ?? [];
     this.#attempts.set(
       at.step,
-      attempts.map((attempt) => (attempt.epoch === at.epoch ? { ...attempt, ...change } : attempt)),
+      attempts.map((attempt) =>
+        attempt.epoch === at.epoch && attempt.status !== "fenced" ? { ...attempt, ...change } : attempt,
+      ),
     );
   }
 

@@ -6,7 +6,14 @@
  */
 import type { Logger } from "pino";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
-import { evolve, initialState, isTerminalRun, type RunState, stepOf } from "../../shared/engine/state.ts";
+import {
+  evolve,
+  initialState,
+  isTerminalRun,
+  isTerminalStep,
+  type RunState,
+  stepOf,
+} from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
 import { type Clock, newId, type Random, type Timer } from "../../shared/system.ts";
@@ -249,8 +256,21 @@ export class RunService implements ReportSink, LeaseKeeper {
       this.#pools.forget({ runId, stepId });
       return;
     }
+    // It may have failed or been cancelled while it waited: a place that it took now would never be given back.
+    const waits = stepOf(actor.state, stepId);
+    if (!waits || isTerminalStep(waits.status)) {
+      this.#held.delete(`${runId}/${stepId}`);
+      this.#pools.forget({ runId, stepId });
+      return;
+    }
     const answer = this.#place(runId, actor.state, stepId, this.#now());
-    if (answer) this.#detach(actor.submit(answer), "step placed again");
+    if (!answer) return;
+    const placed = actor.submit(answer).finally(() => {
+      // The step may have ended while the answer waited its turn.
+      const now = stepOf(actor.state, stepId)?.status;
+      if (now !== "offered" && now !== "running") this.#release(runId, actor.state, stepId);
+    });
+    this.#detach(placed, "step placed again");
   }
 
   #perform(runId: string, state: RunState, effect: Effect): void {

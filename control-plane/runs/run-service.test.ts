@@ -1,0 +1,142 @@
+import { connect, type NatsConnection } from "nats";
+import { pino } from "pino";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { compile } from "../../shared/engine/plan.ts";
+import { stepOf } from "../../shared/engine/state.ts";
+import type { StepSpec } from "../../shared/model/spec.ts";
+import { systemClock } from "../../shared/system.ts";
+import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
+import { subjects } from "../../shared/wire/subjects.ts";
+import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
+import { ensureStreams } from "../store/jetstream.ts";
+import { JetStreamOfferQueue } from "../store/jetstream-offer-queue.ts";
+import { JetStreamRunStore } from "../store/jetstream-run-store.ts";
+import type { PlacementDesk } from "./ports.ts";
+import { RunService } from "./run-service.ts";
+
+const VERSION = `sha256:${"0".repeat(64)}`;
+let nats: TestNats;
+let connection: NatsConnection;
+let instances = 0;
+
+beforeAll(async () => {
+  nats = await startTestNats();
+  connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
+  await ensureStreams(await connection.jetstreamManager(), 1);
+});
+afterAll(async () => {
+  await connection?.close();
+  await nats?.stop();
+});
+
+/** A world with one environment, which is there once it is opened, and one pool with one place. */
+function world(steps: StepSpec[], open = true) {
+  const site = { open };
+  const desk: PlacementDesk = {
+    policyVersion: "p1",
+    explain: () => [{ environment: "site", allowed: site.open, reasons: [] }],
+    choose: (verdicts) => verdicts.find((verdict) => verdict.allowed)?.environment ?? null,
+    poolCapacity: () => 1,
+    classificationOf: () => "public",
+  };
+  const plan = compile(pipelineSpec("nightly", steps));
+  const service = new RunService({
+    clock: systemClock,
+    random: () => 0,
+    log: pino({ level: "silent" }),
+    store: new JetStreamRunStore(connection),
+    offers: new JetStreamOfferQueue(connection, () => "signature"),
+    plans: { load: () => Promise.resolve(plan) },
+    desk,
+    agents: { cancel: () => false },
+    instanceId: `i${++instances}`,
+    leaseTtlMs: 30_000,
+    offerTtlMs: 60_000,
+  });
+  service.start([]);
+  return { service, site, [Symbol.asyncDispose]: () => service.close() };
+}
+
+const create = (service: RunService) => service.create({ version: VERSION, params: {}, by: "ana" });
+
+const status = (service: RunService, runId: string, step: string) =>
+  stepOf(service.stateOf(runId)!, step)?.status;
+
+const leaseOf = (runId: string, stepId: string): LeaseKey => ({ runId, stepId, attempt: 1, epoch: 1 });
+
+async function finish(service: RunService, runId: string, stepId: string): Promise<void> {
+  const lease = leaseOf(runId, stepId);
+  await service.accept("site/a", { kind: "started", lease, atMs: 1 });
+  await service.accept("site/a", { kind: "finished", lease, outcome: outcome() });
+}
+
+describe("a pool", () => {
+  test("passes its place from run to run", async () => {
+    await using here = world([stepSpec("load", { pools: ["db"] })]);
+    const [one, two] = [await create(here.service), await create(here.service)];
+    expect(status(here.service, one.runId, "load")).toBe("offered");
+    expect(status(here.service, two.runId, "load")).toBe("ready");
+    const offers = connection.subscribe(subjects.work("site"));
+    await connection.flush();
+    await finish(here.service, one.runId, "load");
+    for await (const offer of offers) {
+      if (offer.json<Offer>().lease.runId === two.runId) break;
+    }
+    await finish(here.service, two.runId, "load");
+    expect(here.service.stateOf(two.runId)).toBeUndefined();
+  });
+
+  test("gives no place to a step whose run is cancelled while it is placed", async () => {
+    await using here = world([stepSpec("load", { pools: ["db"] })], false);
+    const one = await create(here.service);
+    expect(status(here.service, one.runId, "load")).toBe("ready");
+    const cancelled = here.service.cancel(one.runId, "ana", "enough");
+    here.site.open = true;
+    here.service.factsChanged();
+    await cancelled;
+    const two = await create(here.service);
+    const three = await create(here.service);
+    expect([two, three].map(({ runId }) => status(here.service, runId, "load"))).toEqual([
+      "offered",
+      "ready",
+    ]);
+  });
+});
+
+describe("a report", () => {
+  test("is taken from an agent of the granted environment alone", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    const lease = leaseOf(runId, "load");
+    const started = { kind: "started", lease, atMs: 1 } as const;
+    expect(await here.service.accept("other/a", started)).toMatchObject({ code: "auth.denied" });
+    expect(await here.service.accept("site/a", started)).toEqual({ accepted: true });
+    expect(here.service.heartbeat("site/a", [lease]).renewed).toEqual([lease]);
+    expect(here.service.heartbeat("site/b", [lease]).superseded).toEqual([lease]);
+  });
+
+  test("of a run that is not there is refused, and one of a run that ended is kept as evidence", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    await finish(here.service, runId, "load");
+    expect(here.service.stateOf(runId)).toBeUndefined();
+    const lease = leaseOf(runId, "load");
+    const late = await here.service.accept("site/b", { kind: "finished", lease, outcome: outcome() });
+    expect(late).toEqual({ accepted: true });
+    const events = (await new JetStreamRunStore(connection).read(runId, 0)).flatMap((batch) => batch.events);
+    expect(events.at(-1)).toMatchObject({ kind: "attempt.fenced", agent: "site/b" });
+    const unknown = { kind: "started", lease: leaseOf("nobody", "load"), atMs: 1 } as const;
+    expect(await here.service.accept("site/a", unknown)).toMatchObject({ code: "not-found" });
+  });
+});
+
+test("offers that nobody has taken are counted until they are taken", async () => {
+  await using here = world([stepSpec("a"), stepSpec("b")]);
+  const { runId } = await create(here.service);
+  expect(here.service.outstandingOffers("site")).toBe(2);
+  await here.service.accept("site/a", { kind: "started", lease: leaseOf(runId, "a"), atMs: 1 });
+  expect(here.service.outstandingOffers("site")).toBe(1);
+  await here.service.cancel(runId, "ana", "enough");
+  expect(here.service.outstandingOffers("site")).toBe(0);
+});
