@@ -53,6 +53,19 @@ function tailFrom(fromSeq: number) {
   return { tail, seen, until };
 }
 
+test("a read by somebody who pauses, while others publish, skips nothing and ends at its end", async () => {
+  for (let round = 0; round < 5; round++) {
+    const before = await lastSeqOf(connection, STREAMS.runs);
+    const seqs = await publish(1_100);
+    const read: number[] = [];
+    for await (const { seq } of readToEnd({ connection, stream: STREAMS.runs, fromSeq: before + 1 })) {
+      if (read.length % 400 === 0) await publish(1);
+      read.push(seq);
+    }
+    expect(read).toEqual(seqs);
+  }
+});
+
 test("a read gives everything up to the present end, also beyond one fetch", async () => {
   const before = await lastSeqOf(connection, STREAMS.runs);
   const seqs = await publish(1_100);

@@ -1,5 +1,5 @@
 /** Reads a JetStream stream from a sequence on: to its present end, or for ever. */
-import type { JsMsg, NatsConnection } from "nats";
+import { AckPolicy, DeliverPolicy, type JsMsg, type NatsConnection, nanos } from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
@@ -18,6 +18,8 @@ export interface StreamMessage {
 const HEARTBEAT_MS = 2_000;
 const EXPIRES_MS = 10_000;
 const RESTART_MS = 500;
+/** A reader that nobody asks for so long is forgotten by the server. */
+const INACTIVE_MS = 30_000;
 
 export interface ReadOptions {
   connection: NatsConnection;
@@ -27,32 +29,101 @@ export interface ReadOptions {
   fromSeq: number;
 }
 
-/** Everything that the stream holds now, in order. Ends at what was the end when the call began. */
+const PAGE_MAX = 500;
+const PAGE_EXPIRES_MS = 5_000;
+/** Pages in a row that may bring nothing before the read is given up. */
+const EMPTY_PAGES_MAX = 3;
+
+/**
+ * Everything that the stream holds now, in order. Ends at what was the end when the call began.
+ *
+ * Over a plain consumer without acknowledgements, whose deliveries are numbered: a page with a gap is cut there,
+ * and the read goes on behind the last message with a new consumer. The client's ordered consumer resets itself
+ * between fetches and was seen to skip hundreds of messages without a word.
+ *
+ * @throws store.unavailable (retryable) when the store does not answer; what was yielded before is sound
+ */
 export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMessage> {
+  const { connection, stream } = options;
+  const endSeq = await lastSeqOf(connection, stream);
+  let { fromSeq } = options;
+  for (let empty = 0; fromSeq <= endSeq; ) {
+    const opened = await openReader({ ...options, fromSeq });
+    try {
+      let { pending } = opened;
+      if (pending === 0) return;
+      while (pending > 0 && fromSeq <= endSeq) {
+        const page = await opened.page(Math.min(pending, PAGE_MAX));
+        pending -= page.messages.length;
+        empty = page.messages.length === 0 ? empty + 1 : 0;
+        for (const message of page.messages) {
+          if (message.seq > endSeq) return;
+          fromSeq = message.seq + 1;
+          yield message;
+        }
+        if (!page.whole) break;
+      }
+      if (pending === 0) return;
+    } finally {
+      await opened.close();
+    }
+    if (empty >= EMPTY_PAGES_MAX) {
+      throw new InsituError("store.unavailable", `read of ${stream} stalled at sequence ${fromSeq}`, {
+        retryable: true,
+      });
+    }
+  }
+}
+
+interface Reader {
+  /** Messages that the consumer had for us when it was opened. */
+  pending: number;
+  /** Up to so many messages, cut before the first gap. `whole` is false when some did not arrive. */
+  page(size: number): Promise<{ messages: StreamMessage[]; whole: boolean }>;
+  close(): Promise<void>;
+}
+
+async function openReader(options: ReadOptions): Promise<Reader> {
   const { connection, stream, filter, fromSeq } = options;
   const what = `read of ${stream}`;
   try {
-    const jetstream = connection.jetstream();
-    const consumer = await jetstream.consumers.get(stream, {
-      ...(filter === undefined ? {} : { filterSubjects: filter }),
+    const manager = await connection.jetstreamManager();
+    const info = await manager.consumers.add(stream, {
+      ack_policy: AckPolicy.None,
+      deliver_policy: DeliverPolicy.StartSequence,
       opt_start_seq: fromSeq,
+      inactive_threshold: nanos(INACTIVE_MS),
+      mem_storage: true,
+      num_replicas: 1,
+      ...(filter === undefined ? {} : { filter_subject: filter }),
     });
-    try {
-      let pending = (await consumer.info()).num_pending;
-      while (pending > 0) {
-        const messages = await consumer.fetch({ max_messages: Math.min(pending, 500), expires: 5_000 });
-        let got = 0;
-        for await (const message of messages) {
-          got += 1;
-          pending -= 1;
-          yield toMessage(message);
-          if (pending === 0) break;
+    const consumer = await connection.jetstream().consumers.get(stream, info.name);
+    let delivered = 0;
+    return {
+      pending: info.num_pending,
+      async page(size) {
+        const messages: StreamMessage[] = [];
+        let whole = true;
+        try {
+          // Collected before any is handed on: a slow reader must not hold up the client.
+          for await (const message of await consumer.fetch({
+            max_messages: size,
+            expires: PAGE_EXPIRES_MS,
+          })) {
+            whole &&= message.info.deliverySequence === delivered + 1;
+            if (!whole) continue;
+            delivered += 1;
+            messages.push(toMessage(message));
+          }
+        } catch (err) {
+          if (messages.length === 0) throw storeError(err, what);
         }
-        if (got === 0) throw new InsituError("store.unavailable", `${what} stalled`, { retryable: true });
-      }
-    } finally {
-      await consumer.delete().catch(() => false); // it would vanish by itself; this is only tidier
-    }
+        return { messages, whole: whole && messages.length === size };
+      },
+      close: async () => {
+        await consumer.delete().catch(() => false); // it would vanish by itself; this is only tidier
+      },
+    };
   } catch (err) {
     throw storeError(err, what);
   }
