@@ -7,6 +7,7 @@ import { InsituError } from "../shared/errors.ts";
 const Config = z
   .strictObject({
     data: z.string().min(1),
+    secrets: z.string().min(1).optional(),
     host: z.string().min(1),
     port: z.coerce.number().int().min(0).max(65_535),
     gatewayHost: z.string().min(1),
@@ -43,10 +44,12 @@ export type ServerConfig = Readonly<z.infer<typeof Config>>;
 export const SERVER_HELP = `Usage: insitu server [flags]
 
 Runs one replica of the control plane: API and console, the gateway for agents, and, unless --nats-url is given,
-a nats-server of its own with its streams in the data directory.
+a nats-server of its own with its streams in the data directory. Several replicas share one NATS and one directory
+of secrets; each has its own data directory, takes its share of the work, and steps in for one that has gone.
 
 Flags (environment variable, default)
   --data DIR              where everything is kept          (INSITU_DATA, ./.insitu/server)
+  --secrets DIR           CA, keys and API token; the same for all replicas  (INSITU_SECRETS, <data>/secrets)
   --host ADDR             API and console                   (INSITU_HOST, 127.0.0.1; elsewhere HTTPS)
   --port N                0: a free one                     (INSITU_PORT, 7070)
   --gateway-host ADDR     gateway for agents, mutual TLS    (INSITU_GATEWAY_HOST, 127.0.0.1)
@@ -70,10 +73,12 @@ Examples
   insitu server
   insitu server --host 0.0.0.0 --gateway-host 0.0.0.0 --nats-host 0.0.0.0 --public-host insitu.example.org
   insitu server --nats-url tls://nats.example.org:4222
+  insitu server --nats-url tls://nats.example.org:4222 --secrets /etc/insitu/secrets --data /var/lib/insitu/b
 `;
 
 const FLAGS = {
   data: { type: "string" },
+  secrets: { type: "string" },
   host: { type: "string" },
   port: { type: "string" },
   "gateway-host": { type: "string" },
@@ -103,6 +108,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
   if (flags.help) return "help";
   const given = {
     data: flags.data ?? env.INSITU_DATA ?? ".insitu/server",
+    secrets: flags.secrets ?? env.INSITU_SECRETS,
     host: flags.host ?? env.INSITU_HOST ?? "127.0.0.1",
     port: flags.port ?? env.INSITU_PORT ?? 7070,
     gatewayHost: flags["gateway-host"] ?? env.INSITU_GATEWAY_HOST ?? "127.0.0.1",
@@ -131,7 +137,12 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
       `the server's configuration is not valid:\n${faults.join("\n")}`,
     );
   }
-  return Object.freeze({ ...parsed.data, data: resolve(parsed.data.data) });
+  const { data, secrets } = parsed.data;
+  return Object.freeze({
+    ...parsed.data,
+    data: resolve(data),
+    ...(secrets === undefined ? {} : { secrets: resolve(secrets) }),
+  });
 }
 
 function parseFlags(argv: string[]) {

@@ -1,5 +1,5 @@
 /** One replica: opens its parts in order, and closes them in the reverse one. */
-import { createHmac } from "node:crypto";
+import { createHash, createHmac } from "node:crypto";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
@@ -8,10 +8,10 @@ import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { InsituError } from "../shared/errors.ts";
-import type { DatasetSpec, PoolSpec } from "../shared/model/spec.ts";
 import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
-import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
+import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
+import { BUCKETS, STREAMS, shardOf, workConsumer } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
@@ -24,23 +24,27 @@ import { LOOPBACK_HOSTS } from "./api/context.ts";
 import { MemoryIdempotencyStore } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
 import type { ServerConfig } from "./config.ts";
+import { Desk } from "./desk.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
-import { createFleet, type Fleet } from "./fleet/fleet-service.ts";
+import { createFleet } from "./fleet/fleet-service.ts";
 import { createGateway, type NatsAccess } from "./gateway/gateway.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
-import { chooseEnvironment, type EnvironmentLoad } from "./placement/choose.ts";
-import type { Placement } from "./placement/placement.ts";
 import { Resources } from "./resources/resource-service.ts";
-import type { PlacementDesk } from "./runs/ports.ts";
 import { Commands } from "./runs/run-commands.ts";
+import { PeerMessage, RunCommand, RunRouter } from "./runs/run-router.ts";
 import { RunService } from "./runs/run-service.ts";
 import { explainWaiting } from "./runs/waiting.ts";
+import { ClusterRecord } from "./shards/shard-book.ts";
+import { ShardService } from "./shards/shard-service.ts";
 import { connectNats, ensureStreams, ensureWorkConsumer } from "./store/jetstream.ts";
+import { JetStreamInbox } from "./store/jetstream-inbox.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
 import { openKv } from "./store/kv.ts";
+import { kvClusterStore } from "./store/kv-cluster-store.ts";
 import { LogStore } from "./store/log-store.ts";
+import { NatsPeers } from "./store/nats-peers.ts";
 import {
   keepNatsServerRunning,
   type NatsServer,
@@ -119,9 +123,12 @@ async function open(
   closers: Closers,
 ): Promise<RunningServer> {
   const { clock, random, log } = world;
-  const secrets = join(config.data, "secrets");
+  const secrets = config.secrets ?? join(config.data, "secrets");
   await mkdir(secrets, { recursive: true, mode: 0o700 });
-  const replicaId = `${hostname()}-${newSecret(6)}`;
+  await mkdir(config.data, { recursive: true, mode: 0o700 });
+  const replicaId = (
+    await loadOrCreateSecret(join(config.data, "replica-id"), () => `${replicaName()}-${newSecret(4)}\n`)
+  ).trim();
   const pki = await loadOrCreatePki({ directory: secrets, trustDomain: config.trustDomain, clock });
   const signer = await loadOrCreateOfferSigner(secrets);
   const apiToken = await loadOrCreateApiToken(secrets);
@@ -135,8 +142,17 @@ async function open(
   closers.add("resources", () => resourceLog.close());
   const store = new JetStreamRunStore(connection);
   const directory = join(config.data, "read-model");
-  const reads = new ReadModel({ directory, connection, store, plans: resourceLog, clock, log });
+  const reads: ReadModel = new ReadModel({
+    directory,
+    connection,
+    store,
+    plans: resourceLog,
+    clock,
+    log,
+    onCreated: (run) => started.runs?.adopt(run),
+  });
   closers.add("read model", () => reads.close());
+  const started: { runs?: RunService } = {};
   await reads.start();
 
   const agents = await openKv(connection, {
@@ -176,10 +192,63 @@ async function open(
     offers: new JetStreamOfferQueue(connection, (payload) => signer.sign(payload)),
     plans: resourceLog,
     desk,
-    agents: { cancel: (agent, lease, reason) => gateway.sessions.cancel(agent, lease, reason) },
+    agents: { cancel: (agent, lease, reason) => router.stop(agent, lease, reason) },
     instanceId: newId(clock.wallMs()),
     leaseTtlMs: config.leaseTtlMs,
     offerTtlMs: config.offerTtlMs,
+    replicaId,
+    isOver: (runId) => (reads.summary(runId)?.finishedAtMs ?? null) !== null,
+  });
+  started.runs = runs;
+  const peers = new NatsPeers(connection, replicaId, log);
+  const inbox = new JetStreamInbox({
+    connection,
+    manager: await connection.jetstreamManager(),
+    clock,
+    log,
+    accept: (item) => router.acceptFromInbox(item),
+  });
+  const clusterKv = await openKv(connection, { bucket: BUCKETS.cluster, schema: ClusterRecord, replicas });
+  const instance = newSecret(6);
+  const address = { url: "", gateway: "" };
+  const shards: ShardService = new ShardService({
+    store: kvClusterStore(clusterKv),
+    clock,
+    log,
+    me: {
+      id: replicaId,
+      instance,
+      get url() {
+        return address.url;
+      },
+      get gateway() {
+        return address.gateway;
+      },
+      software: `insitu ${SOFTWARE_VERSION}`,
+      startedAtMs: clock.wallMs(),
+    },
+    fingerprint: createHash("sha256").update(pki.caPin()).update(signer.publicKeyPem).digest("hex"),
+    async own(epochs) {
+      const unfinished = await reads.unfinished();
+      runs.own(
+        epochs,
+        unfinished.filter(({ runId }) => epochs.has(shardOf(runId))),
+      );
+      await inbox.drain();
+    },
+    disown: (lost) => runs.disown(lost),
+    announce: () => peers.broadcast({ kind: "shards" }),
+  });
+  const router: RunRouter = new RunRouter({
+    runs,
+    shards,
+    bus: peers,
+    inbox,
+    clock,
+    refused: (agent, { lease }, why) =>
+      log.warn({ agent, ...lease, ...why }, "report from the inbox set aside"),
+    tell: (agent, verdict) => gateway.sessions.tell(agent, verdict),
+    stop: (agent, lease, reason) => gateway.sessions.cancel(agent, lease, reason),
   });
 
   const syncEnvironments = (): Promise<void> =>
@@ -226,8 +295,8 @@ async function open(
     tokens,
     registry,
     fleet,
-    reports: runs,
-    leases: runs,
+    reports: router,
+    leases: router,
     logs,
     natsAccessFor: (environment) => engine.accessFor(environment),
     offerPublicKeyPem: signer.publicKeyPem,
@@ -237,9 +306,19 @@ async function open(
     leaseTtlMs: config.leaseTtlMs,
     replicaId,
   });
-  // Runs first: an agent that reports at once finds its run.
-  runs.start(reads.unfinished());
+  runs.start();
   closers.add("runs", () => runs.close());
+  await inbox.start();
+  closers.add("inbox", () => inbox.close());
+  closers.add("shards", () => shards.close());
+  peers.start({
+    onMessage: (message) => {
+      if (isPoke(message)) return shards.poke();
+      const parsed = PeerMessage.safeParse(message);
+      if (parsed.success) router.received(parsed.data);
+    },
+    onRequest: (message) => router.perform(RunCommand.parse(message)),
+  });
   await gateway.start(signal);
   closers.add("gateway", async () => {
     await gateway.drain(DRAIN_MS);
@@ -250,7 +329,7 @@ async function open(
   const app = createApi(
     {
       resources,
-      runs: new Commands(runs, reads, resources),
+      runs: new Commands(router, reads, resources),
       queries: {
         list: (query) => reads.list(query),
         follow: (...about) => reads.follow(...about),
@@ -282,6 +361,10 @@ async function open(
     await server.drain(DRAIN_MS);
     await server.close();
   });
+  address.url = server.url.replace(/\/\/(0\.0\.0\.0|\[::\])(?=:|$)/, `//${advertisedHost(config)}`);
+  address.gateway = `${advertisedHost(config)}:${gateway.port}`;
+  // Last: who decides for runs can be reached, and reports that came before wait in the inbox.
+  await shards.start();
   await writeContext(
     join(config.data, "context.json"),
     server.url,
@@ -292,67 +375,6 @@ async function open(
     await writeContext(config.context, server.url, apiToken.token, tls ? pki.caPem : undefined);
   log.info({ url: server.url, gatewayPort: gateway.port, replicaId }, "server ready");
   return { url: server.url, token: apiToken.token, gatewayPort: gateway.port, close: () => closers.close() };
-}
-
-/** The facts that placement rests on, kept until something changes. */
-class Desk implements PlacementDesk {
-  readonly #placement: Placement;
-  readonly #resources: Resources;
-  readonly #log: ResourceLog;
-  readonly #fleet: Fleet;
-  readonly #outstanding: (environment: string) => number;
-  #facts: ReturnType<Resources["facts"]> | undefined;
-
-  constructor(
-    placement: Placement,
-    resources: Resources,
-    log: ResourceLog,
-    fleet: Fleet,
-    outstanding: (environment: string) => number,
-  ) {
-    this.#placement = placement;
-    this.#resources = resources;
-    this.#log = log;
-    this.#fleet = fleet;
-    this.#outstanding = outstanding;
-  }
-
-  get policyVersion(): string {
-    return this.#placement.version;
-  }
-
-  refresh(): void {
-    this.#facts = undefined;
-  }
-
-  explain(...[pipeline, step]: Parameters<PlacementDesk["explain"]>): ReturnType<PlacementDesk["explain"]> {
-    this.#facts ??= this.#resources.facts();
-    return this.#placement.explain(pipeline, step, this.#facts);
-  }
-
-  choose(...[verdicts]: Parameters<PlacementDesk["choose"]>): string | null {
-    const loads = new Map<string, EnvironmentLoad>();
-    for (const { environment, allowed } of verdicts) {
-      if (!allowed) continue;
-      const agents = this.#fleet.agentsOf(environment);
-      const freeSlots = agents.reduce((sum, agent) => sum + agent.freeSlots, 0);
-      loads.set(environment, {
-        agents: agents.length,
-        freeSlots,
-        outstandingOffers: this.#outstanding(environment),
-      });
-    }
-    return chooseEnvironment(verdicts, loads);
-  }
-
-  poolCapacity(pool: string): number | undefined {
-    return (this.#log.get("pool", pool)?.spec as PoolSpec | undefined)?.capacity;
-  }
-
-  /** A dataset that has been deleted meanwhile is treated as the most secret one. */
-  classificationOf(dataset: string): DatasetSpec["classification"] {
-    return (this.#log.get("dataset", dataset)?.spec as DatasetSpec | undefined)?.classification ?? "secret";
-  }
 }
 
 async function openEngine(
@@ -470,6 +492,15 @@ async function startEmbedded(
     }),
     setEnvironments: (environments: readonly string[]) => server.setUsers(users(environments)),
   };
+}
+
+function isPoke(message: unknown): boolean {
+  return typeof message === "object" && message !== null && "kind" in message && message.kind === "shards";
+}
+
+/** Part of a NATS subject: no dots. */
+function replicaName(): string {
+  return hostname().replaceAll(/[^A-Za-z0-9-]/g, "-");
 }
 
 function inboxOf(environment: string): string {

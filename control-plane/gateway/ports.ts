@@ -45,4 +45,5 @@ export interface LogSink {
 export interface AgentSessions {
   /** False when the agent is not connected to this replica. */
   cancel(agent: AgentId, lease: LeaseKey, reason: string): boolean;
+  tell(agent: AgentId, verdict: HeartbeatVerdict): boolean;
 }

@@ -48,6 +48,11 @@ export class Sessions implements AgentSessions {
     return this.#sessions.get(agent)?.send({ cancel: { lease, reason } }) ?? false;
   }
 
+  /** What another replica says of leases that it decides for: as if it came with the last heartbeat's answer. */
+  tell(agent: AgentId, verdict: HeartbeatVerdict): boolean {
+    return this.#sessions.get(agent)?.tell(verdict) ?? false;
+  }
+
   get size(): number {
     return this.#sessions.size;
   }
@@ -75,6 +80,8 @@ class Session implements OpenCall {
   #presence: Presence | undefined;
   #lastHeardMs: number;
   #over = false;
+  /** Of the last heartbeat. */
+  #lastSeq = 0;
   #goodbye: string | undefined;
 
   constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
@@ -111,6 +118,10 @@ class Session implements OpenCall {
     }
     this.#call.write(message);
     return true;
+  }
+
+  tell(verdict: HeartbeatVerdict): boolean {
+    return this.send({ heartbeatReply: heartbeatReply(this.#lastSeq, verdict) });
   }
 
   fail(err: InsituError): void {
@@ -169,6 +180,7 @@ class Session implements OpenCall {
     if (this.#presence === undefined)
       throw new InsituError("request.invalid", "a heartbeat came before the hello");
     const pulse = parseHeartbeat(message);
+    this.#lastSeq = pulse.seq;
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
     this.send({ heartbeatReply: heartbeatReply(pulse.seq, verdict) });

@@ -53,6 +53,8 @@ function actor(runId: string, state: RunState, seq = 0): Watched {
     nextMessageId: () => `m${++messages}`,
     pause: (ms) => systemClock.sleep(ms),
     setAside: (_runId, err) => aside.push(err),
+    shardEpoch: () => 1,
+    lost: () => undefined,
   };
   return { actor: new RunActor(runId, state, seq, world), effects, aside };
 }
@@ -173,5 +175,7 @@ test("an input that the run's state makes impossible sets the run aside, and it 
   const impossible: Input = { kind: "started", atMs: 2, step: "nobody", ...grant };
   await expect(watched.actor.submit(impossible)).rejects.toThrow(/nobody/);
   expect(watched.aside).toHaveLength(1);
-  await expect(watched.actor.submit({ kind: "resume", atMs: 3 })).rejects.toThrow(/nobody/);
+  await expect(
+    watched.actor.submit({ kind: "take-over", atMs: 3, shardEpoch: 1, replica: "r1" }),
+  ).rejects.toThrow(/nobody/);
 });

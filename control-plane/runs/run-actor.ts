@@ -22,6 +22,10 @@ export interface ActorWorld {
   pause(ms: number): Promise<void>;
   /** The run cannot go on: it is set aside for a person. */
   setAside(runId: string, error: Error): void;
+  /** Under which the run's shard is owned here. */
+  shardEpoch(): number;
+  /** A later owner of the shard has written to the run. */
+  lost(runId: string): void;
 }
 
 interface Waiting {
@@ -37,7 +41,9 @@ export class RunActor {
   readonly #world: ActorWorld;
   #queue: Waiting[] = [];
   #pumping = false;
+  /** Why it takes nothing any more. */
   #aside: Error | undefined;
+  #idle: (() => void)[] = [];
 
   constructor(runId: string, state: RunState, seq: number, world: ActorWorld) {
     this.runId = runId;
@@ -55,6 +61,14 @@ export class RunActor {
       if (input.kind === "started" && this.#queue.length === 1) this.#pumpSoon();
       else void this.#pump();
     });
+  }
+
+  /** Takes nothing any more. Resolves when what was on its way to the stream has arrived there or failed. */
+  retire(why: Error): Promise<void> {
+    this.#aside = why;
+    for (const waiting of this.#queue.splice(0)) waiting.reject(why);
+    if (!this.#pumping) return Promise.resolve();
+    return new Promise((resolve) => this.#idle.push(resolve));
   }
 
   /** Nothing waits for the news of a start: a short step's outcome comes along, and one append serves both. */
@@ -77,13 +91,16 @@ export class RunActor {
         for (const waiting of taken) waiting.resolve();
       } catch (thrown) {
         const error = thrown instanceof Error ? thrown : new Error(String(thrown));
-        if (error instanceof InvariantError) this.#aside = error;
+        const lost = isElsewhere(error);
+        if (error instanceof InvariantError || lost) this.#aside = error;
         for (const waiting of [...taken, ...(this.#aside ? this.#queue.splice(0) : [])])
           waiting.reject(error);
-        if (this.#aside) this.#world.setAside(this.runId, error);
+        if (lost) this.#world.lost(this.runId);
+        else if (error instanceof InvariantError) this.#world.setAside(this.runId, error);
       }
     }
     this.#pumping = false;
+    for (const resolve of this.#idle.splice(0)) resolve();
   }
 
   /** Decides, appends, performs. When another writer came first, reads what it wrote and decides again. */
@@ -127,6 +144,8 @@ export class RunActor {
       const result = await this.#appendBatch(batch, messageId);
       if (result.kind === "conflict") {
         await this.#catchUp();
+        // The fence: whoever took the run over has written so before anything else.
+        if (this.state.shardEpoch > this.#world.shardEpoch()) throw elsewhere(this.runId);
         return false;
       }
       this.seq = result.seq;
@@ -143,6 +162,7 @@ export class RunActor {
       } catch (thrown) {
         const error = InsituError.from(thrown);
         if (!error.retryable) throw error;
+        if (this.#aside) throw this.#aside;
         // The same id again: if the first try did arrive, the stream answers with its sequence.
         await this.#world.pause(APPEND_RETRY_MS);
       }
@@ -157,9 +177,20 @@ export class RunActor {
   }
 }
 
+/** What a caller does about it: hands the message to the owner of the run's shard. */
+export function elsewhere(runId: string): InsituError {
+  return new InsituError("shard.elsewhere", `run ${runId} is decided by another replica`, {
+    retryable: true,
+  });
+}
+
+export function isElsewhere(error: unknown): boolean {
+  return error instanceof InsituError && error.code === "shard.elsewhere";
+}
+
 /**
  * Cuts a list of events into batches that fit a message. An attempt's outcome is never parted from what it
- * concludes; everything else can be completed from the state after a crash (`resume`).
+ * concludes; everything else can be completed from the state after a crash (`take-over`).
  */
 function* split(events: RunEvent[]): Generator<RunEvent[]> {
   let batch: RunEvent[] = [];

@@ -4,7 +4,7 @@ import type { ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import type { RunSummary } from "../api/schemas.ts";
 import type { ResourceService, RunCommands } from "../api/services.ts";
 import { resolveParams } from "./params.ts";
-import type { RunService } from "./run-service.ts";
+import type { RunRouter } from "./run-router.ts";
 
 export interface RunReads {
   summary(runId: string): RunSummary | undefined;
@@ -12,11 +12,11 @@ export interface RunReads {
 }
 
 export class Commands implements RunCommands {
-  readonly #runs: RunService;
+  readonly #runs: Pick<RunRouter, "create" | "cancel">;
   readonly #reads: RunReads;
   readonly #resources: ResourceService;
 
-  constructor(runs: RunService, reads: RunReads, resources: ResourceService) {
+  constructor(runs: Pick<RunRouter, "create" | "cancel">, reads: RunReads, resources: ResourceService) {
     this.#runs = runs;
     this.#reads = reads;
     this.#resources = resources;

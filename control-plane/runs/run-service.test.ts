@@ -53,8 +53,11 @@ function world(steps: StepSpec[], open = true) {
     instanceId: `i${++instances}`,
     leaseTtlMs: 30_000,
     offerTtlMs: 60_000,
+    replicaId: "r1",
+    isOver: () => false,
   });
-  service.start([]);
+  service.start();
+  service.own(new Map(Array.from({ length: 64 }, (_, shard) => [shard, 1])), []);
   return { service, site, [Symbol.asyncDispose]: () => service.close() };
 }
 

@@ -1,8 +1,9 @@
 /**
- * Runs the runs: one actor each, offers out, reports in, leases and timers watched.
+ * Runs the runs of the shards that this replica owns: one actor each, offers out, reports in, leases and timers
+ * watched.
  *
- * Holds nothing that it cannot rebuild: after a restart `recover` gives it the unfinished runs, and the effects
- * that they are owed are performed again.
+ * Holds nothing that it cannot rebuild: whoever takes a shard over is given its unfinished runs, fences off the
+ * former owner, and performs the effects that they are owed again.
  */
 import type { Logger } from "pino";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
@@ -18,6 +19,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
 import { type Clock, newId, type Random, type Timer } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import { POOL_SHARD, SHARD_COUNT, shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import { LeaseTable } from "../leases/lease-table.ts";
 import { explainRefusal } from "../placement/choose.ts";
@@ -25,7 +27,7 @@ import { Fifo } from "./fifo.ts";
 import { buildOffer } from "./offers.ts";
 import { PoolBook } from "./pool-book.ts";
 import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RunStore } from "./ports.ts";
-import { type ActorWorld, RunActor } from "./run-actor.ts";
+import { type ActorWorld, elsewhere, RunActor } from "./run-actor.ts";
 import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
@@ -47,6 +49,10 @@ export interface RunServiceOptions {
   instanceId: string;
   leaseTtlMs: number;
   offerTtlMs: number;
+  /** What the runs' histories call this replica. */
+  replicaId: string;
+  /** True when the run is known to have ended. */
+  isOver(runId: string): boolean;
 }
 
 /** An unfinished run, as read from the stream. */
@@ -65,6 +71,8 @@ interface DueTimer {
 export class RunService implements ReportSink, LeaseKeeper {
   readonly #options: RunServiceOptions;
   readonly #actors = new Map<string, RunActor>();
+  /** Epoch by shard, of the shards that this replica decides for. */
+  readonly #owned = new Map<number, number>();
   readonly #leases: LeaseTable;
   readonly #pools = new PoolBook();
   readonly #timers = new TimerQueue<DueTimer>();
@@ -88,20 +96,62 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#leases = new LeaseTable(options.leaseTtlMs);
   }
 
-  /** Takes over unfinished runs and starts the clocks. */
-  start(recovered: readonly RecoveredRun[]): void {
-    for (const { runId, state, seq } of recovered) {
-      const actor = this.#actor(runId, state, seq);
-      this.#holdPools(runId, state);
-      for (const effect of owed(state)) {
-        if (effect.kind === "place") this.#replace(runId, effect.step);
-        else this.#perform(runId, state, effect);
-      }
-      this.#detach(actor.submit({ kind: "resume", atMs: this.#now() }), "run resumed");
-    }
+  /** Starts the clocks. */
+  start(): void {
     this.#leaseTimer = this.#options.clock.every(LEASE_CHECK_MS, () => this.#expireLeases());
+  }
+
+  /** Decides for these shards (with their epochs) from now on, and goes on with their unfinished runs. */
+  own(epochs: ReadonlyMap<number, number>, recovered: readonly RecoveredRun[]): void {
+    for (const [shard, epoch] of epochs) this.#owned.set(shard, epoch);
+    for (const run of recovered) this.adopt(run);
     if (recovered.length > 0)
       this.#options.log.info({ runs: recovered.length }, "unfinished runs taken over");
+  }
+
+  /** A run of one of our shards that was created elsewhere. Does nothing for one that is known. */
+  adopt({ runId, state, seq }: RecoveredRun): void {
+    const shardEpoch = this.#owned.get(shardOf(runId));
+    if (shardEpoch === undefined || this.#actors.has(runId)) return;
+    const actor = this.#actor(runId, state, seq);
+    this.#holdPools(runId, state);
+    const { replicaId } = this.#options;
+    const taken = actor.submit({ kind: "take-over", atMs: this.#now(), shardEpoch, replica: replicaId });
+    this.#detach(
+      taken.then(() => this.#performOwed(actor)),
+      "run taken over",
+    );
+  }
+
+  /** Decides for them no more. Resolves when nothing of theirs is on its way to the stream. */
+  async disown(shards: ReadonlySet<number>): Promise<void> {
+    for (const shard of shards) this.#owned.delete(shard);
+    const gone = [...this.#actors.values()].filter(({ runId }) => shards.has(shardOf(runId)));
+    const retired = gone.map((actor) => actor.retire(elsewhere(actor.runId)));
+    for (const actor of gone) this.#forget(actor.runId, actor.state);
+    for (const runId of this.#reopened.keys()) if (shards.has(shardOf(runId))) this.#reopened.delete(runId);
+    await Promise.all(retired);
+  }
+
+  owns(runId: string): boolean {
+    return this.#owned.has(shardOf(runId));
+  }
+
+  /** Shard for a new run: ours if any is, and one for all runs that share pools. */
+  async shardFor(version: string): Promise<number> {
+    const plan = await this.#options.plans.load(version);
+    if (plan.steps.some(({ pools }) => pools.length > 0)) return POOL_SHARD;
+    const owned = [...this.#owned.keys()];
+    const shards = owned.length > 0 ? owned : Array.from({ length: SHARD_COUNT }, (_, shard) => shard);
+    return shards[Math.floor(this.#options.random() * shards.length)]!;
+  }
+
+  /** An id that belongs to the shard: one in 64 does. */
+  newRunId(shard: number): string {
+    for (;;) {
+      const runId = newId(this.#now());
+      if (shardOf(runId) === shard) return runId;
+    }
   }
 
   async close(): Promise<void> {
@@ -111,23 +161,37 @@ export class RunService implements ReportSink, LeaseKeeper {
     await Promise.allSettled(this.#background);
   }
 
-  /** Resolves with the id once the run is durable. */
+  /**
+   * Resolves with the id once the run is durable. A repeat with the same id is the same run.
+   *
+   * @throws shard.elsewhere (retryable) when another replica decides for the id
+   */
   async create(request: {
     version: string;
     params: Record<string, ParamValue>;
     by: string;
+    runId?: string;
   }): Promise<{ runId: string; seq: number }> {
-    const plan = await this.#options.plans.load(request.version);
+    const { version, params, by } = request;
+    const plan = await this.#options.plans.load(version);
+    const runId = request.runId ?? this.newRunId(await this.shardFor(version));
+    if (!this.owns(runId)) throw elsewhere(runId);
     const atMs = this.#now();
-    const runId = newId(atMs);
-    const actor = this.#actor(runId, initialState(plan), 0);
-    await actor.submit({ kind: "create", atMs, runId, ...request });
-    this.#options.log.info({ runId, pipeline: plan.spec.name, version: request.version }, "run created");
+    const known = this.#actors.get(runId);
+    const actor = known ?? this.#actor(runId, initialState(plan), 0);
+    try {
+      await actor.submit({ kind: "create", atMs, runId, version, params, by });
+    } finally {
+      const { state } = actor;
+      if (!known && (state.runId === "" || isTerminalRun(state.status))) this.#forget(runId, state);
+    }
+    this.#options.log.info({ runId, pipeline: plan.spec.name, version }, "run created");
     return { runId, seq: actor.seq };
   }
 
-  /** @throws not-found, run.terminal */
+  /** @throws run.terminal, shard.elsewhere */
   async cancel(runId: string, by: string, reason: string): Promise<{ seq: number }> {
+    if (!this.owns(runId)) throw elsewhere(runId);
     const actor = this.#actors.get(runId);
     if (!actor) throw new InsituError("run.terminal", `run ${runId} is not active`);
     await actor.submit({ kind: "cancel", atMs: this.#now(), by, reason });
@@ -149,9 +213,11 @@ export class RunService implements ReportSink, LeaseKeeper {
       this.#replace(runId, stepId);
   }
 
+  /** @throws shard.elsewhere (retryable) when another replica decides for the run */
   async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
     const { runId, stepId, attempt, epoch } = report.lease;
-    const actor = this.#actors.get(runId) ?? (await this.#reopen(runId));
+    if (!this.owns(runId)) throw elsewhere(runId);
+    const actor = this.#actors.get(runId) ?? (await this.#reopenOwn(runId));
     if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
     if (!isGranted(actor.state, stepId, epoch, agent)) {
       const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
@@ -167,18 +233,30 @@ export class RunService implements ReportSink, LeaseKeeper {
     return { accepted: true };
   }
 
-  /** True when that grant of the step went to the agent's environment. */
+  /** True when that grant of the step went to the agent's environment. Also for runs that are decided elsewhere. */
   async wasGranted(agent: string, at: { runId: string; stepId: string; epoch: number }): Promise<boolean> {
-    const actor = this.#actors.get(at.runId) ?? (await this.#reopen(at.runId));
-    return actor !== undefined && isGranted(actor.state, at.stepId, at.epoch, agent);
+    const { runId, stepId, epoch } = at;
+    const actor = this.#actors.get(runId);
+    if (actor) return isGranted(actor.state, stepId, epoch, agent);
+    const known = await this.#reopen(runId);
+    if (known && isGranted(known.state, stepId, epoch, agent)) return true;
+    if (this.owns(runId)) return false;
+    // What was read before may be older than the grant.
+    this.#reopened.delete(runId);
+    const fresh = await this.#reopen(runId);
+    return fresh !== undefined && isGranted(fresh.state, stepId, epoch, agent);
   }
 
   heartbeat(agent: string, held: LeaseKey[]): HeartbeatVerdict {
     return this.#leases.heartbeat(agent, held, this.#options.clock.monotonicMs(), (key) => {
-      const state = this.#actors.get(key.runId)?.state;
-      const current = state && stepOf(state, key.stepId);
+      const actor = this.#actors.get(key.runId);
+      // Never superseded for want of knowledge: the run may be on its way here.
+      if (!actor) return this.#options.isOver(key.runId) ? "superseded" : "expected";
+      const current = stepOf(actor.state, key.stepId);
+      const open = current?.status === "offered" || current?.status === "running";
       // The report of the start may still be on its way.
-      return current?.status === "offered" && current.epoch === key.epoch ? "expected" : "superseded";
+      const its = open && current.epoch === key.epoch && (current.agent ?? agent) === agent;
+      return its ? "expected" : "superseded";
     });
   }
 
@@ -201,7 +279,22 @@ export class RunService implements ReportSink, LeaseKeeper {
       pause: (ms) => this.#options.clock.sleep(ms, this.#stop.signal),
       setAside: (id, err) =>
         this.#options.log.error({ runId: id, err }, "run set aside: its state is impossible"),
+      shardEpoch: () => this.#owned.get(shardOf(runId)) ?? 0,
+      lost: (id) => {
+        const actor = this.#actors.get(id);
+        if (actor) this.#forget(id, actor.state);
+        this.#reopened.delete(id);
+      },
     };
+  }
+
+  #performOwed(actor: RunActor): void {
+    const { runId } = actor;
+    if (this.#actors.get(runId) !== actor) return;
+    for (const effect of owed(actor.state)) {
+      if (effect.kind === "place") this.#replace(runId, effect.step);
+      else this.#perform(runId, actor.state, effect);
+    }
   }
 
   /** A run that has ended, read again: a late outcome is kept as evidence and changes nothing. */
@@ -214,6 +307,15 @@ export class RunService implements ReportSink, LeaseKeeper {
     opened.then((actor) => actor ?? forget(), forget);
     if (this.#reopened.size > REOPENED_MAX) this.#reopened.delete(this.#reopened.keys().next().value!);
     return opened;
+  }
+
+  async #reopenOwn(runId: string): Promise<RunActor | undefined> {
+    const read = await this.#reopen(runId);
+    if (!read || isTerminalRun(read.state.status)) return read;
+    // Created by a former owner of the shard, who did not know yet that it was one.
+    this.#reopened.delete(runId);
+    this.adopt(read);
+    return this.#actors.get(runId);
   }
 
   async #readAgain(runId: string): Promise<RunActor | undefined> {
@@ -334,19 +436,28 @@ export class RunService implements ReportSink, LeaseKeeper {
   }
 
   #finish(runId: string, state: RunState): void {
-    const { log } = this.#options;
+    this.#forget(runId, state);
+    const { pipeline, status } = { pipeline: state.plan.spec.name, status: state.status };
+    this.#options.log.info({ runId, pipeline, status }, "run ended");
+  }
+
+  /** Everything of a run that is in memory here. */
+  #forget(runId: string, state: RunState): void {
     this.#timers.delete(runId);
-    for (const { id } of state.plan.steps) {
-      this.#timers.delete(`${runId}/${id}`);
-      this.#held.delete(`${runId}/${id}`);
+    for (const { id, pools } of state.plan.steps) {
+      const key = `${runId}/${id}`;
+      this.#timers.delete(key);
+      this.#held.delete(key);
+      this.#forgetOffer(key);
+      if (pools.length === 0) continue;
       this.#pools.forget({ runId, stepId: id });
+      this.#pools.release({ runId, stepId: id }, pools); // all others that wait go with it, or were told before
     }
     this.#leases.endRun(
       runId,
       state.plan.steps.map(({ id }) => id),
     );
     this.#actors.delete(runId);
-    log.info({ runId, pipeline: state.plan.spec.name, status: state.status }, "run ended");
   }
 
   /** A fan-out owes thousands of offers at once: they go out a few at a time, and everything else goes on meanwhile. */

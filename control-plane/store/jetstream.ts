@@ -20,6 +20,8 @@ import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 /** Repeats of a message id within this time are stored once. Longer than any retry of ours goes on. */
 const DUPLICATE_WINDOW_MS = 5 * 60_000;
 const WORK_MAX_AGE_MS = 24 * 3_600_000;
+/** A report waits here while its shard has no owner: a person has this long to bring one up. */
+const INBOX_MAX_AGE_MS = 30 * 24 * 3_600_000;
 const LOGS_MAX_AGE_MS = 30 * 24 * 3_600_000;
 
 export interface NatsTarget {
@@ -74,6 +76,13 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
       retention: RetentionPolicy.Workqueue,
       discard: DiscardPolicy.New,
       max_age: nanos(WORK_MAX_AGE_MS),
+    },
+    {
+      ...common,
+      name: STREAMS.inbox,
+      subjects: [subjects.allInbox],
+      discard: DiscardPolicy.New,
+      max_age: nanos(INBOX_MAX_AGE_MS),
     },
     {
       ...common,

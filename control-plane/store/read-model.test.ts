@@ -152,14 +152,14 @@ describe("the folder", () => {
     const seqs = await append(runId, [first!]);
     {
       await using model = await opened("kept");
-      expect(model.unfinished().map((run) => [run.runId, run.seq])).toContainEqual([runId, seqs[0]]);
+      expect((await model.unfinished()).map((run) => [run.runId, run.seq])).toContainEqual([runId, seqs[0]]);
     }
     await append(runId, rest, seqs[0]);
     await using kept = await opened("kept");
     await using anew = await opened("anew");
     expect(everything(kept)).toEqual(everything(anew));
     expect(kept.get(runId)?.status).toBe("succeeded");
-    expect(kept.unfinished().map((run) => run.runId)).not.toContain(runId);
+    expect((await kept.unfinished()).map((run) => run.runId)).not.toContain(runId);
   });
 
   test("of another stream is built anew", async () => {

@@ -37,6 +37,8 @@ export interface ReadModelOptions {
   plans: PlanSource;
   clock: Clock;
   log: Logger;
+  /** A run was created, here or by another replica. */
+  onCreated?(run: RecoveredRun): void;
 }
 
 type Listener = (seq: number, batch: RunEventBatch) => void;
@@ -103,8 +105,9 @@ export class ReadModel implements RunQueries {
     return new Promise((resolve) => this.#waiters.push({ seq, resolve }));
   }
 
-  /** The runs that go on, for whoever decides for them. */
-  unfinished(): RecoveredRun[] {
+  /** The runs that go on, as the stream has them at the call, for whoever decides for them. */
+  async unfinished(): Promise<RecoveredRun[]> {
+    await this.waitFor(await lastSeqOf(this.#options.connection, STREAMS.runs));
     return [...this.#active.values()]
       .filter((run) => !run.terminal && run.state.runId !== "")
       .map((run) => ({ runId: run.state.runId, state: run.state, seq: run.seq }));
@@ -241,6 +244,8 @@ export class ReadModel implements RunQueries {
     }
     run.apply(batch.seq, batch.events);
     this.#dirty.add(batch.runId);
+    if (batch.events[0]?.kind === "run.created")
+      this.#options.onCreated?.({ runId: batch.runId, state: run.state, seq: run.seq });
     const listeners = this.#listeners.get(batch.runId);
     if (listeners) for (const listener of listeners) listener(batch.seq, { v: 1, events: batch.events });
   }

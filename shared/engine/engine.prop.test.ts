@@ -56,7 +56,7 @@ function happen(world: World, [what, which, chance]: [number, number, number]): 
     case 6:
       return { kind: "hold", atMs, step: spec.id, reason: "unplaceable", message: `nowhere ${chance}` };
     case 7:
-      return { kind: "resume", atMs };
+      return { kind: "take-over", atMs, shardEpoch: chance % 4, replica: `replica-${chance % 4}` };
     default:
       return chance % 20 === 0 ? { kind: "cancel", atMs, by: "me", reason: "why not" } : undefined;
   }

@@ -225,7 +225,7 @@ describe("a run", () => {
     expect(run.state.status).toBe("cancelled");
   });
 
-  test("what a crash cut off between two batches is completed by resume", () => {
+  test("what a crash cut off between two batches is completed when the run is taken over", () => {
     const run = new Driver([stepSpec("a"), stepSpec("b", { needs: ["a"] })]);
     run.start("a");
     const full = [...run.events];
@@ -234,8 +234,10 @@ describe("a run", () => {
     const upToFailure = run.events.slice(0, full.length + 2);
     let state = initialState(run.state.plan);
     for (const event of upToFailure) state = evolve(state, event);
-    const resumed = step(state, { kind: "resume", atMs: 2_000 });
-    expect(resumed.events.map((event) => event.kind)).toEqual(["step.skipped", "run.finished"]);
+    const resumed = step(state, { kind: "take-over", atMs: 2_000, shardEpoch: 2, replica: "r2" });
+    const kinds = resumed.events.map((event) => event.kind);
+    expect(kinds).toEqual(["run.taken-over", "step.skipped", "run.finished"]);
+    expect(resumed.state.shardEpoch).toBe(2);
   });
 
   test("the effects that a state is owed name every offer, lease, cancel and timer again", () => {

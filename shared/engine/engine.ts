@@ -52,8 +52,8 @@ export type Input = { atMs: number } & (
   | { kind: "lease-expired"; step: string; epoch: number; agent: string }
   | { kind: "timer"; timer: TimerKind; step: string | null; dueAtMs: number }
   | { kind: "cancel"; by: string; reason: string }
-  /** After a restart: whatever a crash cut off between two appended batches is completed. */
-  | { kind: "resume" }
+  /** The first input of a new owner of the run's shard: fences off the former one, and completes what it left. */
+  | { kind: "take-over"; shardEpoch: number; replica: string }
 );
 
 export type Effect =
@@ -126,8 +126,8 @@ function decide(draft: Draft, input: Input): void {
       return timer(draft, input);
     case "cancel":
       return cancel(draft, input);
-    case "resume":
-      return settle(draft, input.atMs);
+    case "take-over":
+      return takeOver(draft, input);
     default:
       return assertNever(input);
   }
@@ -137,6 +137,7 @@ type InputOf<K extends Input["kind"]> = Extract<Input, { kind: K }>;
 
 function create(draft: Draft, input: InputOf<"create">): void {
   const { atMs, runId, version, params, by } = input;
+  if (draft.state.runId === runId) return; // a repeat: the answer to the first try was lost
   const { spec } = draft.state.plan;
   draft.emit({ kind: "run.created", atMs, runId, pipeline: spec.name, version, params, by });
   draft.state.plan.steps.forEach((item) => {
@@ -145,6 +146,13 @@ function create(draft: Draft, input: InputOf<"create">): void {
   if (spec.timeoutMs !== null) {
     draft.effects.push({ kind: "timer", timer: "deadline", step: null, atMs: atMs + spec.timeoutMs });
   }
+}
+
+function takeOver(draft: Draft, input: InputOf<"take-over">): void {
+  const { atMs, shardEpoch, replica } = input;
+  if (draft.state.runId === "" || isTerminalRun(draft.state.status)) return;
+  if (shardEpoch > draft.state.shardEpoch) draft.emit({ kind: "run.taken-over", atMs, shardEpoch, replica });
+  settle(draft, atMs);
 }
 
 function offer(draft: Draft, input: InputOf<"offer">): void {

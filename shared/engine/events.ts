@@ -33,6 +33,11 @@ export type RunEvent =
       params: Record<string, ParamValue>;
       by: string;
     }
+  /**
+   * Another owner of the run's shard decides from here on. Appended before anything else that it writes, so that
+   * an append of the former owner, which expects the run as it was before, is refused.
+   */
+  | { kind: "run.taken-over"; atMs: number; shardEpoch: number; replica: string }
   | { kind: "run.cancel-requested"; atMs: number; by: string; reason: string }
   | { kind: "run.finished"; atMs: number; status: "succeeded" | "failed" | "cancelled"; reason: string }
   | {

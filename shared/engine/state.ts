@@ -39,6 +39,8 @@ export interface RunState {
   readonly version: string;
   readonly status: RunStatus;
   readonly createdAtMs: number;
+  /** Of the latest owner of the shard that took the run over; 0 for none. */
+  readonly shardEpoch: number;
   readonly params: Readonly<Record<string, ParamValue>>;
   readonly cancel: { by: string; reason: string } | null;
   readonly steps: StepTable<StepState>;
@@ -71,6 +73,7 @@ export function initialState(plan: Plan): RunState {
     version: "",
     status: "running",
     createdAtMs: 0,
+    shardEpoch: 0,
     params: {},
     cancel: null,
     steps: StepTable.from(plan.steps.map(initialStep)),
@@ -118,6 +121,8 @@ export function evolve(state: RunState, event: RunEvent): RunState {
   if (event.kind === "attempt.fenced") return evolveStep(state, event.step, record(event.epoch, event.agent));
   invariant(!isTerminalRun(state.status), `${event.kind} after run ${state.runId} ended`);
   switch (event.kind) {
+    case "run.taken-over":
+      return { ...state, shardEpoch: Math.max(state.shardEpoch, event.shardEpoch) };
     case "run.cancel-requested":
       return { ...state, status: "cancelling", cancel: { by: event.by, reason: event.reason } };
     case "run.finished":

@@ -1,15 +1,25 @@
 /** Names of streams, subjects, buckets and consumers on NATS. Nothing else spells them. */
 
-export const STREAMS = { runs: "RUNS", work: "WORK", logs: "LOGS", resources: "RESOURCES" } as const;
+export const STREAMS = {
+  runs: "RUNS",
+  work: "WORK",
+  logs: "LOGS",
+  resources: "RESOURCES",
+  inbox: "INBOX",
+} as const;
 export const BUCKETS = {
   /** Canonical JSON of pipeline versions, by hexadecimal digest. */
   versions: "pipeline-versions",
   agents: "agents",
   joinTokens: "join-tokens",
   idempotency: "idempotency",
+  /** One entry: who the replicas are, and which of them owns which shard. */
+  cluster: "cluster",
 } as const;
 
 export const SHARD_COUNT = 64;
+/** Of all runs that share pools: one replica hands out the places. */
+export const POOL_SHARD = 0;
 
 /** Which of the 64 shards decides for a run: FNV-1a (32 bits) of the id, modulo 64. */
 export function shardOf(runId: string): number {
@@ -31,6 +41,12 @@ export const subjects = {
   logsOfRun: (runId: string) => `log.${runId}.>`,
   allLogs: "log.>",
   resources: "resource.applied",
+  /** Reports that came to a replica that does not own the run's shard. */
+  inbox: (shard: number) => `inbox.${shard}`,
+  allInbox: "inbox.*",
+  /** Between replicas, not stored: losing one is a delay. */
+  replica: (id: string) => `replica.${id}`,
+  allReplicas: "replicas",
 } as const;
 
 /** The durable pull consumer of an environment on the WORK stream. */

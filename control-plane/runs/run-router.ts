@@ -1,0 +1,189 @@
+/**
+ * Brings everything about a run to the replica that decides for it: commands by asking its owner, reports
+ * through the durable inbox, renewals of leases by a message that may get lost.
+ */
+import { z } from "zod";
+import { InsituError } from "../../shared/errors.ts";
+import { ParamValue } from "../../shared/model/spec.ts";
+import type { Clock } from "../../shared/system.ts";
+import { LeaseKey, type ReportPayload } from "../../shared/wire/attempt.ts";
+import { shardOf } from "../../shared/wire/subjects.ts";
+import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
+import type { Inbox, InboxItem, PeerBus, ShardView } from "../shards/ports.ts";
+import { isElsewhere } from "./run-actor.ts";
+import type { RunService } from "./run-service.ts";
+
+/** A shard moves within a few seconds; a command waits that long for its owner. */
+const COMMAND_WITHIN_MS = 12_000;
+const ANSWER_WITHIN_MS = 4_000;
+const ASK_AGAIN_MS = 150;
+
+/** What a person or a program asks of a run. */
+export const RunCommand = z.discriminatedUnion("kind", [
+  z.object({
+    kind: z.literal("create"),
+    runId: z.string(),
+    version: z.string(),
+    params: z.record(z.string(), ParamValue),
+    by: z.string(),
+  }),
+  z.object({ kind: z.literal("cancel"), runId: z.string(), by: z.string(), reason: z.string() }),
+]);
+export type RunCommand = z.infer<typeof RunCommand>;
+
+const Verdict = z.object({
+  renewed: z.array(LeaseKey),
+  superseded: z.array(LeaseKey),
+  cancels: z.array(z.object({ lease: LeaseKey, reason: z.string() })),
+});
+
+export const PeerMessage = z.discriminatedUnion("kind", [
+  z.object({ kind: z.literal("renew"), from: z.string(), agent: z.string(), held: z.array(LeaseKey) }),
+  z.object({ kind: z.literal("verdict"), agent: z.string(), verdict: Verdict }),
+  z.object({ kind: z.literal("stop"), agent: z.string(), lease: LeaseKey, reason: z.string() }),
+]);
+export type PeerMessage = z.infer<typeof PeerMessage>;
+
+export interface RunRouterOptions {
+  runs: RunService;
+  shards: ShardView;
+  bus: PeerBus;
+  inbox: Inbox;
+  clock: Clock;
+  /** A report from the inbox that will never be accepted. */
+  refused(agent: string, report: ReportPayload, why: { code: string; message: string }): void;
+  /** To an agent that is connected here. False when it is not. */
+  tell(agent: string, verdict: HeartbeatVerdict): boolean;
+  stop(agent: string, lease: LeaseKey, reason: string): boolean;
+}
+
+export class RunRouter implements ReportSink, LeaseKeeper {
+  readonly #options: RunRouterOptions;
+
+  constructor(options: RunRouterOptions) {
+    this.#options = options;
+  }
+
+  async create(request: {
+    version: string;
+    params: Record<string, ParamValue>;
+    by: string;
+  }): Promise<{ runId: string; seq: number }> {
+    const { runs } = this.#options;
+    const runId = runs.newRunId(await runs.shardFor(request.version));
+    return { runId, ...(await this.command({ kind: "create", runId, ...request })) };
+  }
+
+  cancel(runId: string, by: string, reason: string): Promise<{ seq: number }> {
+    return this.command({ kind: "cancel", runId, by, reason });
+  }
+
+  /** Resolves with the sequence of what follows. @throws what the owner throws; unavailable when there is none */
+  async command(command: RunCommand): Promise<{ seq: number }> {
+    const { clock, shards } = this.#options;
+    const untilMs = clock.monotonicMs() + COMMAND_WITHIN_MS;
+    for (;;) {
+      const owner = shards.ownerOf(shardOf(command.runId));
+      try {
+        if (owner === shards.replicaId) return await this.perform(command);
+        if (owner !== undefined) return await this.#ask(owner, command);
+      } catch (thrown) {
+        const err = InsituError.from(thrown);
+        if (!isElsewhere(err) && err.code !== "unavailable") throw err;
+      }
+      if (clock.monotonicMs() > untilMs) {
+        throw new InsituError(
+          "unavailable",
+          `no replica decides for run ${command.runId} at the moment; see "insitu servers list", and try again`,
+          { retryable: true },
+        );
+      }
+      await clock.sleep(ASK_AGAIN_MS);
+    }
+  }
+
+  /** Here, for whoever asks. @throws shard.elsewhere */
+  async perform(command: RunCommand): Promise<{ seq: number }> {
+    const { runs } = this.#options;
+    const { seq } =
+      command.kind === "create"
+        ? await runs.create(command)
+        : await runs.cancel(command.runId, command.by, command.reason);
+    return { seq };
+  }
+
+  async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
+    const { runs, inbox } = this.#options;
+    const { runId } = report.lease;
+    try {
+      if (runs.owns(runId)) return await runs.accept(agent, report);
+    } catch (err) {
+      if (!isElsewhere(err)) throw err;
+    }
+    await inbox.put(shardOf(runId), { agent, report });
+    return { accepted: true };
+  }
+
+  /** A report that another replica took in. False: it is not for us, and stays there for the owner. */
+  async acceptFromInbox({ agent, report }: InboxItem): Promise<boolean> {
+    const { runs, refused } = this.#options;
+    if (!runs.owns(report.lease.runId)) return false;
+    try {
+      const verdict = await runs.accept(agent, report);
+      if (!verdict.accepted) refused(agent, report, verdict);
+      return true;
+    } catch (err) {
+      if (isElsewhere(err)) return false;
+      throw err;
+    }
+  }
+
+  /** Renews what is decided here at once; what others decide is passed on, and their answer follows by itself. */
+  heartbeat(agent: string, held: LeaseKey[]): HeartbeatVerdict {
+    const { runs, shards, bus } = this.#options;
+    const ours = held.filter(({ runId }) => runs.owns(runId));
+    if (ours.length < held.length && shards.size > 1) {
+      const others = held.filter(({ runId }) => !runs.owns(runId));
+      const message: PeerMessage = { kind: "renew", from: shards.replicaId, agent, held: others };
+      bus.broadcast(message);
+    }
+    return runs.heartbeat(agent, ours);
+  }
+
+  /** Tells an agent to stop an attempt, wherever it is connected. */
+  stop(agent: string, lease: LeaseKey, reason: string): boolean {
+    if (this.#options.stop(agent, lease, reason)) return true;
+    const message: PeerMessage = { kind: "stop", agent, lease, reason };
+    if (this.#options.shards.size > 1) this.#options.bus.broadcast(message);
+    return false;
+  }
+
+  received(message: PeerMessage): void {
+    const { runs, bus, tell, stop } = this.#options;
+    switch (message.kind) {
+      case "renew": {
+        const ours = message.held.filter(({ runId }) => runs.owns(runId));
+        if (ours.length === 0) return;
+        const verdict = runs.heartbeat(message.agent, ours);
+        const answer: PeerMessage = { kind: "verdict", agent: message.agent, verdict };
+        bus.send(message.from, answer);
+        return;
+      }
+      case "verdict":
+        tell(message.agent, message.verdict);
+        return;
+      case "stop":
+        stop(message.agent, message.lease, message.reason);
+        return;
+      default:
+        return; // of a newer release
+    }
+  }
+
+  async #ask(owner: string, command: RunCommand): Promise<{ seq: number }> {
+    const answer = await this.#options.bus.request(owner, command, ANSWER_WITHIN_MS);
+    return Answer.parse(answer);
+  }
+}
+
+const Answer = z.object({ seq: z.int() });

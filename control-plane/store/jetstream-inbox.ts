@@ -1,0 +1,100 @@
+/** Reports on the stream `INBOX`, by shard: put there by whoever took them in, removed by the shard's owner. */
+import type { JetStreamClient, JetStreamManager, NatsConnection } from "nats";
+import type { Logger } from "pino";
+import { z } from "zod";
+import type { Clock } from "../../shared/system.ts";
+import { ReportPayload } from "../../shared/wire/attempt.ts";
+import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import type { Inbox, InboxItem } from "../shards/ports.ts";
+import { storeError } from "./jetstream.ts";
+import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
+
+const PUBLISH_TIMEOUT_MS = 5_000;
+const Item = z.object({ agent: z.string(), report: ReportPayload });
+
+export class JetStreamInbox implements Inbox {
+  readonly #connection: NatsConnection;
+  readonly #jetstream: JetStreamClient;
+  readonly #manager: JetStreamManager;
+  readonly #log: Logger;
+  readonly #clock: Clock;
+  /** True when the item was dealt with and may go. */
+  readonly #accept: (item: InboxItem) => Promise<boolean>;
+  #tail: StreamTail | undefined;
+  readonly #working = new Set<Promise<void>>();
+  /** One after the other: an outcome does not overtake the start before it. */
+  #last: Promise<void> = Promise.resolve();
+
+  constructor(options: {
+    connection: NatsConnection;
+    manager: JetStreamManager;
+    clock: Clock;
+    log: Logger;
+    accept: (item: InboxItem) => Promise<boolean>;
+  }) {
+    this.#connection = options.connection;
+    this.#jetstream = options.connection.jetstream();
+    this.#manager = options.manager;
+    this.#clock = options.clock;
+    this.#log = options.log;
+    this.#accept = options.accept;
+  }
+
+  async put(shard: number, item: InboxItem): Promise<void> {
+    const { runId, stepId, attempt, epoch } = item.report.lease;
+    try {
+      await this.#jetstream.publish(subjects.inbox(shard), JSON.stringify(item), {
+        msgID: `${item.agent}/${runId}/${stepId}/${attempt}/${epoch}/${item.report.kind}`,
+        expect: { streamName: STREAMS.inbox },
+        timeout: PUBLISH_TIMEOUT_MS,
+      });
+    } catch (err) {
+      throw storeError(err, `report of step ${stepId} in run ${runId}`);
+    }
+  }
+
+  /** Follows what arrives from now on. */
+  async start(): Promise<void> {
+    const fromSeq = (await lastSeqOf(this.#connection, STREAMS.inbox)) + 1;
+    this.#tail = new StreamTail({
+      connection: this.#connection,
+      stream: STREAMS.inbox,
+      fromSeq,
+      clock: this.#clock,
+      log: this.#log,
+      onMessage: (message) => this.#enqueue(message),
+    });
+    this.#tail.start();
+  }
+
+  /** Deals with what lies there, after shards have become ours. One read serves all of them. */
+  async drain(): Promise<void> {
+    const options = { connection: this.#connection, stream: STREAMS.inbox, fromSeq: 1 };
+    for await (const message of readToEnd(options)) this.#enqueue(message);
+  }
+
+  async close(): Promise<void> {
+    await this.#tail?.close();
+    await Promise.all(this.#working);
+  }
+
+  #enqueue(message: StreamMessage): void {
+    const work = this.#last.then(() => this.#handle(message));
+    this.#last = work;
+    this.#working.add(work);
+    void work.finally(() => this.#working.delete(work));
+  }
+
+  async #handle(message: StreamMessage): Promise<void> {
+    const { seq } = message;
+    try {
+      const item = Item.parse(JSON.parse(Buffer.from(message.data).toString("utf8")));
+      if (!(await this.#accept(item))) return;
+      // Not erased, only forgotten: it holds no secrets, and overwriting costs a write.
+      await this.#manager.streams.deleteMessage(STREAMS.inbox, seq, false);
+    } catch (err) {
+      // It stays where it is, and blocks nothing: the next owner of the shard tries again.
+      this.#log.error({ err, seq, subject: message.subject }, "report in the inbox not accepted");
+    }
+  }
+}
