@@ -114,6 +114,19 @@ const Retries = z.strictObject({
     ),
 });
 
+const THEN_EXPECTED = "reassign, wait or fail";
+const Disconnect = z.strictObject({
+  keep: UpToAYear.optional().describe(
+    "How long the agent may be away after its lease has run out before 'then' applies. Default 0s",
+  ),
+  then: z
+    .enum(["reassign", "wait", "fail"], { error: THEN_EXPECTED })
+    .optional()
+    .describe(
+      "reassign: another agent gets the attempt. fail: the attempt has failed. wait: until the agent returns or an operator decides. Default reassign, and wait for a step with 'once'",
+    ),
+});
+
 const ENV_EXPECTED = "a name of letters, digits and '_', that does not start with a digit";
 const EnvName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, { error: ENV_EXPECTED });
 
@@ -172,6 +185,15 @@ export const StepDocument = z.strictObject({
     "How long the step waits for an environment that may run it. Default 5m",
   ),
   pools: SomeNames.optional().describe("Pools of which the step holds one place while it runs"),
+  disconnect: Disconnect.optional().describe(
+    "What becomes of an attempt whose agent is cut off. Default: what the environment says",
+  ),
+  once: z
+    .boolean({ error: "true or false" })
+    .optional()
+    .describe(
+      "true: never started a second time while it is unknown what became of the first. Default false",
+    ),
 });
 export type StepDocument = z.infer<typeof StepDocument>;
 
@@ -251,6 +273,9 @@ export const EnvironmentDocument = z
       .enum(JURISDICTIONS, { error: "an ISO 3166-1 alpha-2 country code in capitals, such as DE" })
       .describe("Country whose law applies at the site (ISO 3166-1 alpha-2)"),
     labels: z.record(Text, Text).optional().describe("Anything else that people want to tell sites apart by"),
+    disconnect: Disconnect.optional().describe(
+      "What becomes of an attempt whose agent is cut off, for steps that do not say it themselves",
+    ),
   })
   .describe("A site with its own network, jurisdiction and data");
 export type EnvironmentDocument = z.infer<typeof EnvironmentDocument>;

@@ -105,7 +105,11 @@ describe("what is written and what is stored", () => {
   const ms = fc.integer({ min: 1, max: 40 * 86_400_000 });
   const bytes = fc.integer({ min: 1, max: 2 ** 30 });
   const path = fc.stringMatching(/^[a-z]{1,5}(\/[a-z. ]{0,5}[a-z])?$/);
-  const stepSpec = fc.record({
+  const disconnect = fc.record({
+    keepMs: ms,
+    then: fc.constantFrom("reassign" as const, "wait" as const, "fail" as const),
+  });
+  const oldStepSpec = fc.record({
     id: name,
     needs: names,
     executor: fc.oneof(
@@ -139,6 +143,8 @@ describe("what is written and what is stored", () => {
     unplaceableMs: ms,
     pools: names,
   });
+  const lateFields = fc.record({ disconnect, once: fc.constant(true) }, { requiredKeys: [] });
+  const stepSpec = fc.tuple(oldStepSpec, lateFields).map(([old, late]) => ({ ...old, ...late }));
   const pipelineSpec = fc.record({
     name,
     description: text,
@@ -199,6 +205,7 @@ describe("what is written and what is stored", () => {
   test.each([
     "kind: dataset\nname: d\nowner: o\nclassification: secret\nresidency: [US, EU]\nenvironments: [b, a]",
     "kind: environment\nname: e\ndescription: Site\njurisdiction: AQ\nlabels: { tier: gold }",
+    "kind: environment\nname: e\njurisdiction: AQ\ndisconnect: { keep: 6h, then: fail }",
     "kind: pool\nname: p\nowner: o\ncapacity: 0",
   ])("%j printed and loaded again is the same", (text) => {
     const resource = loadOne(text);

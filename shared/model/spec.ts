@@ -35,6 +35,15 @@ export type OutputSpec = z.infer<typeof OutputSpec>;
 export const ArtifactSpec = z.strictObject({ path: z.string().min(1), maxBytes: z.int().min(1) });
 export type ArtifactSpec = z.infer<typeof ArtifactSpec>;
 
+/** What becomes of an attempt whose agent no longer renews its lease. */
+export const DisconnectSpec = z.strictObject({
+  /** How long the agent may be away after its lease has run out before `then` applies. */
+  keepMs: z.int().min(0),
+  /** `wait`: until the agent returns or an operator decides; `keepMs` does not end it. */
+  then: z.enum(["reassign", "wait", "fail"]),
+});
+export type DisconnectSpec = z.infer<typeof DisconnectSpec>;
+
 export const StepSpec = z.strictObject({
   id: Name,
   description: z.string().optional(),
@@ -54,6 +63,12 @@ export const StepSpec = z.strictObject({
   /** How long the step waits for an environment that may run it before it fails. */
   unplaceableMs: z.int().min(0),
   pools: z.array(Name),
+  // Both came later and are left out when a document does not say them: a version that was saved before them keeps
+  // its digest, and an agent that does not know them takes the offers that do not need them.
+  /** Missing or null: the default of the environment that the attempt is offered to. */
+  disconnect: DisconnectSpec.nullable().optional(),
+  /** Never offered again while the fate of an agent that started it is unknown. Missing: false. */
+  once: z.boolean().optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 
@@ -99,6 +114,8 @@ export const EnvironmentSpec = z.strictObject({
   /** ISO 3166-1 alpha-2 code of the country whose law applies. */
   jurisdiction: z.string(),
   labels: z.record(z.string(), z.string()),
+  /** Of steps that run there and say nothing themselves. Missing: reassigned when the lease runs out. */
+  disconnect: DisconnectSpec.optional(),
 });
 export type EnvironmentSpec = z.infer<typeof EnvironmentSpec>;
 

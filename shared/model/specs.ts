@@ -10,6 +10,7 @@ import type {
 import type {
   ArtifactSpec,
   DatasetSpec,
+  DisconnectSpec,
   EnvironmentSpec,
   OutputSpec,
   PipelineSpec,
@@ -29,6 +30,7 @@ export const DEFAULTS = {
   jitter: 0.2,
   timeout: "1h",
   unplaceable: "5m",
+  keep: "0s",
 } as const;
 
 /**
@@ -83,7 +85,20 @@ function stepSpec(step: StepDocument): StepSpec {
     timeoutMs: durationMs(step.timeout ?? DEFAULTS.timeout),
     unplaceableMs: durationMs(step.unplaceable ?? DEFAULTS.unplaceable),
     pools: setOf(step.pools),
+    ...(step.disconnect ? { disconnect: disconnectSpec(step.disconnect, step.once === true) } : {}),
+    ...(step.once === true ? { once: true } : {}),
   };
+}
+
+function disconnectSpec(
+  { keep, then }: NonNullable<StepDocument["disconnect"]>,
+  once: boolean,
+): DisconnectSpec {
+  return { keepMs: durationMs(keep ?? DEFAULTS.keep), then: then ?? (once ? "wait" : "reassign") };
+}
+
+function disconnectDocument({ keepMs, then }: DisconnectSpec): NonNullable<StepDocument["disconnect"]> {
+  return { keep: formatDuration(keepMs), then };
 }
 
 export function outputSpec(output: NonNullable<StepDocument["outputs"]>[string]): OutputSpec {
@@ -125,8 +140,15 @@ function environmentSpec({
   owner,
   jurisdiction,
   labels,
+  disconnect,
 }: EnvironmentDocument): EnvironmentSpec {
-  return { name, ...given({ description, owner }), jurisdiction, labels: labels ?? {} };
+  return {
+    name,
+    ...given({ description, owner }),
+    jurisdiction,
+    labels: labels ?? {},
+    ...(disconnect ? { disconnect: disconnectSpec(disconnect, false) } : {}),
+  };
 }
 
 function poolSpec({ name, description, owner, capacity }: PoolDocument): PoolSpec {
@@ -163,13 +185,14 @@ export function documentOf(resource: Resource): AnyDocument {
       };
     }
     case "environment": {
-      const { name, description, owner, jurisdiction, labels } = resource.spec;
+      const { name, description, owner, jurisdiction, labels, disconnect } = resource.spec;
       return {
         kind: "environment",
         name,
         ...given({ description, owner }),
         jurisdiction,
         ...(Object.keys(labels).length > 0 ? { labels } : {}),
+        ...(disconnect ? { disconnect: disconnectDocument(disconnect) } : {}),
       };
     }
     case "pool": {
@@ -198,6 +221,8 @@ function stepDocument(step: StepSpec): StepDocument {
     },
     timeout: formatDuration(step.timeoutMs),
     unplaceable: formatDuration(step.unplaceableMs),
+    ...(step.disconnect ? { disconnect: disconnectDocument(step.disconnect) } : {}),
+    ...(step.once === true ? { once: true } : {}),
   };
 }
 

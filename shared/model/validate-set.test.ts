@@ -34,6 +34,41 @@ capacity: 2
 
 const pipeline = (steps: string) => `kind: pipeline\nname: p\nsteps:\n${steps}`;
 
+describe("a step that is started once", () => {
+  test.each([
+    ["disconnect: { keep: 6h }", []],
+    ["disconnect: { keep: 6h, then: fail }, retries: 0", []],
+    [
+      "disconnect: { keep: 6h, then: reassign }",
+      [
+        "4:66 step a is 'once' and would be reassigned while its first holder may still run it (say 'then: wait' or 'then: fail', or leave 'then' out)",
+      ],
+    ],
+    [
+      "retries: 1",
+      ["4:45 step a is 'once' and has retries: a retry starts it again (leave out 'retries' or 'once')"],
+    ],
+    [
+      "retries: { max: 2 }",
+      ["4:52 step a is 'once' and has retries: a retry starts it again (leave out 'retries' or 'once')"],
+    ],
+  ])("with %s", (keys, errors) => {
+    const found = validate({ "p.yaml": pipeline(`- { id: a, uses: noop, once: true, ${keys} }`) });
+    expect(found).toEqual(errors.map((error) => `p.yaml:${error}`));
+  });
+
+  test("waits when it says how long an agent may be away and not what then", () => {
+    const text = pipeline("- { id: a, uses: noop, once: true, disconnect: { keep: 6h } }");
+    const { resources } = loadDocuments({
+      files: [{ file: "p.yaml", text }],
+      readAttachment: () => undefined,
+    });
+    expect(resources[0]?.spec).toMatchObject({
+      steps: [{ once: true, disconnect: { keepMs: 21_600_000, then: "wait" } }],
+    });
+  });
+});
+
 describe("names between documents", () => {
   test("a whole set that fits has no error", () => {
     const steps = `  - { id: a, uses: noop, reads: penguins-biscoe, environment: biscoe, pools: licences }\n  - { id: b, uses: noop, needs: a }`;

@@ -162,7 +162,26 @@ function checkStep(index: number, step: StepDocument, steps: ResourceNames, name
     ...unknown("pools", "pool", names.pool, "holds"),
     ...reservedEnv(at, step),
     ...outputsTooLarge(at, step),
+    ...startedTwice(at, step),
   ];
+}
+
+/** `once` promises what a second attempt would break. */
+function startedTwice(at: DocumentPath, step: StepDocument): Fault[] {
+  if (step.once !== true) return [];
+  const faults: Fault[] = [];
+  if (step.disconnect?.then === "reassign") {
+    const message = `step ${step.id} is 'once' and would be reassigned while its first holder may still run it`;
+    const hint = "say 'then: wait' or 'then: fail', or leave 'then' out";
+    faults.push({ path: [...at, "disconnect", "then"], message, hint, code: "once.reassign" });
+  }
+  const { retries = 0 } = step;
+  if ((typeof retries === "number" ? retries : retries.max) > 0) {
+    const path = [...at, "retries", ...(typeof retries === "number" ? [] : ["max"])];
+    const message = `step ${step.id} is 'once' and has retries: a retry starts it again`;
+    faults.push({ path, message, hint: "leave out 'retries' or 'once'", code: "once.retries" });
+  }
+  return faults;
 }
 
 function unknownNames(
