@@ -14,6 +14,7 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
+import { Gateways } from "./uplink/gateways.ts";
 import { keepAccess, loadAccess, type NatsAccess } from "./uplink/nats-access.ts";
 import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
@@ -65,6 +66,7 @@ export class Agent {
       identity,
       instanceId: newSecret(9),
       journal: this.#journal,
+      gateways: new Gateways(identity.gateway, join(config.stateDir, "gateways.json")),
       side: {
         hello: () => ({
           slots: config.slots,

@@ -305,6 +305,7 @@ async function open(
     heartbeatMs: config.heartbeatMs,
     leaseTtlMs: config.leaseTtlMs,
     replicaId,
+    gateways: () => shards.gateways(),
   });
   runs.start();
   closers.add("runs", () => runs.close());
@@ -340,8 +341,9 @@ async function open(
       },
       logs,
       fleet,
+      servers: shards,
       joinTokens: tokens,
-      readiness: () => ({ nats: !connection.isClosed() }),
+      readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {
       access: tokenAccess(apiToken.token),

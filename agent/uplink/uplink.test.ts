@@ -7,6 +7,7 @@ import { finished, LIMITS, leaseKey, type TestDirectory, testDirectory, Until } 
 import type { Identity } from "../enrolment/identity.ts";
 import { Journal } from "../journal/journal.ts";
 import { type Authority, createAuthority, TestGateway } from "./gateway.fixture.ts";
+import { Gateways } from "./gateways.ts";
 import { type AgentSide, Uplink } from "./uplink.ts";
 
 let authority: Authority;
@@ -55,6 +56,7 @@ function open(identity: Partial<Identity> = {}): Uplink {
     random: () => 0,
     log: pino({}, { write }),
     identity: authority.identity(gateway.port, identity),
+    gateways: new Gateways(`localhost:${gateway.port}`, join(directory.path, "gateways.json")),
     instanceId: "instance-1",
     journal,
     side,

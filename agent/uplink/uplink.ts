@@ -18,6 +18,7 @@ import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
 import { Delivery } from "./delivery.ts";
+import type { Gateways } from "./gateways.ts";
 import { explainTls } from "./tls-trouble.ts";
 import { softwareVersion } from "./version.ts";
 
@@ -53,6 +54,7 @@ export interface UplinkOptions {
   identity: Identity;
   instanceId: string;
   journal: Journal;
+  gateways: Gateways;
   side: AgentSide;
 }
 
@@ -91,9 +93,35 @@ export class Uplink {
   }
 
   async #run(): Promise<void> {
-    const { clock, random, log, identity } = this.#options;
-    const client = new AgentGatewayClient(
-      identity.gateway,
+    const { clock, random, log, gateways } = this.#options;
+    let address = gateways.current;
+    let client = this.#client(address);
+    let delayMs = BACKOFF_MIN_MS;
+    while (!this.#stop.signal.aborted) {
+      if (address !== gateways.current) {
+        client.close();
+        address = gateways.current;
+        client = this.#client(address);
+      }
+      const ended = await this.#connection(client);
+      if (this.#stop.signal.aborted) break;
+      gateways.advance();
+      delayMs = ended.welcomed ? BACKOFF_MIN_MS : Math.min(BACKOFF_MAX_MS, delayMs * 2);
+      const waitMs = this.#reconnectAfterMs ?? delayMs * (0.5 + random() / 2);
+      this.#reconnectAfterMs = undefined;
+      log.warn(
+        { reason: ended.reason, retryInMs: Math.round(waitMs) },
+        "control plane lost; connecting again",
+      );
+      await clock.sleep(waitMs, this.#stop.signal).catch(() => undefined);
+    }
+    client.close();
+  }
+
+  #client(address: string): InstanceType<typeof AgentGatewayClient> {
+    const { identity } = this.#options;
+    return new AgentGatewayClient(
+      address,
       credentials.createSsl(identity.caPem, identity.keyPem, identity.certificatePem),
       {
         "grpc.keepalive_time_ms": 20_000,
@@ -105,20 +133,6 @@ export class Uplink {
         "grpc.max_receive_message_length": 8 * 1024 * 1024,
       },
     );
-    let delayMs = BACKOFF_MIN_MS;
-    while (!this.#stop.signal.aborted) {
-      const ended = await this.#connection(client);
-      if (this.#stop.signal.aborted) break;
-      delayMs = ended.welcomed ? BACKOFF_MIN_MS : Math.min(BACKOFF_MAX_MS, delayMs * 2);
-      const waitMs = this.#reconnectAfterMs ?? delayMs * (0.5 + random() / 2);
-      this.#reconnectAfterMs = undefined;
-      log.warn(
-        { reason: ended.reason, retryInMs: Math.round(waitMs) },
-        "control plane lost; connecting again",
-      );
-      await clock.sleep(waitMs, this.#stop.signal).catch(() => undefined);
-    }
-    client.close();
   }
 
   /** One life of the three streams. Resolves when any of them has ended. */
@@ -186,7 +200,7 @@ export class Uplink {
 
   /** Undefined when the two sides understand each other. */
   #welcome(welcome: Welcome__Output): string | undefined {
-    const { log, side } = this.#options;
+    const { log, side, gateways } = this.#options;
     const major = welcome.version?.major ?? 0;
     if (major !== PROTOCOL_MAJOR) {
       const older = major > PROTOCOL_MAJOR ? "this agent" : "the control plane";
@@ -195,6 +209,7 @@ export class Uplink {
     this.connected = true;
     this.#heartbeatSeq = 0;
     this.#answeredSeq = 0;
+    gateways.learn(welcome.gateways);
     log.info({ replica: welcome.replicaId, software: welcome.version?.software }, "control plane connected");
     side.welcomed(welcome);
     return undefined;
@@ -226,6 +241,7 @@ export class Uplink {
       case "heartbeatReply": {
         const reply = message.heartbeatReply!;
         this.#answeredSeq = Number(reply.seq);
+        this.#options.gateways.learn(reply.gateways);
         side.cordoned(reply.cordoned);
         for (const lease of reply.superseded) side.superseded(toKey(lease));
         for (const cancel of reply.cancels) if (cancel.lease) side.cancel(toKey(cancel.lease), cancel.reason);
@@ -238,6 +254,7 @@ export class Uplink {
       }
       case "drain":
         this.#reconnectAfterMs = message.drain!.reconnectAfterMs;
+        this.#options.gateways.learn(message.drain!.gateways);
         this.#session?.end();
         return;
       default:
@@ -247,12 +264,12 @@ export class Uplink {
 
   /** gRPC says UNAVAILABLE for a bad certificate too; what can be known here is said. */
   #explain(err: ServiceError): string {
-    const { clock, identity } = this.#options;
+    const { clock, identity, gateways } = this.#options;
     if (clock.wallMs() > identity.notAfterMs) {
       return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
     }
     const said = err.details || err.message;
-    return explainTls(said, identity.gateway) ?? said;
+    return explainTls(said, gateways.current) ?? said;
   }
 }
 

@@ -174,6 +174,7 @@ export class FakeServices implements ApiServices {
     list: () => this.agents,
     get: (id) => this.agents.find((agent) => agent.id === id),
   };
+  readonly servers: ApiServices["servers"] = { list: () => [] };
   readonly joinTokens: ApiServices["joinTokens"] = {
     create: async ({ environment, ttlMs }) => ({ token: `insitu-join.${environment}`, expiresAtMs: ttlMs }),
   };

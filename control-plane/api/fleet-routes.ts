@@ -4,7 +4,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
-import { AgentView, JoinTokenBody, JoinTokenView, pageOf } from "./schemas.ts";
+import { AgentView, JoinTokenBody, JoinTokenView, pageOf, ServerView } from "./schemas.ts";
 
 const list = createRoute({
   method: "get",
@@ -26,6 +26,15 @@ const get = createRoute({
   responses: { 200: json(AgentView, "The agent"), ...problems },
 });
 
+const listServers = createRoute({
+  method: "get",
+  path: "/v1/servers",
+  operationId: "listServers",
+  tags: ["fleet"],
+  summary: "Replicas of the control plane, and which shards of runs each decides for",
+  responses: { 200: json(z.object({ items: z.array(ServerView) }), "All of them"), ...problems },
+});
+
 const createToken = createRoute({
   method: "post",
   path: "/v1/join-tokens",
@@ -37,7 +46,7 @@ const createToken = createRoute({
   responses: { 201: json(JoinTokenView, "The token"), ...problems },
 });
 
-export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, joinTokens }: RouteDeps): void {
+export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, servers, joinTokens }: RouteDeps): void {
   app.openapi(list, (c) =>
     c.json(
       pageByKey(fleet.list(), (agent) => agent.id, { list: "agents", ...c.req.valid("query") }),
@@ -51,6 +60,8 @@ export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, joinTokens }: Rou
     if (agent === undefined) throw new InsituError("not-found", `there is no agent ${environment}/${name}`);
     return c.json(agent, 200);
   });
+
+  app.openapi(listServers, (c) => c.json({ items: servers.list() }, 200));
 
   app.openapi(createToken, async (c) => {
     const token = await joinTokens.create({ ...c.req.valid("json"), by: c.get("caller") });

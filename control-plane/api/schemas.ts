@@ -143,6 +143,20 @@ export const AgentView = z
   .openapi("Agent");
 export type AgentView = z.infer<typeof AgentView>;
 
+/** One replica of the control plane. */
+export const ServerView = z
+  .object({
+    id: z.string(),
+    url: z.string().openapi({ description: "Of its API and console" }),
+    gateway: z.string().openapi({ description: "host:port for agents" }),
+    software: z.string(),
+    startedAtMs: AtMs,
+    alive: z.boolean().openapi({ description: "Whether it gave a sign of life within the last seconds" }),
+    shards: z.array(z.int()).openapi({ description: "Shards of runs that it decides for, of 64" }),
+  })
+  .openapi("Server");
+export type ServerView = z.infer<typeof ServerView>;
+
 /** Where one step may run and why not elsewhere. */
 export const StepPlan = z
   .object({

@@ -2,7 +2,15 @@
 
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
-import type { AgentView, AppliedChange, LogLine, PlanView, RunDetail, RunSummary } from "./schemas.ts";
+import type {
+  AgentView,
+  AppliedChange,
+  LogLine,
+  PlanView,
+  RunDetail,
+  RunSummary,
+  ServerView,
+} from "./schemas.ts";
 
 /** Documents as a person wrote them, with the text files that their steps name. */
 export interface DocumentSet {
@@ -79,6 +87,10 @@ export interface FleetQueries {
   get(id: string): AgentView | undefined;
 }
 
+export interface ServerQueries {
+  list(): ServerView[];
+}
+
 export interface JoinTokens {
   /** `token` is one line that carries endpoint, CA pin, environment and secret. Throws `not-found` for an unknown environment. */
   create(request: { environment: string; ttlMs: number; uses: number; by: string }): Promise<{
@@ -93,6 +105,7 @@ export interface ApiServices {
   queries: RunQueries;
   logs: LogQueries;
   fleet: FleetQueries;
+  servers: ServerQueries;
   joinTokens: JoinTokens;
   /** Name → ok, for /readyz. */
   readiness(): Record<string, boolean>;

@@ -3,7 +3,15 @@ import type { Readable } from "node:stream";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
-import type { AgentView, AppliedChange, LogLine, PlanView, RunDetail, RunSummary } from "../api/schemas.ts";
+import type {
+  AgentView,
+  AppliedChange,
+  LogLine,
+  PlanView,
+  RunDetail,
+  RunSummary,
+  ServerView,
+} from "../api/schemas.ts";
 import type { DocumentSet, Page, StoredResource } from "../api/services.ts";
 import type { Settings } from "./config.ts";
 import { findTarget, type Target, type TargetFlags } from "./context.ts";
@@ -181,6 +189,10 @@ export class ApiClient {
 
   listAgents(signal: AbortSignal): Promise<AgentView[]> {
     return this.#all<AgentView>("/v1/agents", {}, signal);
+  }
+
+  async listServers(signal: AbortSignal): Promise<ServerView[]> {
+    return (await this.#get<{ items: ServerView[] }>("/v1/servers", signal)).items;
   }
 
   getAgent(id: string, signal: AbortSignal): Promise<AgentView> {

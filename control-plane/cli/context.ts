@@ -7,6 +7,8 @@ import type { Settings } from "./config.ts";
 export interface Target {
   /** Base URL without a slash at its end. */
   server: string;
+  /** All replicas that were named, `server` first: the next one is asked when one cannot be reached. */
+  servers: readonly string[];
   /** Where the address came from, in words for people. */
   source: string;
   token: string | null;
@@ -47,17 +49,23 @@ export function findTarget(flags: TargetFlags, settings: Settings): Target {
   if (!given) {
     throw new InsituError("unreachable", `no server is known here. ${START_HELP}`);
   }
-  const server = checkedAddress(given.server, given.source);
-  const fromFile = file !== null && checkedAddress(file.server, file.path) === server ? file : null;
+  const servers = checkedAddresses(given.server, given.source);
+  const server = servers[0]!;
+  const fromFile = file !== null && checkedAddresses(file.server, file.path).includes(server) ? file : null;
   const token = flags.token ?? settings.token ?? fromFile?.token ?? null;
   const caFile =
     flags.caFile ?? settings.caFile ?? (fromFile?.caFile && besideFile(fromFile.path, fromFile.caFile));
-  return { server, source: given.source, token, ca: caFile ? readCa(caFile) : null };
+  return { server, servers, source: given.source, token, ca: caFile ? readCa(caFile) : null };
 }
 
 /** What to do when nobody answers at the address. */
 export function startHelp(): string {
   return START_HELP;
+}
+
+/** One, or several with commas between them. */
+function checkedAddresses(text: string, source: string): string[] {
+  return text.split(",").map((address) => checkedAddress(address.trim(), source));
 }
 
 function checkedAddress(text: string, source: string): string {

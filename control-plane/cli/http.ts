@@ -33,23 +33,46 @@ const ANSWER_TIMEOUT_MS = 30_000;
 /** A GET, or a write with an idempotency key, is sent again when the connection broke under it. */
 const RETRIES_MAX = 3;
 const RETRY_FIRST_MS = 150;
+/** What another replica may do better. */
+const TURN_ON: ReadonlySet<ErrorCode> = new Set([
+  "unreachable",
+  "unavailable",
+  "timeout",
+  "store.unavailable",
+]);
 const ERROR_BODY_MAX_BYTES = 4 * 1024 * 1024;
 
 export class HttpTransport {
-  readonly target: Target;
+  readonly #given: Target;
+  /** Which of the target's servers is asked. */
+  #at = 0;
   readonly #agent: http.Agent;
   readonly #clock: Clock;
 
   constructor(target: Target, clock: Clock) {
-    this.target = target;
+    this.#given = target;
     this.#clock = clock;
     this.#agent = target.server.startsWith("https:")
       ? new https.Agent({ keepAlive: true, minVersion: "TLSv1.2", ...(target.ca ? { ca: target.ca } : {}) })
       : new http.Agent({ keepAlive: true });
   }
 
+  /** The server that is asked now. */
+  get target(): Target {
+    return { ...this.#given, server: this.#given.servers[this.#at]! };
+  }
+
   close(): void {
     this.#agent.destroy();
+  }
+
+  /** Whether another replica may do better; it is asked from now on. */
+  #turn(error: InsituError): void {
+    if (this.#mayTurn(error)) this.#at = (this.#at + 1) % this.#given.servers.length;
+  }
+
+  #mayTurn(error: InsituError): boolean {
+    return TURN_ON.has(error.code) && this.#given.servers.length > 1;
   }
 
   /**
@@ -75,7 +98,9 @@ export class HttpTransport {
         return await this.open(call);
       } catch (thrown) {
         const error = InsituError.from(thrown);
-        if (!repeatable || !error.retryable || attempt >= RETRIES_MAX) throw error;
+        // A connection that was refused has carried nothing: also what is not repeatable may go elsewhere.
+        const again = this.#mayTurn(error) && (repeatable || error.details.refused === true);
+        if (!(again || (repeatable && error.retryable)) || attempt >= RETRIES_MAX) throw error;
         await this.#clock.sleep(RETRY_FIRST_MS * 2 ** attempt, call.signal);
       }
     }
@@ -83,9 +108,15 @@ export class HttpTransport {
 
   /** Resolves with the head of a 2xx answer; its body streams. */
   async open(call: Call): Promise<Answer> {
-    const answer = await this.#send(call);
-    if (answer.status >= 200 && answer.status < 300) return answer;
-    throw await problemError(answer, this.target);
+    try {
+      const answer = await this.#send(call);
+      if (answer.status >= 200 && answer.status < 300) return answer;
+      throw await problemError(answer, this.target);
+    } catch (thrown) {
+      const error = InsituError.from(thrown);
+      if (!call.signal.aborted) this.#turn(error);
+      throw thrown;
+    }
   }
 
   #send(call: Call): Promise<Answer> {
@@ -170,7 +201,10 @@ export function transportError(err: unknown, target: Target): InsituError {
   const where = `${target.server} (from ${target.source})`;
   const options = { cause: err, details: { server: target.server, source: target.source } };
   if (code === "ECONNREFUSED") {
-    return new InsituError("unreachable", `nothing listens at ${where}. ${startHelp()}`, options);
+    return new InsituError("unreachable", `nothing listens at ${where}. ${startHelp()}`, {
+      ...options,
+      details: { ...options.details, refused: true },
+    });
   }
   if (code === "ENOTFOUND" || code === "EAI_AGAIN") {
     return new InsituError("unreachable", `the name of ${where} cannot be looked up (${code})`, options);

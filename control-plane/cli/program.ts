@@ -277,6 +277,14 @@ function agentCommands(program: Command, act: Act): void {
     .action(act(async () => (await commands()).show));
   examples(show, ["insitu agents show biscoe/agent-1"]);
 
+  const servers = program.command("servers").description("replicas of the control plane");
+  const listServers = servers
+    .command("list")
+    .description("replicas, whether they are alive, and which shards of runs each decides for")
+    .action(act(async () => (await import("./commands/servers.ts")).list));
+  examples(listServers, ["insitu servers list", "insitu servers list -o json"]);
+  examples(servers, ["insitu servers list"]);
+
   const tokens = program.command("join-token").description("let new agents join");
   const create = tokens
     .command("create")

@@ -120,6 +120,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     heartbeatMs: 200,
     leaseTtlMs: 3_000,
     replicaId: "replica-1",
+    gateways: () => [],
     enrolRateLimit: { burst: 1_000, refillMs: 1, maxAddresses: 10 },
     ...overrides,
   };

@@ -54,6 +54,8 @@ export interface GatewayOptions {
   heartbeatMs: number;
   leaseTtlMs: number;
   replicaId: string;
+  /** Of the living replicas, this one first. */
+  gateways(): string[];
   /** Of one agent: reports, and logs, that are being stored. */
   inFlightMaxBytes?: number;
   enrolRateLimit?: RateLimitOptions;
@@ -113,6 +115,7 @@ class GrpcGateway implements Gateway {
       log: options.log,
       silenceMaxMs: Math.max(options.leaseTtlMs, options.heartbeatMs * 3),
       welcome: (peer) => this.#welcome(peer.environment),
+      gateways: options.gateways,
     });
   }
 
@@ -256,7 +259,8 @@ class GrpcGateway implements Gateway {
   }
 
   #welcome(environment: string) {
-    const { clock, heartbeatMs, leaseTtlMs, natsAccessFor, offerPublicKeyPem, replicaId } = this.#options;
+    const { clock, heartbeatMs, leaseTtlMs, natsAccessFor, offerPublicKeyPem, replicaId, gateways } =
+      this.#options;
     const nats = natsAccessFor(environment);
     return {
       version: {
@@ -271,6 +275,7 @@ class GrpcGateway implements Gateway {
       wallMs: String(clock.wallMs()),
       offerPublicKeyPem: Buffer.from(offerPublicKeyPem),
       replicaId,
+      gateways: gateways(),
     };
   }
 

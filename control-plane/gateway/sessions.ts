@@ -25,6 +25,8 @@ export interface SessionDeps {
   /** How long an agent may say nothing. */
   silenceMaxMs: number;
   welcome(peer: Peer): Welcome;
+  /** Of the living replicas, this one first. */
+  gateways(): string[];
 }
 
 /** How long a new stream may stay without its hello. */
@@ -60,7 +62,8 @@ export class Sessions implements AgentSessions {
   /** Asks every agent to come back later. `delayMs` is asked once for each, to spread the load. */
   drain(delayMs: () => number, reason: string): void {
     for (const session of this.#sessions.values()) {
-      session.send({ drain: { reconnectAfterMs: Math.round(delayMs()), reason } });
+      const [, ...gateways] = this.#deps.gateways();
+      session.send({ drain: { reconnectAfterMs: Math.round(delayMs()), reason, gateways } });
     }
   }
 
@@ -82,6 +85,8 @@ class Session implements OpenCall {
   #over = false;
   /** Of the last heartbeat. */
   #lastSeq = 0;
+  /** What the agent was told of gateways. */
+  #told = "";
   #goodbye: string | undefined;
 
   constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
@@ -170,7 +175,9 @@ class Session implements OpenCall {
       { instanceId: hello.instanceId, software: hello.software, slots: hello.slots },
       "agent connected",
     );
-    this.send({ welcome: this.#deps.welcome(this.peer) });
+    const welcome = this.#deps.welcome(this.peer);
+    this.#told = String(welcome.gateways);
+    this.send({ welcome });
     // What it still holds is renewed at once: the time it was away must not count twice.
     const verdict = leases.heartbeat(this.peer.id, hello.held);
     for (const { lease, reason } of verdict.cancels) this.send({ cancel: { lease, reason } });
@@ -183,7 +190,12 @@ class Session implements OpenCall {
     this.#lastSeq = pulse.seq;
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
-    this.send({ heartbeatReply: heartbeatReply(pulse.seq, verdict) });
+    const gateways = this.#deps.gateways();
+    const changed = String(gateways) !== this.#told;
+    this.#told = String(gateways);
+    this.send({
+      heartbeatReply: { ...heartbeatReply(pulse.seq, verdict), gateways: changed ? gateways : [] },
+    });
   }
 
   #leave(how: "cancelled" | "closed" | "failed" | "finished"): void {

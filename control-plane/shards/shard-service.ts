@@ -2,6 +2,7 @@
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import type { ServerView } from "../api/schemas.ts";
 import type { ClusterStore, ShardView } from "./ports.ts";
 import {
   type ClusterRecord,
@@ -34,17 +35,6 @@ export interface ShardServiceOptions {
   announce(): void;
 }
 
-/** What people see of a replica. */
-export interface ReplicaView {
-  id: string;
-  url: string;
-  gateway: string;
-  software: string;
-  startedAtMs: number;
-  alive: boolean;
-  shards: number[];
-}
-
 export class ShardService implements ShardView {
   readonly #options: ShardServiceOptions;
   readonly #liveness = new Liveness();
@@ -69,6 +59,11 @@ export class ShardService implements ShardView {
     return Math.max(1, this.#record.members.filter(({ id }) => this.#isAlive(id)).length);
   }
 
+  /** True when every shard has an owner that is alive. */
+  get settled(): boolean {
+    return this.#record.shards.every(({ owner }) => owner !== null && this.#isAlive(owner));
+  }
+
   ownerOf(shard: number): string | undefined {
     return this.#record.shards[shard]?.owner ?? undefined;
   }
@@ -77,10 +72,10 @@ export class ShardService implements ShardView {
   gateways(): string[] {
     const { me } = this.#options;
     const others = this.#record.members.filter(({ id }) => id !== me.id && this.#isAlive(id));
-    return [me.gateway, ...others.map(({ gateway }) => gateway)];
+    return [me.gateway, ...others.map(({ gateway }) => gateway)].filter((address) => address !== "");
   }
 
-  list(): ReplicaView[] {
+  list(): ServerView[] {
     return this.#record.members.map(({ id, url, gateway, software, startedAtMs }) => ({
       id,
       url,

@@ -14,6 +14,14 @@ export interface PlantOptions {
   env?: NodeJS.ProcessEnv;
 }
 
+export interface Replica {
+  name: string;
+  child: ChildProcess;
+  gatewayPort: number;
+  url: string;
+  token: string;
+}
+
 /** Events of one run, as they were followed. */
 export interface Followed {
   events: RunEventBatch["events"];
@@ -35,32 +43,32 @@ export class Plant {
 
   /** Starts the control plane; again on the same data after it has gone. */
   async startServer(ports: { port?: number; gatewayPort?: number; natsPort?: number } = {}): Promise<void> {
+    const replica = await this.startReplica("server", ports);
+    this.server = replica.child;
+    this.gatewayPort = replica.gatewayPort;
+    this.url = replica.url;
+    this.token = replica.token;
+  }
+
+  /** One replica of several; `name` is its data directory. Without a NATS in `flags` it has one of its own. */
+  async startReplica(
+    name: string,
+    ports: { port?: number; gatewayPort?: number; natsPort?: number } = {},
+    flags: string[] = [],
+  ): Promise<Replica> {
     const { dist, serverFlags = [] } = this.#options;
-    const flags = ["--data", join(this.directory, "server"), "--port", String(ports.port ?? 0)];
-    flags.push(
-      "--gateway-port",
-      String(ports.gatewayPort ?? 0),
-      "--nats-port",
-      String(ports.natsPort ?? 0),
-      ...serverFlags,
-    );
-    const child = this.#spawn("server", [join(dist, "insitu.js"), "server", ...flags]);
-    this.server = child;
-    await new Promise<void>((resolve, reject) => {
-      child.once("message", (ready: { gatewayPort: number }) => {
-        this.gatewayPort = ready.gatewayPort;
-        resolve();
-      });
-      child.once("exit", (code) =>
-        reject(new Error(`the server ended with ${code}: ${this.logOf("server")}`)),
-      );
+    const all = ["--data", join(this.directory, name), "--port", String(ports.port ?? 0)];
+    all.push("--gateway-port", String(ports.gatewayPort ?? 0), "--nats-port", String(ports.natsPort ?? 0));
+    const child = this.#spawn(name, [join(dist, "insitu.js"), "server", ...all, ...serverFlags, ...flags]);
+    const gatewayPort = await new Promise<number>((resolve, reject) => {
+      child.once("message", (ready: { gatewayPort: number }) => resolve(ready.gatewayPort));
+      child.once("exit", (code) => reject(new Error(`${name} ended with ${code}: ${this.logOf(name)}`)));
     });
-    const context = JSON.parse(readFileSync(join(this.directory, "server/context.json"), "utf8")) as {
+    const context = JSON.parse(readFileSync(join(this.directory, name, "context.json"), "utf8")) as {
       server: string;
       token: string;
     };
-    this.url = context.server;
-    this.token = context.token;
+    return { name, child, gatewayPort, url: context.server, token: context.token };
   }
 
   /** Enrols on the first start. Resolves with the process once the control plane sees the agent. */
@@ -164,9 +172,8 @@ export class Plant {
 
   async [Symbol.asyncDispose](): Promise<void> {
     const running = this.#children.filter((child) => child.exitCode === null && child.signalCode === null);
-    const server = running.filter((child) => child === this.server);
-    const agents = running.filter((child) => child !== this.server);
-    for (const group of [agents, server]) {
+    const isServer = (child: ChildProcess): boolean => child.spawnargs.includes("server");
+    for (const group of [running.filter((child) => !isServer(child)), running.filter(isServer)]) {
       await Promise.all(
         group.map((child) => {
           const gone = new Promise((resolve) => child.once("exit", resolve));

@@ -210,7 +210,10 @@ class Stage {
   #connect(): ApiClient {
     const file = join(this.#options.directory.path, "context.json");
     const { server, token } = JSON.parse(readFileSync(file, "utf8")) as { server: string; token: string };
-    return new ApiClient({ server, token, source: file, ca: null }, this.#invocation.clock);
+    return new ApiClient(
+      { server, servers: [server], token, source: file, ca: null },
+      this.#invocation.clock,
+    );
   }
 
   async #startAgents(client: ApiClient, signal: AbortSignal): Promise<Site[]> {

@@ -288,6 +288,11 @@ export const DESCRIPTOR = {
                     "replicaId": {
                       "type": "string",
                       "id": 7
+                    },
+                    "gateways": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 8
                     }
                   }
                 },
@@ -348,6 +353,11 @@ export const DESCRIPTOR = {
                     "cordoned": {
                       "type": "bool",
                       "id": 5
+                    },
+                    "gateways": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 6
                     }
                   }
                 },
@@ -372,6 +382,11 @@ export const DESCRIPTOR = {
                     "reason": {
                       "type": "string",
                       "id": 2
+                    },
+                    "gateways": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 3
                     }
                   }
                 },

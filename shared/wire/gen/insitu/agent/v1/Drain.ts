@@ -4,9 +4,11 @@
 export interface Drain {
   'reconnectAfterMs'?: (number);
   'reason'?: (string);
+  'gateways'?: (string)[];
 }
 
 export interface Drain__Output {
   'reconnectAfterMs': (number);
   'reason': (string);
+  'gateways': (string)[];
 }

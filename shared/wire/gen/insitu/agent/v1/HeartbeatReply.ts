@@ -10,6 +10,7 @@ export interface HeartbeatReply {
   'cancels'?: (_insitu_agent_v1_Cancel)[];
   'superseded'?: (_insitu_agent_v1_Lease)[];
   'cordoned'?: (boolean);
+  'gateways'?: (string)[];
 }
 
 export interface HeartbeatReply__Output {
@@ -18,4 +19,5 @@ export interface HeartbeatReply__Output {
   'cancels': (_insitu_agent_v1_Cancel__Output)[];
   'superseded': (_insitu_agent_v1_Lease__Output)[];
   'cordoned': (boolean);
+  'gateways': (string)[];
 }

@@ -12,6 +12,7 @@ export interface Welcome {
   'wallMs'?: (number | string | Long);
   'offerPublicKeyPem'?: (Buffer | Uint8Array | string);
   'replicaId'?: (string);
+  'gateways'?: (string)[];
 }
 
 export interface Welcome__Output {
@@ -22,4 +23,5 @@ export interface Welcome__Output {
   'wallMs': (string);
   'offerPublicKeyPem': (Buffer);
   'replicaId': (string);
+  'gateways': (string)[];
 }
