@@ -67,7 +67,10 @@ function build(world: World, state: { code: number }): Command {
     .addOption(
       new Option("-o, --output <format>", "how results are printed").choices(FORMATS).default("table"),
     )
-    .option("--server <url>", "address of the server (INSITU_SERVER, else .insitu/context.json)")
+    .option(
+      "--server <url>",
+      "address of the server, or of several replicas with commas (INSITU_SERVER, else .insitu/context.json)",
+    )
     .option("--token <token>", "API token; INSITU_TOKEN keeps it out of the list of processes")
     .option("--ca-file <file>", "certificate authority to trust, PEM (INSITU_CA_FILE)")
     .option("--no-color", "no colours (also NO_COLOR)")

@@ -34,6 +34,7 @@ test("a gateway that closes asks its agents to come back, finishes what it was s
     const closed = world.gateway.close();
     expect(await session.inbox.find((m) => m.drain)).toEqual({
       reconnectAfterMs: 2_000,
+      gateways: [],
       reason: "the server stops",
     });
     const late = new Inbox(client.Logs() as never);
