@@ -143,3 +143,46 @@ test("offers that nobody has taken are counted until they are taken", async () =
   await here.service.cancel(runId, "ana", "enough");
   expect(here.service.outstandingOffers("site")).toBe(0);
 });
+
+describe("a shard that two replicas believe to own", () => {
+  test("is written by the one of the higher epoch alone, once it has taken the run over", async () => {
+    await using former = world([stepSpec("load"), stepSpec("after", { needs: ["load"] })]);
+    await using latter = world([stepSpec("load"), stepSpec("after", { needs: ["load"] })]);
+    const { runId, seq } = await create(former.service);
+    const store = new JetStreamRunStore(connection);
+    const all = new Map(Array.from({ length: 64 }, (_, shard) => [shard, 2]));
+    latter.service.own(all, [{ runId, state: former.service.stateOf(runId)!, seq }]);
+    const lease = leaseOf(runId, "load");
+    const started = { kind: "started", lease, atMs: 1 } as const;
+    expect(await latter.service.accept("site/a", started)).toEqual({ accepted: true });
+    const written = await store.read(runId, 0);
+    const finished = { kind: "finished", lease, outcome: outcome() } as const;
+    await expect(former.service.accept("site/a", finished)).rejects.toMatchObject({
+      code: "shard.elsewhere",
+    });
+    expect(await store.read(runId, 0)).toEqual(written);
+    expect(former.service.stateOf(runId)).toBeUndefined();
+    expect(await latter.service.accept("site/a", finished)).toEqual({ accepted: true });
+    const kinds = (await store.read(runId, 0)).flatMap(({ events }) => events.map(({ kind }) => kind));
+    expect(kinds.filter((kind) => kind === "run.taken-over")).toHaveLength(1);
+    expect(kinds.filter((kind) => kind === "attempt.finished")).toHaveLength(1);
+  });
+
+  test("and both try at the same moment: one outcome is committed, under one owner", async () => {
+    await using former = world([stepSpec("load")]);
+    await using latter = world([stepSpec("load")]);
+    const { runId, seq } = await create(former.service);
+    const lease = leaseOf(runId, "load");
+    const finished = { kind: "finished", lease, outcome: outcome() } as const;
+    const state = former.service.stateOf(runId)!;
+    const all = new Map(Array.from({ length: 64 }, (_, shard) => [shard, 2]));
+    const racing = former.service.accept("site/a", finished).catch((err: unknown) => err);
+    latter.service.own(all, [{ runId, state, seq }]);
+    const second = latter.service.accept("site/a", finished);
+    await Promise.all([racing, second]);
+    const batches = await new JetStreamRunStore(connection).read(runId, 0);
+    const kinds = batches.flatMap(({ events }) => events.map(({ kind }) => kind));
+    expect(kinds.filter((kind) => kind === "attempt.finished")).toHaveLength(1);
+    expect(kinds.at(-1)).toBe("run.finished");
+  });
+});

@@ -120,9 +120,12 @@ export class ShardService implements ShardView {
         await clock.sleep(BEAT_MS, this.#wake.signal).catch(() => undefined);
       }
       if (this.#stop.signal.aborted) return;
+      const poked = this.#poked;
       this.#poked = false;
       try {
         await this.#round();
+        // A round out of turn says nothing of the time that the others had for theirs.
+        if (!poked) this.#liveness.advance();
       } catch (err) {
         log.warn({ err }, "shards: the record could not be brought up to date; trying again");
       }
@@ -135,7 +138,6 @@ export class ShardService implements ShardView {
       this.#liveness.observe(record);
       return signOfLife(record, this.#member(), this.#liveness);
     });
-    this.#liveness.advance();
     await this.#follow(written);
     const given = excess(written, me, this.#liveness);
     if (given.size === 0) return;
