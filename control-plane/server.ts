@@ -21,7 +21,7 @@ import { tokenAccess } from "./api/access.ts";
 import { createApi } from "./api/api.ts";
 import { loadConsole } from "./api/console.ts";
 import { LOOPBACK_HOSTS } from "./api/context.ts";
-import { MemoryIdempotencyStore } from "./api/idempotency.ts";
+import { IDEMPOTENCY_TTL_MS } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
 import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
@@ -43,6 +43,7 @@ import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
 import { openKv } from "./store/kv.ts";
 import { kvClusterStore } from "./store/kv-cluster-store.ts";
+import { IdempotencyEntry, KvIdempotencyStore } from "./store/kv-idempotency-store.ts";
 import { LogStore } from "./store/log-store.ts";
 import { NatsPeers } from "./store/nats-peers.ts";
 import {
@@ -326,6 +327,12 @@ async function open(
     await gateway.close();
   });
 
+  const idempotencyKv = await openKv(connection, {
+    bucket: BUCKETS.idempotency,
+    schema: IdempotencyEntry,
+    ttlMs: IDEMPOTENCY_TTL_MS,
+    replicas,
+  });
   const stopping = new AbortController();
   const app = createApi(
     {
@@ -349,7 +356,7 @@ async function open(
       access: tokenAccess(apiToken.token),
       log,
       clock,
-      idempotency: new MemoryIdempotencyStore(clock),
+      idempotency: new KvIdempotencyStore(idempotencyKv, clock),
       allowedHosts: isLoopback(config.host) ? LOOPBACK_HOSTS : null,
       stopping: stopping.signal,
       console: await loadConsole(),

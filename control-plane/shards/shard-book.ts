@@ -47,8 +47,9 @@ export function emptyRecord(fingerprint: string): ClusterRecord {
 
 /** What one replica knows of the others' signs of life. */
 export class Liveness {
-  readonly #seen = new Map<string, { sign: string; round: number }>();
+  readonly #seen = new Map<string, { sign: string; round: number; proven: boolean }>();
   #round = 0;
+  #first = true;
 
   /** A write of our own has succeeded: time goes on. */
   advance(): void {
@@ -58,8 +59,15 @@ export class Liveness {
   observe(record: ClusterRecord): void {
     for (const { id, instance, beat } of record.members) {
       const sign = `${instance}/${beat}`;
-      if (this.#seen.get(id)?.sign !== sign) this.#seen.set(id, { sign, round: this.#round });
+      if (this.#seen.get(id)?.sign !== sign)
+        this.#seen.set(id, { sign, round: this.#round, proven: !this.#first });
     }
+    this.#first = false;
+  }
+
+  /** Alive by what we saw ourselves: a record that we found may be of one that died long ago. */
+  isProven(id: string): boolean {
+    return this.isAlive(id) && this.#seen.get(id)?.proven === true;
   }
 
   isAlive(id: string): boolean {
@@ -95,15 +103,15 @@ export function signOfLife(record: ClusterRecord, me: Member, liveness: Liveness
   );
   const members = [...others, me].sort((a, b) => (a.id < b.id ? -1 : 1));
   const alive = members.filter(({ id }) => id === me.id || liveness.isAlive(id)).map(({ id }) => id);
-  let room = shareOf(me.id, alive) - ownedBy(record, me).size;
+  let room = shareOf(me.id, alive) - record.shards.filter(({ owner }) => owner === me.id).length;
   const shards = record.shards.map((shard) => {
-    const ours = shard.owner === me.id;
-    const orphan = ours
-      ? shard.instance !== me.instance
-      : shard.owner === null || !alive.includes(shard.owner);
-    if (!orphan || room <= 0) return shard;
+    const { owner, instance, epoch } = shard;
+    const claimed = { owner: me.id, instance: me.instance, epoch: epoch + 1 };
+    // What an earlier process of ours had goes on at once, also when it is more than a share.
+    if (owner === me.id) return instance === me.instance ? shard : claimed;
+    if ((owner !== null && alive.includes(owner)) || room <= 0) return shard;
     room -= 1;
-    return { owner: me.id, instance: me.instance, epoch: shard.epoch + 1 };
+    return claimed;
   });
   return { ...record, members, shards };
 }
@@ -114,7 +122,7 @@ export function excess(
   me: Pick<Member, "id" | "instance">,
   liveness: Liveness,
 ): Map<number, Member> {
-  const alive = record.members.filter(({ id }) => id === me.id || liveness.isAlive(id));
+  const alive = record.members.filter(({ id }) => id === me.id || liveness.isProven(id));
   const ids = alive.map(({ id }) => id);
   const mine = [...ownedBy(record, me).keys()];
   const given = new Map<number, Member>();
