@@ -27,7 +27,7 @@ import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
-import { createFleet } from "./fleet/fleet-service.ts";
+import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
 import { createGateway, type NatsAccess } from "./gateway/gateway.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
@@ -171,7 +171,15 @@ async function open(
   const registry = createAgentRegistry({ kv: agents, clock, log });
   closers.add("agent registry", () => registry.close());
   await registry.start(signal);
-  const fleet = createFleet({ registry, seen, clock, log });
+  const fleet: Fleet = createFleet({
+    registry,
+    seen,
+    clock,
+    log,
+    share: (presence) => {
+      if (shards.size > 1) peers.broadcast({ kind: "presence", from: replicaId, ...presence });
+    },
+  });
   closers.add("fleet", () => fleet.close());
   await fleet.start(signal);
 
@@ -316,6 +324,8 @@ async function open(
   peers.start({
     onMessage: (message) => {
       if (isPoke(message)) return shards.poke();
+      const presence = PresenceMessage.safeParse(message);
+      if (presence.success) return fleet.heard(presence.data);
       const parsed = PeerMessage.safeParse(message);
       if (parsed.success) router.received(parsed.data);
     },

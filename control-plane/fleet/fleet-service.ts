@@ -1,8 +1,9 @@
 /** The agents that there are: enrolled, connected now, and as they were last seen. */
 import type { Logger } from "pino";
+import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import { LeaseKey } from "../../shared/wire/attempt.ts";
 import { agentId } from "../access/spiffe.ts";
 import type { AgentView } from "../api/schemas.ts";
 import type { FleetQueries } from "../api/services.ts";
@@ -57,11 +58,46 @@ export interface Presence {
   end(): void;
 }
 
+/** What replicas tell each other of the agents that are connected to them. */
+export const PresenceMessage = z.object({
+  kind: z.literal("presence"),
+  from: z.string(),
+  id: z.string(),
+  environment: z.string(),
+  sinceMs: z.int(),
+  /** Null: the agent has gone from that replica. */
+  hello: z
+    .object({
+      software: z.string(),
+      hostname: z.string(),
+      slots: z.int(),
+      executors: z.array(z.string()),
+      datasets: z.array(z.string()),
+      labels: z.record(z.string(), z.string()),
+      instanceId: z.string(),
+      held: z.array(LeaseKey),
+    })
+    .nullable(),
+  pulse: z
+    .object({
+      sentAtMs: z.number(),
+      held: z.array(LeaseKey),
+      freeSlots: z.int(),
+      spoolBytes: z.number(),
+      droppedLogBytes: z.number(),
+      notTakingWork: z.string(),
+    })
+    .nullable(),
+});
+export type PresenceMessage = z.infer<typeof PresenceMessage>;
+
 export interface Fleet extends FleetQueries, AsyncDisposable {
+  /** Another replica speaks of an agent that is connected there. */
+  heard(message: PresenceMessage): void;
   start(signal: AbortSignal): Promise<void>;
   /** Writes down when agents were last seen. */
   close(): Promise<void>;
-  /** Agents of the environment that are connected now, by id. Empty: nobody would take work there. */
+  /** Agents of the environment that are connected now, to whichever replica, by id. Empty: nobody would take work there. */
   agentsOf(environment: string): ConnectedAgent[];
   /** Called after each change, in order. Gives the way to stop. The listener must not throw. */
   onChange(listener: (change: FleetChange) => void): () => void;
@@ -79,17 +115,26 @@ interface Live {
   pulse: AgentPulse | undefined;
 }
 
-export function createFleet(deps: {
+/** An agent of another replica that was not spoken of for so long is not counted any more. */
+const HEARD_MAX_MS = 30_000;
+
+interface FleetDeps {
   registry: AgentRegistry;
   seen: KvStore<SeenRecord>;
   clock: Clock;
   log: Logger;
-}): Fleet {
+  /** Tells the other replicas, if there are any. */
+  share(message: Omit<PresenceMessage, "from" | "kind">): void;
+}
+
+export function createFleet(deps: FleetDeps): Fleet {
   return new FleetService(deps);
 }
 
 class FleetService implements Fleet {
-  readonly #deps: { registry: AgentRegistry; seen: KvStore<SeenRecord>; clock: Clock; log: Logger };
+  readonly #deps: FleetDeps;
+  /** Connected to other replicas, with the monotonic time at which we heard so. */
+  readonly #heard = new Map<string, { live: Live; from: string; atMs: number }>();
   readonly #live = new Map<string, Live>();
   readonly #byEnvironment = new Map<string, Map<string, Live>>();
   readonly #seen = new Map<string, SeenRecord>();
@@ -97,7 +142,7 @@ class FleetService implements Fleet {
   readonly #writes = new Set<Promise<void>>();
   #unsubscribe: (() => void) | undefined;
 
-  constructor(deps: { registry: AgentRegistry; seen: KvStore<SeenRecord>; clock: Clock; log: Logger }) {
+  constructor(deps: FleetDeps) {
     this.#deps = deps;
   }
 
@@ -141,7 +186,10 @@ class FleetService implements Fleet {
   }
 
   agentsOf(environment: string): ConnectedAgent[] {
-    const agents = [...(this.#byEnvironment.get(environment)?.values() ?? [])];
+    const elsewhere = [...this.#heard.values()]
+      .filter(({ live }) => live.environment === environment && this.#elsewhere(live.id) !== undefined)
+      .map(({ live }) => live);
+    const agents = [...(this.#byEnvironment.get(environment)?.values() ?? []), ...elsewhere];
     return agents
       .map((live) => ({
         id: live.id,
@@ -176,11 +224,52 @@ class FleetService implements Fleet {
     this.#byEnvironment.set(live.environment, peers.set(live.id, live));
     this.#remember(live);
     this.#track(this.#deps.registry.confirm(live.id), live.id, "first session not stored");
+    this.#heard.delete(live.id);
+    this.#share(live);
     this.#tell("connected", live.id, live.environment);
     return {
       pulse: (pulse) => this.#pulse(live, pulse),
       end: () => this.#end(live),
     };
+  }
+
+  heard(message: PresenceMessage): void {
+    const { from, id, environment, sinceMs, hello, pulse } = message;
+    const known = this.#heard.get(id);
+    if (hello === null) {
+      // A late farewell of the replica that the agent has left for another one says nothing.
+      if (known?.from === from) this.#heard.delete(id);
+      this.#tell("disconnected", id, environment);
+      return;
+    }
+    const nowMs = this.#deps.clock.wallMs();
+    const skewMs = pulse === null ? null : pulse.sentAtMs - nowMs;
+    const live: Live = {
+      id,
+      environment,
+      hello,
+      sinceMs,
+      lastSeenMs: nowMs,
+      skewMs,
+      pulse: pulse ?? undefined,
+    };
+    this.#heard.set(id, { live, from, atMs: this.#deps.clock.monotonicMs() });
+    this.#tell(known ? "updated" : "connected", id, environment);
+  }
+
+  /** Undefined when it is connected here, or when nothing was heard for long. */
+  #elsewhere(id: string): Live | undefined {
+    if (this.#live.has(id)) return undefined;
+    const heard = this.#heard.get(id);
+    if (heard === undefined) return undefined;
+    if (this.#deps.clock.monotonicMs() - heard.atMs <= HEARD_MAX_MS) return heard.live;
+    this.#heard.delete(id);
+    return undefined;
+  }
+
+  #share(live: Live, gone = false): void {
+    const { id, environment, sinceMs, hello, pulse } = live;
+    this.#deps.share({ id, environment, sinceMs, hello: gone ? null : hello, pulse: pulse ?? null });
   }
 
   #pulse(live: Live, pulse: AgentPulse): void {
@@ -189,6 +278,7 @@ class FleetService implements Fleet {
     live.lastSeenMs = this.#deps.clock.wallMs();
     live.skewMs = pulse.sentAtMs - live.lastSeenMs;
     live.pulse = pulse;
+    this.#share(live);
     if (before.free !== freeSlots(live) || before.why !== pulse.notTakingWork) {
       this.#tell("updated", live.id, live.environment);
     }
@@ -201,6 +291,7 @@ class FleetService implements Fleet {
     peers?.delete(live.id);
     if (peers?.size === 0) this.#byEnvironment.delete(live.environment);
     this.#remember(live);
+    this.#share(live, true);
     this.#tell("disconnected", live.id, live.environment);
   }
 
@@ -240,15 +331,15 @@ class FleetService implements Fleet {
 
   #view(record: AgentRecord): AgentView {
     const id = agentId(record);
-    const live = this.#live.get(id);
-    const seen = this.#seen.get(id);
+    const live = this.#live.get(id) ?? this.#elsewhere(id);
+    const seen = live?.hello ?? this.#seen.get(id);
     return {
       id,
       name: record.name,
       environment: record.environment,
       connected: live !== undefined,
       connectedSinceMs: live?.sinceMs ?? null,
-      lastSeenMs: live?.lastSeenMs ?? seen?.lastSeenMs ?? null,
+      lastSeenMs: live?.lastSeenMs ?? this.#seen.get(id)?.lastSeenMs ?? null,
       software: seen?.software ?? "",
       hostname: seen?.hostname ?? "",
       slots: seen?.slots ?? 0,

@@ -71,7 +71,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     });
   const registry = await openRegistry();
   const seen = await openKv(connection, { bucket: BUCKETS.agents, prefix: SEEN_PREFIX, schema: SeenRecord });
-  const fleet = createFleet({ registry, seen, clock, log });
+  const fleet = createFleet({ registry, seen, clock, log, share: () => undefined });
   const tokens = createJoinTokens({
     kv: tokenStore,
     clock,

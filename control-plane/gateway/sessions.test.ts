@@ -275,7 +275,13 @@ describe("what is remembered", () => {
       prefix: SEEN_PREFIX,
       schema: SeenRecord,
     });
-    const again = createFleet({ registry, seen, clock: world.gatewayOptions.clock, log: world.log });
+    const again = createFleet({
+      registry,
+      seen,
+      clock: world.gatewayOptions.clock,
+      log: world.log,
+      share: () => undefined,
+    });
     const signal = new AbortController().signal;
     await registry.start(signal);
     await again.start(signal);

@@ -95,8 +95,12 @@ test("three replicas share the shards; runs of a killed one go on elsewhere, and
   }
   for (const id of ids)
     await plant.events(id, (events) => events.some(({ kind }) => kind === "attempt.started"));
-  await kill(replicas[0]!.child);
   here.use(replicas[1]!);
+  await plant.until(async () => {
+    const agent = (await plant.call("GET", "/v1/agents/site/a")) as { connected: boolean; leases: unknown[] };
+    return agent.connected && agent.leases.length === 9;
+  });
+  await kill(replicas[0]!.child);
   await plant.until(async () => {
     const alive = (await servers()).filter((server) => server.alive);
     return JSON.stringify(sizes(alive)) === "[32,32]";
