@@ -14,8 +14,12 @@ const Config = z
     gatewayPort: z.coerce.number().int().min(0).max(65_535),
     /** Names or addresses under which agents and people reach this host, beside localhost. */
     publicHosts: z.array(z.string().min(1)),
+    /** Of the servers of one NATS, with commas between them. */
     natsUrl: z
-      .url({ protocol: /^(nats|tls)$/, error: "must be nats://host:port or tls://host:port" })
+      .string()
+      .refine((text) => natsUrls(text).every(isNatsUrl), {
+        error: "must be nats://host:port or tls://host:port, or several of them with commas",
+      })
       .optional(),
     natsPort: z.coerce.number().int().min(0).max(65_535),
     natsHost: z.string().min(1),
@@ -35,7 +39,7 @@ const Config = z
     path: ["leaseTtlMs"],
     error: "three heartbeats must fit in a lease: raise --lease-ttl or lower --heartbeat",
   })
-  .refine((c) => c.natsUrl === undefined || c.natsUrl.startsWith("tls:") || isLoopbackUrl(c.natsUrl), {
+  .refine(({ natsUrl }) => natsUrl === undefined || natsUrls(natsUrl).every(isSafe), {
     path: ["natsUrl"],
     error: "there is no plaintext mode off loopback: use tls://",
   });
@@ -56,7 +60,8 @@ Flags (environment variable, default)
   --gateway-port N        0: a free one                     (INSITU_GATEWAY_PORT, 7443)
   --public-host NAME      how agents reach this host; may be repeated, the first goes into join tokens
                                                             (INSITU_PUBLIC_HOSTS, comma-separated)
-  --nats-url URL          an existing NATS with JetStream   (INSITU_NATS_URL); user and password may be part of it
+  --nats-url URL          an existing NATS with JetStream   (INSITU_NATS_URL); user and password may be part of it;
+                          the servers of a cluster with commas between them
   --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
   --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
   --heartbeat MS          between heartbeats of agents      (INSITU_HEARTBEAT_MS, 5000)
@@ -147,6 +152,19 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
 
 function parseFlags(argv: string[]) {
   return parseArgs({ args: argv, options: FLAGS }).values;
+}
+
+/** @param text one address, or several with commas between them */
+export function natsUrls(text: string): string[] {
+  return text.split(",").map((url) => url.trim());
+}
+
+function isNatsUrl(text: string): boolean {
+  return z.url({ protocol: /^(nats|tls)$/ }).safeParse(text).success;
+}
+
+function isSafe(url: string): boolean {
+  return !isNatsUrl(url) || url.startsWith("tls:") || isLoopbackUrl(url);
 }
 
 function isLoopbackUrl(url: string): boolean {

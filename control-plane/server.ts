@@ -1,6 +1,6 @@
 /** One replica: opens its parts in order, and closes them in the reverse one. */
 import { createHash, createHmac } from "node:crypto";
-import { mkdir, rename, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
@@ -23,7 +23,7 @@ import { loadConsole } from "./api/console.ts";
 import { LOOPBACK_HOSTS } from "./api/context.ts";
 import { IDEMPOTENCY_TTL_MS } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
-import type { ServerConfig } from "./config.ts";
+import { natsUrls, type ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
@@ -37,7 +37,7 @@ import { RunService } from "./runs/run-service.ts";
 import { explainWaiting } from "./runs/waiting.ts";
 import { ClusterRecord } from "./shards/shard-book.ts";
 import { ShardService } from "./shards/shard-service.ts";
-import { connectNats, ensureStreams, ensureWorkConsumer } from "./store/jetstream.ts";
+import { connectNats, ensureStreams, ensureWorkConsumer, type NatsTarget } from "./store/jetstream.ts";
 import { JetStreamInbox } from "./store/jetstream-inbox.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
@@ -404,7 +404,7 @@ async function openEngine(
 ): Promise<Engine> {
   const embedded =
     config.natsUrl === undefined ? await startEmbedded(config, world, signal, closers) : undefined;
-  const target = embedded?.target ?? externalTarget(config);
+  const target = embedded?.target ?? (await externalTarget(config));
   const connection = await connectNats({ ...target, name: "insitu-server" });
   closers.add("nats connection", () => connection.close());
   const manager = await connection.jetstreamManager();
@@ -416,7 +416,7 @@ async function openEngine(
         servers: target.servers,
         user: config.agentNatsUser,
         password: config.agentNatsPassword,
-        caPem: "",
+        caPem: target.caPem ?? "",
       }),
       inboxPrefix: inboxOf(environment),
       stream: STREAMS.work,
@@ -434,20 +434,28 @@ async function openEngine(
   };
 }
 
-function externalTarget(config: ServerConfig): {
-  servers: string[];
-  user?: string;
-  password?: string;
-  caFile?: string;
-} {
-  const url = new URL(config.natsUrl!);
+/** User and password are those of the first address that has them. */
+async function externalTarget(config: ServerConfig): Promise<Omit<NatsTarget, "name">> {
+  const urls = natsUrls(config.natsUrl!).map((url) => new URL(url));
+  const signed = urls.find(({ username }) => username !== "");
   return {
-    servers: [`${url.protocol}//${url.host}`],
-    ...(url.username
-      ? { user: decodeURIComponent(url.username), password: decodeURIComponent(url.password) }
+    servers: urls.map((url) => `${url.protocol}//${url.host}`),
+    ...(signed
+      ? { user: decodeURIComponent(signed.username), password: decodeURIComponent(signed.password) }
       : {}),
-    ...(config.natsCaFile ? { caFile: config.natsCaFile } : {}),
+    ...(config.natsCaFile ? { caPem: await readCa(config.natsCaFile) } : {}),
   };
+}
+
+async function readCa(file: string): Promise<string> {
+  try {
+    return await readFile(file, "utf8");
+  } catch (err) {
+    const reason = (err as NodeJS.ErrnoException).code ?? "unreadable";
+    throw new InsituError("request.invalid", `INSITU_NATS_CA_FILE: cannot read ${file} (${reason})`, {
+      cause: err,
+    });
+  }
 }
 
 /** A nats-server of our own: a user for the control plane, and one per environment that reaches only its own queue. */
@@ -501,7 +509,7 @@ async function startEmbedded(
       servers: [local],
       user: CONTROL_PLANE_USER,
       password: passwordOf(CONTROL_PLANE_USER),
-      ...(tls ? { caFile: tls.caFile } : {}),
+      ...(tls ? { caPem: pki.caPem } : {}),
     },
     agentAccess: (environment: string) => ({
       servers: [remote ? `${scheme}://${advertisedHost(config)}:${server.port}` : local],

@@ -10,6 +10,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
+import { tlsOf } from "../../shared/wire/nats-tls.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
 import type { NatsAccess } from "./nats-access.ts";
 
@@ -97,7 +98,7 @@ export class PullLoop {
       pingInterval: 5_000,
       maxPingOut: 2,
       ignoreAuthErrorAbort: true,
-      ...(access.caPem === "" ? {} : { tls: { ca: access.caPem } }),
+      ...tlsOf(access.servers, access.caPem),
     };
     // The client comes back by itself; a connection that it has closed for good is opened anew here.
     for (let retryMs = RETRY_MS; !this.#stop.signal.aborted; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {

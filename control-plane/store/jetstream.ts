@@ -15,6 +15,7 @@ import {
   type StreamConfig,
 } from "nats";
 import { InsituError } from "../../shared/errors.ts";
+import { tlsOf } from "../../shared/wire/nats-tls.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 
 /** Repeats of a message id within this time are stored once. Longer than any retry of ours goes on. */
@@ -28,7 +29,8 @@ export interface NatsTarget {
   servers: string[];
   user?: string;
   password?: string;
-  caFile?: string;
+  /** PEM of the authority to trust; without it the system's. */
+  caPem?: string;
   name: string;
 }
 
@@ -42,7 +44,7 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     pingInterval: 5_000,
     maxPingOut: 2,
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
-    ...(target.caFile === undefined ? {} : { tls: { caFile: target.caFile } }),
+    ...tlsOf(target.servers, target.caPem ?? ""),
   };
   try {
     return await connect(options);
