@@ -1,0 +1,375 @@
+/**
+ * A host with an agent on it: the real `LeaseBook`, and a model of what carries an attempt, in the order of
+ * `attempt-service.ts`: journal, acknowledge the pull, start; the outcome into the journal, then the report.
+ *
+ * A crash takes the program's memory and leaves the disk. Steps outlive it under their supervisors, whose exit
+ * records lie on the disk; a reboot ends them, and a replaced disk forgets everything.
+ */
+import { LeaseBook } from "../../agent/leases/lease-book.ts";
+import type { LeaseKey, Offer, Outcome, OutcomeStatus, ReportPayload } from "../../shared/wire/attempt.ts";
+import { outcome } from "../support/specs.ts";
+import { HEARTBEAT_MS } from "./replica.ts";
+import { type Acked, type AgentEnd, Session, type ToAgent } from "./session.ts";
+import { type Host, Process } from "./timeline.ts";
+import type { World } from "./world.ts";
+
+const PULL_EXPIRES_MS = 5_000;
+const CHECK_MS = 500;
+const JOURNAL_RETRY_MS = 1_000;
+const WRITE_MAX_MS = 5;
+const WELCOME_TIMEOUT_MS = 3_000;
+const RECONNECT_MAX_MS = 2_000;
+const MISSED_MAX = 3;
+const NATS = "nats";
+
+/** What the journal keeps. */
+interface Disk {
+  readonly number: number;
+  readonly leases: Map<string, Offer>;
+  readonly outbox: Map<number, ReportPayload>;
+  lastSeq: number;
+}
+
+/** A step's own process and its supervisor: no part of the agent. */
+interface Child {
+  offer: Offer;
+  startedAtMs: number;
+  exit: OutcomeStatus | undefined;
+  stopping: boolean;
+  onExit: () => void;
+}
+
+interface Running {
+  lease: LeaseKey;
+  durable: boolean;
+  cancelled: boolean;
+}
+
+export class Agent implements AgentEnd, Host {
+  readonly name: string;
+  readonly environment: string;
+  skewMs: number;
+  diskFullUntilMs = 0;
+  readonly #world: World;
+  readonly #slots: number;
+  #process: Process;
+  #disk: Disk = emptyDisk(1);
+  readonly #children = new Map<string, Child>();
+  #book: LeaseBook;
+  #running = new Map<string, Running>();
+  #session: Session | undefined;
+  #welcomed = false;
+  #centreOffsetMs = 0;
+  #sentSeq = 0;
+  #beats = { sent: 0, answered: 0 };
+  #pulls: { remaining: number; untilMs: number }[] = [];
+
+  constructor(world: World, given: { name: string; environment: string; slots: number; skewMs: number }) {
+    this.#world = world;
+    this.name = given.name;
+    this.environment = given.environment;
+    this.#slots = given.slots;
+    this.skewMs = given.skewMs;
+    this.#book = new LeaseBook(given.environment);
+    this.#process = new Process(world.timeline, this);
+    this.#process.alive = false;
+  }
+
+  get alive(): boolean {
+    return this.#process.alive;
+  }
+
+  /** Nothing runs, and nothing waits to be delivered. */
+  get idle(): boolean {
+    return this.#running.size === 0 && this.#disk.outbox.size === 0 && this.#disk.leases.size === 0;
+  }
+
+  start(): void {
+    if (this.alive) return;
+    this.#world.note(() => `${this.name} starts`);
+    this.#process = new Process(this.#world.timeline, this);
+    this.#book = new LeaseBook(this.environment);
+    this.#running = new Map();
+    this.#pulls = [];
+    this.#centreOffsetMs = 0;
+    for (const report of this.#disk.outbox.values()) this.#book.note(report.lease);
+    for (const [key, offer] of this.#disk.leases) this.#resume(key, offer);
+    this.#process.clock.every(CHECK_MS, () => this.#pull());
+    this.#process.clock.every(HEARTBEAT_MS, () => this.#heartbeat());
+    this.#connect();
+  }
+
+  crash(): void {
+    if (!this.alive) return;
+    this.#world.note(() => `${this.name} crashes`);
+    this.#process.alive = false;
+    this.#session?.break(this.#world.chance.happens(0.5));
+  }
+
+  /** The agent and every process of its steps. */
+  reboot(): void {
+    this.crash();
+    // What was still running leaves no exit record.
+    for (const [key, child] of this.#children) if (child.exit === undefined) this.#children.delete(key);
+  }
+
+  /** The host is replaced, and enrolled again under the same name. */
+  wipe(): void {
+    this.reboot();
+    this.#world.note(() => `${this.name} has a new disk`);
+    this.#children.clear();
+    this.#disk = emptyDisk(this.#disk.number + 1);
+  }
+
+  resetConnection(): void {
+    this.#session?.break(this.#world.chance.happens(0.5));
+  }
+
+  receive(session: Session, message: ToAgent): void {
+    if (!this.alive || this.#session !== session) return;
+    switch (message.kind) {
+      case "welcome":
+        this.#welcomed = true;
+        this.#centreOffsetMs = message.wallMs - this.#process.clock.wallMs();
+        this.#sentSeq = 0;
+        this.#beats = { sent: 0, answered: 0 };
+        this.#heartbeat();
+        return this.#deliver();
+      case "reply":
+        this.#beats.answered = message.seq;
+        for (const lease of message.verdict.superseded) this.#stop(lease);
+        for (const { lease } of message.verdict.cancels) this.#stop(lease);
+        return;
+      case "cancel":
+        return this.#stop(message.lease);
+    }
+  }
+
+  acked(session: Session, { ackedSeq, rejected }: Acked): void {
+    if (!this.alive || this.#session !== session) return;
+    for (const { seq, code } of rejected) {
+      const report = this.#disk.outbox.get(seq);
+      if (report) this.#world.witness.rejected(this.name, report, code);
+    }
+    for (const [seq, report] of this.#disk.outbox) {
+      if (seq > ackedSeq) break;
+      this.#world.witness.acknowledged(this.name, report);
+      this.#disk.outbox.delete(seq);
+    }
+  }
+
+  broken(session: Session): void {
+    if (this.#session !== session) return;
+    this.#session = undefined;
+    this.#welcomed = false;
+    if (this.alive) {
+      this.#process.clock.after(this.#world.chance.int(100, RECONNECT_MAX_MS), () => this.#connect());
+    }
+  }
+
+  #connect(): void {
+    const session = new Session(this.#world.network, this, this.#world.gateway());
+    this.#session = session;
+    session.toReplica({ kind: "hello", slots: this.#slots, held: this.#held() });
+    this.#process.clock.after(WELCOME_TIMEOUT_MS, () => {
+      if (this.#session === session && !this.#welcomed) session.break(true);
+    });
+  }
+
+  #heartbeat(): void {
+    if (!this.#session || !this.#welcomed) return;
+    if (this.#beats.sent - this.#beats.answered >= MISSED_MAX) return this.#session.break(true);
+    const freeSlots = this.#slots - this.#running.size;
+    this.#session.toReplica({ kind: "heartbeat", seq: ++this.#beats.sent, held: this.#held(), freeSlots });
+  }
+
+  #held(): LeaseKey[] {
+    const undelivered = [...this.#disk.outbox.values()].filter(({ kind }) => kind === "finished");
+    return [
+      ...[...this.#running.values()].map(({ lease }) => lease),
+      ...undelivered.map(({ lease }) => lease),
+    ];
+  }
+
+  #deliver(): void {
+    if (!this.#session || !this.#welcomed) return;
+    const due = [...this.#disk.outbox].filter(([seq]) => seq > this.#sentSeq);
+    if (due.length === 0) return;
+    this.#sentSeq = due.at(-1)![0];
+    this.#session.sendReports(due.map(([seq, report]) => ({ seq, report })));
+  }
+
+  #pull(): void {
+    const { clock } = this.#process;
+    const { network, work } = this.#world;
+    const nowMs = clock.monotonicMs();
+    this.#pulls = this.#pulls.filter(({ remaining, untilMs }) => remaining > 0 && untilMs > nowMs);
+    const asked = this.#pulls.reduce((sum, { remaining }) => sum + remaining, 0);
+    const wanted = this.#slots - this.#running.size - asked;
+    if (wanted <= 0) return;
+    const process = this.#process;
+    const pull = { remaining: wanted, untilMs: nowMs + PULL_EXPIRES_MS + WELCOME_TIMEOUT_MS };
+    this.#pulls.push(pull);
+    network.send(this.name, NATS, () => {
+      const untilMs = this.#world.timeline.nowMs + PULL_EXPIRES_MS;
+      work.pull(this.environment, {
+        remaining: wanted,
+        untilMs,
+        deliver: (seq, offer) =>
+          network.send(NATS, this.name, () => {
+            pull.remaining -= 1;
+            if (process.alive) this.#take(seq, offer);
+          }),
+      });
+    });
+  }
+
+  #take(seq: number, offer: Offer): void {
+    const { network, work, bug } = this.#world;
+    const ack = (): void => network.send(this.name, NATS, () => work.remove(seq));
+    const giveBack = (afterMs: number): void =>
+      network.send(this.name, NATS, () => work.giveBack(seq, afterMs));
+    const localMs = this.#process.clock.wallMs();
+    const decision = this.#book.decide(
+      offer,
+      bug === "trust-local-clock" ? localMs : localMs + this.#centreOffsetMs,
+    );
+    const key = keyOf(offer.lease);
+    const name = (): string => `${offer.lease.stepId}/${offer.lease.epoch}`;
+    if (decision.kind === "refuse") {
+      this.#world.note(() => `${this.name} refuses ${name()}: ${decision.reason}`);
+      return ack();
+    }
+    if (decision.kind === "duplicate" && bug !== "double-start") {
+      if (this.#running.get(key)?.durable !== false) ack();
+      return;
+    }
+    if (this.#running.size >= this.#slots) return giveBack(0);
+    this.#world.note(() => `${this.name} takes ${name()}`);
+    this.#book.note(offer.lease);
+    const running: Running = { lease: offer.lease, durable: false, cancelled: false };
+    this.#running.set(key, running);
+    const started: ReportPayload = { kind: "started", lease: offer.lease, atMs: localMs };
+    this.#write(
+      () => {
+        this.#disk.leases.set(key, offer);
+        this.#putReport(started);
+      },
+      (kept) => {
+        if (!kept) {
+          this.#running.delete(key);
+          this.#book.forget(offer.lease);
+          return giveBack(JOURNAL_RETRY_MS);
+        }
+        running.durable = true;
+        ack();
+        this.#launch(key, offer, running);
+      },
+    );
+  }
+
+  #launch(key: string, offer: Offer, running: Running): void {
+    this.#world.witness.started(offer.lease, this.name, this.#disk.number);
+    const child: Child = {
+      offer,
+      startedAtMs: this.#world.timeline.nowMs,
+      exit: undefined,
+      stopping: false,
+      onExit: () => undefined,
+    };
+    this.#children.set(key, child);
+    const { takesMs, failShare } = this.#world.behaviourOf(offer);
+    const fails = this.#world.chance.happens(failShare);
+    this.#world.timeline.after(this.#world.chance.wait(Math.max(1, takesMs)), () =>
+      this.#exit(key, child, fails ? "failed" : "succeeded"),
+    );
+    this.#follow(key, child);
+    if (running.cancelled) this.#stop(offer.lease);
+  }
+
+  /** The supervisor writes the exit record, whether or not an agent is there to read it. */
+  #exit(key: string, child: Child, status: OutcomeStatus): void {
+    if (this.#children.get(key) !== child || child.exit !== undefined) return;
+    child.exit = status;
+    child.onExit();
+  }
+
+  #follow(key: string, child: Child): void {
+    const process = this.#process;
+    child.onExit = () => {
+      if (process.alive) this.#finish(key, child.offer, child.exit!);
+    };
+    if (child.exit !== undefined) child.onExit();
+  }
+
+  /** After a start: attaches to what still runs, reads what has ended, and says of the rest that it is unknown. */
+  #resume(key: string, offer: Offer): void {
+    this.#book.note(offer.lease);
+    this.#running.set(key, { lease: offer.lease, durable: true, cancelled: false });
+    const child = this.#children.get(key);
+    if (child) this.#follow(key, child);
+    else this.#finish(key, offer, "interrupted");
+  }
+
+  #finish(key: string, offer: Offer, status: OutcomeStatus): void {
+    const said: Outcome = outcome({
+      status,
+      exitCode: status === "succeeded" ? 0 : 1,
+      // A mark by which the witness knows this outcome again.
+      logBytes: ++this.#world.marks,
+    });
+    this.#world.note(() => `${this.name} ends ${offer.lease.stepId}/${offer.lease.epoch}: ${status}`);
+    this.#world.witness.ended(offer.lease, this.name, said);
+    const write = (): void =>
+      this.#write(
+        () => {
+          this.#disk.leases.delete(key);
+          this.#putReport({ kind: "finished", lease: offer.lease, outcome: said });
+        },
+        (kept) => {
+          if (!kept) return void this.#process.clock.after(JOURNAL_RETRY_MS, write);
+          this.#children.delete(key);
+          this.#running.delete(key);
+          this.#pull();
+        },
+      );
+    write();
+  }
+
+  #stop(lease: LeaseKey): void {
+    const key = keyOf(lease);
+    const running = this.#running.get(key);
+    if (!running) return;
+    running.cancelled = true;
+    const child = this.#children.get(key);
+    if (!child || child.stopping || child.exit !== undefined) return;
+    child.stopping = true;
+    this.#world.timeline.after(this.#world.chance.int(1, 500), () => this.#exit(key, child, "cancelled"));
+  }
+
+  #putReport(report: ReportPayload): void {
+    this.#disk.outbox.set(++this.#disk.lastSeq, report);
+  }
+
+  /** Durable at one moment, known to be so at a later one: a crash may come between. */
+  #write(change: () => void, then: (kept: boolean) => void): void {
+    const { clock } = this.#process;
+    const disk = this.#disk;
+    clock.after(this.#world.chance.int(1, WRITE_MAX_MS), () => {
+      const kept = this.#world.timeline.nowMs >= this.diskFullUntilMs;
+      if (kept && this.#disk === disk) change();
+      clock.after(this.#world.chance.int(0, 1), () => {
+        if (kept) this.#deliver();
+        then(kept);
+      });
+    });
+  }
+}
+
+function emptyDisk(number: number): Disk {
+  return { number, leases: new Map(), outbox: new Map(), lastSeq: 0 };
+}
+
+function keyOf(lease: LeaseKey): string {
+  return `${lease.runId}/${lease.stepId}/${lease.attempt}/${lease.epoch}`;
+}

@@ -1,0 +1,20 @@
+/** Bugs that can be planted at the ports of a simulated world, to see that it finds them. */
+
+export const BUGS = [
+  /** A heartbeat renews all that the replica thinks the agent has, and not what it names. */
+  "renew-all-leases",
+  /** A report is acknowledged when it has arrived, and not when it is durable. */
+  "ack-before-durable",
+  /** An outcome under an old epoch is taken for one under the current. */
+  "accept-stale-epoch",
+  /** A replica that starts again does not set the timer that its runs are owed. */
+  "forget-owed-effect",
+  /** A replica that starts again counts its message ids from the beginning. */
+  "reuse-message-id",
+  /** An agent judges the expiry of offers by its own wall clock. */
+  "trust-local-clock",
+  /** An agent starts an offer that it has seen before. */
+  "double-start",
+] as const;
+
+export type Bug = (typeof BUGS)[number];

@@ -1,0 +1,85 @@
+/** One connection of an agent to a replica: a stream of messages each way, and one each way for reports. */
+
+import type { HeartbeatVerdict } from "../../control-plane/gateway/ports.ts";
+import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { Network } from "./network.ts";
+
+export type ToReplica =
+  | { kind: "hello"; slots: number; held: LeaseKey[] }
+  | { kind: "heartbeat"; seq: number; held: LeaseKey[]; freeSlots: number };
+
+export type ToAgent =
+  | { kind: "welcome"; wallMs: number }
+  | { kind: "reply"; seq: number; verdict: HeartbeatVerdict }
+  | { kind: "cancel"; lease: LeaseKey; reason: string };
+
+export interface SentReport {
+  seq: number;
+  report: ReportPayload;
+}
+
+export interface Acked {
+  ackedSeq: number;
+  rejected: { seq: number; code: string }[];
+}
+
+export interface AgentEnd {
+  readonly name: string;
+  receive(session: Session, message: ToAgent): void;
+  acked(session: Session, acked: Acked): void;
+  broken(session: Session): void;
+}
+
+export interface ReplicaEnd {
+  readonly name: string;
+  receive(session: Session, message: ToReplica): void;
+  reports(session: Session, reports: SentReport[]): void;
+  broken(session: Session): void;
+}
+
+export class Session {
+  open = true;
+  /** What was on its way when the agent gave the connection up may arrive all the same. */
+  haunted = false;
+  readonly agent: AgentEnd;
+  readonly replica: ReplicaEnd;
+  readonly #up: (deliver: () => void) => void;
+  readonly #upReports: (deliver: () => void) => void;
+  readonly #down: (deliver: () => void) => void;
+  readonly #downAcks: (deliver: () => void) => void;
+
+  constructor(network: Network, agent: AgentEnd, replica: ReplicaEnd) {
+    this.agent = agent;
+    this.replica = replica;
+    const up = (): boolean => this.open || this.haunted;
+    const down = (): boolean => this.open;
+    this.#up = network.stream(agent.name, replica.name, up);
+    this.#upReports = network.stream(agent.name, replica.name, up);
+    this.#down = network.stream(replica.name, agent.name, down);
+    this.#downAcks = network.stream(replica.name, agent.name, down);
+  }
+
+  toReplica(message: ToReplica): void {
+    if (this.open) this.#up(() => this.replica.receive(this, message));
+  }
+
+  sendReports(reports: SentReport[]): void {
+    if (this.open) this.#upReports(() => this.replica.reports(this, reports));
+  }
+
+  toAgent(message: ToAgent): void {
+    if (this.open) this.#down(() => this.agent.receive(this, message));
+  }
+
+  acknowledge(acked: Acked): void {
+    if (this.open) this.#downAcks(() => this.agent.acked(this, acked));
+  }
+
+  break(haunted: boolean): void {
+    if (!this.open) return;
+    this.open = false;
+    this.haunted = haunted;
+    this.agent.broken(this);
+    this.replica.broken(this);
+  }
+}

@@ -1,0 +1,268 @@
+/**
+ * Watches the stream and the sites, and knows what must never happen. It keeps books of its own, so that a fault in
+ * the engine's fold does not hide itself.
+ */
+
+import type { StoredBatch } from "../../control-plane/runs/ports.ts";
+import type { RunEvent } from "../../shared/engine/events.ts";
+import type { LeaseKey, Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { Pipeline, Scenario } from "./scenario.ts";
+
+export interface Violation {
+  invariant: string;
+  message: string;
+}
+
+type Status = "open" | "offered" | "running" | "succeeded" | "failed" | "skipped" | "cancelled";
+
+interface StepBook {
+  status: Status;
+  attempt: number;
+  epoch: number;
+  environment: string;
+  agent: string | null;
+  /** `epoch:agent` of every outcome in the stream. */
+  outcomes: Set<string>;
+  /** Epochs with an outcome that counts. */
+  committed: Set<number>;
+}
+
+interface RunBook {
+  pipeline: Pipeline;
+  status: string;
+  steps: Map<string, StepBook>;
+}
+
+const OPEN = new Set<Status>(["open", "offered", "running"]);
+
+export class Witness {
+  violation: Violation | undefined;
+  readonly runs = new Map<string, RunBook>();
+  /** How often each `once` step, or each grant, was started at a site. */
+  readonly #starts = new Map<string, number>();
+  /** What the sites themselves recorded, by `lease@agent`. */
+  readonly #outcomes = new Map<string, Outcome[]>();
+  readonly #scenario: Scenario;
+
+  constructor(scenario: Scenario) {
+    this.#scenario = scenario;
+  }
+
+  fail(invariant: string, message: string): void {
+    this.violation ??= { invariant, message };
+  }
+
+  get unfinished(): string[] {
+    return [...this.runs].filter(([, run]) => run.status === "running").map(([runId]) => runId);
+  }
+
+  appended({ runId, events }: StoredBatch): void {
+    for (const event of events) this.#event(runId, event);
+    this.#checkPools();
+  }
+
+  /** `disk`: an agent whose disk was replaced remembers nothing, and is another one under the same name. */
+  started(lease: LeaseKey, agent: string, disk: number): void {
+    const { runId, stepId, epoch } = lease;
+    const run = this.runs.get(runId);
+    const step = run?.steps.get(stepId);
+    const environment = environmentOf(agent);
+    if (!run || !step || step.epoch < epoch) {
+      return this.fail("nothing starts that was not offered", `${nameOf(lease)} at ${agent}`);
+    }
+    if (!run.pipeline.allowed.get(stepId)!.includes(environment)) {
+      this.fail("steps run only where they may", `${nameOf(lease)} started in ${environment}`);
+    }
+    const key = `${keyOf(lease)}@${agent}/${disk}`;
+    const count = (this.#starts.get(key) ?? 0) + 1;
+    this.#starts.set(key, count);
+    if (count > 1) this.fail("an agent starts a grant once", `${nameOf(lease)} started twice at ${agent}`);
+  }
+
+  ended(lease: LeaseKey, agent: string, outcome: Outcome): void {
+    const key = `${keyOf(lease)}@${agent}`;
+    this.#outcomes.set(key, [...(this.#outcomes.get(key) ?? []), outcome]);
+  }
+
+  /** The agent was told that its report is durable, and forgets it. */
+  acknowledged(agent: string, report: ReportPayload): void {
+    const { runId, stepId, epoch } = report.lease;
+    const step = this.runs.get(runId)?.steps.get(stepId);
+    const lost =
+      report.kind === "finished"
+        ? !step?.outcomes.has(`${epoch}:${agent}`)
+        : !step || (step.status === "offered" && step.epoch === epoch);
+    if (lost) {
+      this.fail(
+        "what is acknowledged is in the stream",
+        `${report.kind} of ${nameOf(report.lease)} by ${agent}`,
+      );
+    }
+  }
+
+  rejected(agent: string, report: ReportPayload, code: string): void {
+    this.fail(
+      "no report of a granted attempt is refused",
+      `${report.kind} of ${nameOf(report.lease)} by ${agent}: ${code}`,
+    );
+  }
+
+  #event(runId: string, event: RunEvent): void {
+    const { fail } = { fail: (invariant: string, why: string) => this.fail(invariant, `${why} (${runId})`) };
+    if (event.kind === "run.created") {
+      const pipeline = this.#scenario.pipelines.find(({ version }) => version === event.version)!;
+      if (this.runs.has(runId)) return fail("a run is created once", "created again");
+      const steps = new Map(pipeline.plan.steps.map(({ id }) => [id, emptyBook()] as const));
+      this.runs.set(runId, { pipeline, status: "running", steps });
+      return;
+    }
+    const run = this.runs.get(runId);
+    if (!run) return fail("a run is created before anything else", event.kind);
+    if (run.status !== "running" && event.kind !== "attempt.fenced") {
+      return fail("an ended run does not change", `${event.kind} after ${run.status}`);
+    }
+    if (event.kind === "run.finished") {
+      const open = [...run.steps].filter(([, step]) => OPEN.has(step.status));
+      if (open.length > 0) fail("a run ends after its steps", `${open.map(([id]) => id).join(", ")} open`);
+      run.status = event.status;
+      return;
+    }
+    if (!("step" in event)) return;
+    const step = run.steps.get(event.step)!;
+    const about = `${event.kind} of ${event.step}`;
+    if (event.kind !== "attempt.fenced" && !OPEN.has(step.status)) {
+      return fail("an ended step does not change", `${about} after ${step.status}`);
+    }
+    switch (event.kind) {
+      case "attempt.offered":
+        return this.#offered(run, step, event, fail);
+      case "attempt.started":
+        this.#checkHolder(step, event, fail);
+        if (step.status !== "offered")
+          fail("only what is offered starts", `${about}, which is ${step.status}`);
+        step.status = "running";
+        step.agent = event.agent;
+        return;
+      case "attempt.finished":
+        this.#checkHolder(step, event, fail);
+        this.#outcome(step, runId, event, event.outcome, fail);
+        if (step.status !== "running" || step.agent !== event.agent)
+          fail("an outcome comes from the holder", `${about} by ${event.agent}, held by ${step.agent}`);
+        if (step.committed.has(event.epoch)) fail("one outcome an epoch", `${about}, epoch ${event.epoch}`);
+        step.committed.add(event.epoch);
+        step.status = "open";
+        return;
+      case "attempt.lost":
+        if (event.epoch !== step.epoch) fail("only the current grant is lost", `${about} ${event.epoch}`);
+        if (event.outcome) this.#outcome(step, runId, { ...event, agent: event.agent! }, event.outcome, fail);
+        step.status = "open";
+        return;
+      case "attempt.fenced":
+        return this.#outcome(step, runId, event, event.outcome, fail);
+      case "step.succeeded":
+        if (!step.committed.has(step.epoch)) fail("success rests on an outcome", about);
+        step.status = "succeeded";
+        return;
+      case "step.failed":
+        step.status = "failed";
+        return;
+      case "step.skipped":
+        step.status = "skipped";
+        return;
+      case "step.cancelled":
+        step.status = "cancelled";
+        return;
+      default:
+        return;
+    }
+  }
+
+  #offered(
+    run: RunBook,
+    step: StepBook,
+    event: Extract<RunEvent, { kind: "attempt.offered" }>,
+    fail: (invariant: string, why: string) => void,
+  ): void {
+    if (step.status !== "open") fail("one grant at a time", `${event.step} is ${step.status}`);
+    if (event.epoch !== step.epoch + 1)
+      fail("epochs grow", `${event.step}: ${event.epoch} after ${step.epoch}`);
+    if (event.attempt < step.attempt) fail("attempts grow", `${event.step}: ${event.attempt}`);
+    if (!run.pipeline.allowed.get(event.step)!.includes(event.environment))
+      fail("steps are offered only where they may run", `${event.step} in ${event.environment}`);
+    const { needs } = run.pipeline.plan.steps[run.pipeline.plan.indexOf.get(event.step)!]!;
+    const early = needs.filter((need) => run.steps.get(need)!.status !== "succeeded");
+    if (early.length > 0) fail("needs come first", `${event.step} before ${early.join(", ")}`);
+    step.status = "offered";
+    step.attempt = event.attempt;
+    step.epoch = event.epoch;
+    step.environment = event.environment;
+    step.agent = null;
+  }
+
+  #checkHolder(
+    step: StepBook,
+    event: { step: string; epoch: number; agent: string },
+    fail: (invariant: string, why: string) => void,
+  ): void {
+    if (event.epoch !== step.epoch)
+      fail("only the current epoch counts", `${event.step}: ${event.epoch}, current ${step.epoch}`);
+    if (environmentOf(event.agent) !== step.environment)
+      fail("only the granted site counts", `${event.step}: ${event.agent}, granted to ${step.environment}`);
+  }
+
+  /** Every outcome in the stream is one that a site recorded, word for word, and stands there once. */
+  #outcome(
+    step: StepBook,
+    runId: string,
+    event: { step: string; attempt: number; epoch: number; agent: string },
+    outcome: Outcome,
+    fail: (invariant: string, why: string) => void,
+  ): void {
+    const said = `outcome of ${event.step} under epoch ${event.epoch} by ${event.agent}`;
+    const key = keyOf({ runId, stepId: event.step, attempt: event.attempt, epoch: event.epoch });
+    const recorded = this.#outcomes.get(`${key}@${event.agent}`) ?? [];
+    if (!recorded.some(({ logBytes, status }) => logBytes === outcome.logBytes && status === outcome.status))
+      fail("an outcome is what the site recorded", said);
+    const mark = `${event.epoch}:${event.agent}`;
+    if (step.outcomes.has(mark)) fail("an outcome stands in the stream once", said);
+    step.outcomes.add(mark);
+  }
+
+  #checkPools(): void {
+    for (const [pool, capacity] of this.#scenario.pools) {
+      let held = 0;
+      for (const run of this.runs.values()) {
+        for (const spec of run.pipeline.plan.steps) {
+          const status = spec.pools.includes(pool) && run.steps.get(spec.id)!.status;
+          if (status === "offered" || status === "running") held += 1;
+        }
+      }
+      if (held > capacity)
+        this.fail("pools are never over capacity", `${pool}: ${held} of ${capacity} places taken`);
+    }
+  }
+}
+
+export function environmentOf(agent: string): string {
+  return agent.slice(0, agent.indexOf("/"));
+}
+
+function emptyBook(): StepBook {
+  return {
+    status: "open",
+    attempt: 0,
+    epoch: 0,
+    environment: "",
+    agent: null,
+    outcomes: new Set(),
+    committed: new Set(),
+  };
+}
+
+function keyOf({ runId, stepId, epoch }: LeaseKey): string {
+  return `${runId}/${stepId}/${epoch}`;
+}
+
+function nameOf(lease: LeaseKey): string {
+  return `${lease.stepId} under epoch ${lease.epoch} of ${lease.runId}`;
+}

@@ -1,0 +1,248 @@
+/** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
+import type { Offer } from "../../shared/wire/attempt.ts";
+import { Agent } from "./agent.ts";
+import type { Bug } from "./bug.ts";
+import { Chance } from "./chance.ts";
+import { Network } from "./network.ts";
+import { Replica } from "./replica.ts";
+import { AGENT_SKEW_MAX_MS, type Behaviour, drawScenario, type Pipeline, type Scenario } from "./scenario.ts";
+import { RunsStream, WorkStream } from "./streams.ts";
+import { Timeline } from "./timeline.ts";
+import { environmentOf, type Violation, Witness } from "./witness.ts";
+
+/** Virtual time within which every run ends once nothing is wrong any more. */
+const PROGRESS_MS = 30 * 60_000;
+/** After the last run: what was superseded is stopped, and every report delivered. */
+const QUIET_MS = 120_000;
+const REPLICA_SKEW_MAX_MS = 600_000;
+const REPLICA_SKEW_HEALED_MS = 500;
+
+export interface WorldOptions {
+  seed: number;
+  bug?: Bug | undefined;
+  trace?: ((line: string) => void) | undefined;
+}
+
+export interface Verdict {
+  seed: number;
+  events: number;
+  runs: number;
+  virtualMs: number;
+  violation: Violation | undefined;
+}
+
+export class World {
+  readonly timeline: Timeline;
+  readonly chance: Chance;
+  readonly network: Network;
+  readonly scenario: Scenario;
+  readonly witness: Witness;
+  readonly runs: RunsStream;
+  readonly work: WorkStream;
+  readonly bug: Bug | undefined;
+  /** Policy allows nothing anywhere for the moment. */
+  closed = false;
+  crashAtAppend: number;
+  marks = 0;
+  readonly #seed: number;
+  readonly #replicas: Replica[];
+  readonly #agents: Agent[];
+  readonly #names = new Map<string, string>();
+  #troubled = true;
+  #asked = 0;
+
+  constructor({ seed, bug, trace }: WorldOptions) {
+    this.#seed = seed;
+    this.bug = bug;
+    this.chance = new Chance(seed);
+    this.timeline = new Timeline(trace);
+    this.network = new Network(this.timeline, this.chance);
+    this.scenario = drawScenario(this.chance, 1);
+    this.witness = new Witness(this.scenario);
+    this.crashAtAppend = this.scenario.crashAtAppend;
+    this.runs = new RunsStream(this.timeline, (batch) => {
+      for (const event of batch.events) {
+        if (event.kind === "run.created") this.#names.set(batch.runId, `run-${this.#names.size + 1}`);
+        this.note(() => `${this.#names.get(batch.runId)}: ${describe(event)}`);
+      }
+      this.witness.appended(batch);
+    });
+    this.work = new WorkStream(this.timeline);
+    this.#replicas = this.scenario.replicas.map((name) => new Replica(this, name));
+    this.#agents = this.scenario.agents.map((given) => new Agent(this, given));
+  }
+
+  async run(): Promise<Verdict> {
+    const { faultsForMs, weather } = this.scenario;
+    this.network.weather = weather;
+    for (const node of [...this.#replicas, ...this.#agents]) node.start();
+    for (const { atMs, pipeline } of this.scenario.runs) this.timeline.after(atMs, () => this.#ask(pipeline));
+    this.#plan();
+    await this.#until(() => false, faultsForMs);
+    this.#heal();
+    const healedMs = this.timeline.nowMs;
+    const done = (): boolean =>
+      this.#asked >= this.scenario.runs.length && this.witness.unfinished.length === 0;
+    if (!(await this.#until(done, healedMs + PROGRESS_MS)) && !this.witness.violation)
+      this.witness.fail("every run ends once nothing is wrong", this.witness.unfinished.join(", "));
+    const quiet = (): boolean => this.#agents.every((agent) => agent.idle);
+    if (!(await this.#until(quiet, this.timeline.nowMs + QUIET_MS)) && !this.witness.violation)
+      this.witness.fail(
+        "agents come to rest",
+        this.#agents
+          .filter(({ idle }) => !idle)
+          .map(({ name }) => name)
+          .join(", "),
+      );
+    const { violation } = this.witness;
+    return {
+      seed: this.#seed,
+      events: this.timeline.count,
+      runs: this.witness.runs.size,
+      virtualMs: this.timeline.nowMs,
+      violation: violation && { ...violation, message: this.#readable(violation.message) },
+    };
+  }
+
+  note(text: () => string): void {
+    this.timeline.note(() => this.#readable(text()));
+  }
+
+  /** The gateway that an agent tries next. */
+  gateway(): Replica {
+    return this.chance.pick(this.#replicas);
+  }
+
+  environmentOf(agent: string): string {
+    return environmentOf(agent);
+  }
+
+  pipeline(version: string): Pipeline {
+    return this.scenario.pipelines.find((pipeline) => pipeline.version === version)!;
+  }
+
+  allowedFor(pipeline: string, step: string): readonly string[] {
+    return this.scenario.pipelines.find(({ plan }) => plan.spec.name === pipeline)!.allowed.get(step)!;
+  }
+
+  behaviourOf(offer: Offer): Behaviour {
+    return this.pipeline(offer.version).behaviours.get(offer.step.id)!;
+  }
+
+  /** Dead now, and back after a while. */
+  crash(node: Replica | Agent): void {
+    node.crash();
+    this.timeline.after(this.chance.wait(3_000), () => node.start());
+  }
+
+  /** Until it is so, or the time is over, or something is wrong. True when it is so. */
+  async #until(holds: () => boolean, untilMs: number): Promise<boolean> {
+    while (!this.witness.violation) {
+      if (holds()) return true;
+      if (!(await this.timeline.step(untilMs))) {
+        this.timeline.nowMs = untilMs;
+        return holds();
+      }
+    }
+    return false;
+  }
+
+  /** Somebody starts a run, and asks again when the answer is no. */
+  #ask(pipeline: Pipeline): void {
+    const replica = this.chance.pick(this.#replicas);
+    const again = (): void => void this.timeline.after(1_000, () => this.#ask(pipeline));
+    if (!replica.serves) return again();
+    this.#asked += 1;
+    replica.create(pipeline).catch((err: unknown) => {
+      this.note(() => `run refused: ${String(err)}`);
+      this.#asked -= 1;
+      again();
+    });
+  }
+
+  #plan(): void {
+    const { rates } = this.scenario;
+    const agent = (): Agent => this.chance.pick(this.#agents);
+    const replica = (): Replica => this.chance.pick(this.#replicas);
+    this.#recur(rates.agentCrash, () => this.crash(agent()));
+    this.#recur(rates.hostReboot, () => this.#restart(agent(), (host) => host.reboot()));
+    this.#recur(rates.hostWipe, () => this.#restart(agent(), (host) => host.wipe()));
+    this.#recur(rates.replicaCrash, () => this.crash(replica()));
+    this.#recur(rates.cut, () => {
+      const [one, other] = this.chance.pick([
+        [agent().name, replica().name],
+        [agent().name, "nats"],
+        [replica().name, "nats"],
+      ] as const);
+      this.note(() => `link of ${one} and ${other} is cut`);
+      this.network.cut(one, other, this.chance.wait(6_000));
+    });
+    this.#recur(rates.reset, () => agent().resetConnection());
+    this.#recur(rates.clockJump, () => {
+      const host = this.chance.pick([...this.#agents, ...this.#replicas]);
+      const most = host instanceof Replica ? REPLICA_SKEW_MAX_MS : AGENT_SKEW_MAX_MS;
+      host.skewMs = this.chance.int(-most, most);
+      this.note(() => `the clock of ${host.name} jumps: ${host.skewMs} ms beside the truth`);
+    });
+    this.#recur(rates.diskFull, () => {
+      agent().diskFullUntilMs = this.timeline.nowMs + this.chance.wait(5_000);
+    });
+    this.#recur(rates.closedPolicy, () => this.#setClosed(!this.closed));
+    this.#recur(rates.cancel, () => {
+      const [runId] = [...this.witness.unfinished];
+      if (runId !== undefined)
+        replica()
+          .cancel(runId)
+          .catch(() => undefined);
+    });
+  }
+
+  #restart(agent: Agent, end: (agent: Agent) => void): void {
+    end(agent);
+    this.timeline.after(this.chance.wait(3_000), () => agent.start());
+  }
+
+  #recur(meanMs: number, fault: () => void): void {
+    if (!Number.isFinite(meanMs)) return;
+    this.timeline.after(this.chance.wait(meanMs), () => {
+      if (!this.#troubled) return;
+      fault();
+      this.#recur(meanMs, fault);
+    });
+  }
+
+  #setClosed(closed: boolean): void {
+    this.closed = closed;
+    this.note(() => (closed ? "policy forbids everything" : "policy allows again"));
+    for (const replica of this.#replicas) replica.factsChanged();
+  }
+
+  #heal(): void {
+    this.note(() => "faults end");
+    this.#troubled = false;
+    this.crashAtAppend = 0;
+    this.network.heal();
+    this.#setClosed(false);
+    // Operators keep the replicas' clocks together; those of the sites are as wrong as they are.
+    for (const replica of this.#replicas)
+      replica.skewMs = this.chance.int(-REPLICA_SKEW_HEALED_MS, REPLICA_SKEW_HEALED_MS);
+    for (const agent of this.#agents) agent.diskFullUntilMs = 0;
+    for (const node of [...this.#replicas, ...this.#agents]) node.start();
+  }
+
+  /** Runs have ids of chance; in traces they have numbers. */
+  #readable(text: string): string {
+    let readable = text;
+    for (const [runId, name] of this.#names) readable = readable.replaceAll(runId, name);
+    return readable;
+  }
+}
+
+function describe(event: { kind: string; step?: string; epoch?: number; agent?: string | null }): string {
+  const { kind, step, epoch, agent } = event;
+  return [kind, step, epoch === undefined ? undefined : `epoch ${epoch}`, agent].filter(Boolean).join(" ");
+}
+
+export async function simulate(options: WorldOptions): Promise<Verdict> {
+  return await new World(options).run();
+}
