@@ -59,7 +59,8 @@ export class Agent implements AgentEnd, Host {
   #running = new Map<string, Running>();
   #session: Session | undefined;
   #welcomed = false;
-  #centreOffsetMs = 0;
+  /** Wall time of the centre less the monotonic time here; undefined before the first welcome. */
+  #centreOffsetMs: number | undefined;
   #sentSeq = 0;
   #beats = { sent: 0, answered: 0 };
   #pulls: { remaining: number; untilMs: number }[] = [];
@@ -91,7 +92,7 @@ export class Agent implements AgentEnd, Host {
     this.#book = new LeaseBook(this.environment);
     this.#running = new Map();
     this.#pulls = [];
-    this.#centreOffsetMs = 0;
+    this.#centreOffsetMs = undefined;
     for (const report of this.#disk.outbox.values()) this.#book.note(report.lease);
     for (const [key, offer] of this.#disk.leases) this.#resume(key, offer);
     this.#process.clock.every(CHECK_MS, () => this.#pull());
@@ -130,13 +131,14 @@ export class Agent implements AgentEnd, Host {
     switch (message.kind) {
       case "welcome":
         this.#welcomed = true;
-        this.#centreOffsetMs = message.wallMs - this.#process.clock.wallMs();
+        this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         this.#sentSeq = 0;
         this.#beats = { sent: 0, answered: 0 };
         this.#heartbeat();
         return this.#deliver();
       case "reply":
-        this.#beats.answered = message.seq;
+        this.#beats.answered = Math.max(this.#beats.answered, message.seq);
+        this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         for (const lease of message.verdict.superseded) this.#stop(lease);
         for (const { lease } of message.verdict.cancels) this.#stop(lease);
         return;
@@ -230,10 +232,11 @@ export class Agent implements AgentEnd, Host {
     const giveBack = (afterMs: number): void =>
       network.send(this.name, NATS, () => work.giveBack(seq, afterMs));
     const localMs = this.#process.clock.wallMs();
-    const decision = this.#book.decide(
-      offer,
-      bug === "trust-local-clock" ? localMs : localMs + this.#centreOffsetMs,
-    );
+    const centreMs =
+      bug === "trust-local-clock" || this.#centreOffsetMs === undefined
+        ? localMs
+        : this.#process.clock.monotonicMs() + this.#centreOffsetMs;
+    const decision = this.#book.decide(offer, centreMs);
     const key = keyOf(offer.lease);
     const name = (): string => `${offer.lease.stepId}/${offer.lease.epoch}`;
     if (decision.kind === "refuse") {

@@ -1,13 +1,20 @@
 /** A host with a replica on it: the real `RunService` behind simulated ports, and what a gateway does around it. */
 import type { Logger } from "pino";
 import { Acknowledgements } from "../../control-plane/gateway/acknowledgements.ts";
+import type { HeartbeatVerdict } from "../../control-plane/gateway/ports.ts";
 import { chooseEnvironment, type EnvironmentLoad } from "../../control-plane/placement/choose.ts";
 import type { EnvironmentVerdict } from "../../control-plane/placement/placement.ts";
-import type { OfferQueue, PlacementDesk, RunStore, StoredBatch } from "../../control-plane/runs/ports.ts";
+import type { PlacementDesk, RunStore, StoredBatch } from "../../control-plane/runs/ports.ts";
+import { PeerMessage, RunCommand, RunRouter } from "../../control-plane/runs/run-router.ts";
 import { type RecoveredRun, RunService } from "../../control-plane/runs/run-service.ts";
-import { evolve, initialState, isTerminalRun, stepOf } from "../../shared/engine/state.ts";
+import type { ClusterStore, PeerBus } from "../../control-plane/shards/ports.ts";
+import { ShardService } from "../../control-plane/shards/shard-service.ts";
+import { stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import { shardOf } from "../../shared/wire/subjects.ts";
+import { InboxReader } from "./inbox-reader.ts";
+import { ReadModel } from "./read-model.ts";
 import type { Pipeline } from "./scenario.ts";
 import type { ReplicaEnd, SentReport, Session, ToReplica } from "./session.ts";
 import { type Host, Process } from "./timeline.ts";
@@ -16,19 +23,28 @@ import type { World } from "./world.ts";
 export const HEARTBEAT_MS = 1_500;
 const LEASE_TTL_MS = 6_000;
 const PUBLISH_TIMEOUT_MS = 5_000;
-const START_RETRY_MS = 1_000;
 const NATS = "nats";
 
 interface Connected {
   session: Session;
   environment: string;
   freeSlots: number;
+  /** Of the last heartbeat. */
+  lastSeq: number;
+}
+
+interface Parts {
+  service: RunService;
+  shards: ShardService;
+  router: RunRouter;
 }
 
 export class Replica implements ReplicaEnd, Host {
   readonly name: string;
   skewMs = 0;
-  service: RunService | undefined;
+  #parts: Parts | undefined;
+  /** Its gateway is open. */
+  #ready = false;
   readonly #world: World;
   #process: Process;
   #lives = 0;
@@ -47,7 +63,11 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   get serves(): boolean {
-    return this.alive && this.service !== undefined;
+    return this.alive && this.#ready;
+  }
+
+  get parts(): Parts | undefined {
+    return this.alive ? this.#parts : undefined;
   }
 
   start(): void {
@@ -62,7 +82,8 @@ export class Replica implements ReplicaEnd, Host {
     if (!this.alive) return;
     this.#world.note(() => `${this.name} crashes`);
     this.#process.alive = false;
-    this.service = undefined;
+    this.#parts = undefined;
+    this.#ready = false;
     const sessions = [...this.#agents.values()].map(({ session }) => session);
     this.#agents.clear();
     this.#acks.clear();
@@ -71,31 +92,40 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   async create(pipeline: Pipeline): Promise<void> {
-    await this.service?.create({ version: pipeline.version, params: {}, by: "somebody" });
+    await this.#parts?.router.create({ version: pipeline.version, params: {}, by: "somebody" });
   }
 
   async cancel(runId: string): Promise<void> {
-    await this.service?.cancel(runId, "somebody", "no longer wanted");
+    await this.#parts?.router.cancel(runId, "somebody", "no longer wanted");
   }
 
   factsChanged(): void {
-    this.service?.factsChanged();
+    this.parts?.service.factsChanged();
   }
 
   receive(session: Session, message: ToReplica): void {
-    const { service } = this;
-    if (!this.alive || !service) return;
+    const { parts } = this;
+    if (!parts || !this.serves) return;
     const { name } = session.agent;
     if (message.kind === "hello") {
       const environment = this.#world.environmentOf(name);
-      this.#agents.set(name, { session, environment, freeSlots: message.slots - message.held.length });
+      this.#agents.set(name, {
+        session,
+        environment,
+        freeSlots: message.slots - message.held.length,
+        lastSeq: 0,
+      });
       session.toAgent({ kind: "welcome", wallMs: this.#process.clock.wallMs() });
       return;
     }
     const connected = this.#agents.get(name);
-    if (connected?.session === session) connected.freeSlots = message.freeSlots;
+    if (connected?.session === session) {
+      connected.freeSlots = message.freeSlots;
+      connected.lastSeq = message.seq;
+    }
     const held = this.#world.bug === "renew-all-leases" ? this.#allOf(name) : message.held;
-    session.toAgent({ kind: "reply", seq: message.seq, verdict: service.heartbeat(name, held) });
+    const verdict = parts.router.heartbeat(name, held);
+    session.toAgent({ kind: "reply", seq: message.seq, wallMs: this.#process.clock.wallMs(), verdict });
   }
 
   reports(session: Session, reports: SentReport[]): void {
@@ -108,8 +138,8 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   async #report(session: Session, seq: number, given: ReportPayload): Promise<void> {
-    const [{ service }, process] = [this, this.#process];
-    if (!process.alive || !service) return;
+    const [{ parts }, process] = [this, this.#process];
+    if (!parts || !this.serves) return;
     const { name } = session.agent;
     const acks = this.#acks.get(session) ?? new Acknowledgements();
     this.#acks.set(session, acks);
@@ -124,7 +154,7 @@ export class Replica implements ReplicaEnd, Host {
       answer();
     }
     try {
-      const verdict = await service.accept(name, report);
+      const verdict = await parts.router.accept(name, report);
       if (!process.alive) return;
       done(verdict.accepted ? undefined : verdict);
       answer();
@@ -136,52 +166,170 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   async #open(process: Process): Promise<void> {
-    const store = this.#store(process);
-    let batches: StoredBatch[] | undefined;
-    while (!batches) {
-      batches = await this.#ask(process, "read all", () => [...this.#world.runs.batches]).catch(
-        () => undefined,
-      );
-      if (!batches) await process.clock.sleep(START_RETRY_MS);
-    }
-    const life = this.#world.bug === "reuse-message-id" ? 1 : this.#lives;
+    const world = this.#world;
+    const life = world.bug === "reuse-message-id" ? 1 : this.#lives;
+    const writer = `${this.name}.${this.#lives}`;
     const { clock } = process;
-    const forgets = this.#world.bug === "forget-owed-effect" && this.#lives > 1;
+    const forgets = world.bug === "forget-owed-effect" && this.#lives > 1;
+    const reads = new ReadModel((version) => world.pipeline(version).plan);
+    const log = this.#log();
     const service = new RunService({
       clock: forgets ? { ...clock, after: forgettingFirst(clock.after) } : clock,
-      random: () => this.#world.chance.next(),
-      log: this.#log(),
-      store,
-      offers: this.#offers(process),
-      plans: { load: (version) => Promise.resolve(this.#world.pipeline(version).plan) },
+      random: () => world.chance.next(),
+      log,
+      store: this.#store(process, writer),
+      offers: { publish: (offer) => this.#ask(process, "offer", () => world.work.publish(offer)) },
+      plans: { load: (version) => Promise.resolve(world.pipeline(version).plan) },
       desk: this.#desk(),
-      agents: {
-        cancel: (agent, lease, reason) => {
-          const connected = this.#agents.get(agent);
-          connected?.session.toAgent({ kind: "cancel", lease, reason });
-          return connected !== undefined;
-        },
-      },
+      agents: { cancel: (agent, lease, reason) => router.stop(agent, lease, reason) },
       instanceId: `${this.name}.${life}`,
       leaseTtlMs: LEASE_TTL_MS,
-      offerTtlMs: this.#world.scenario.offerTtlMs,
+      offerTtlMs: world.scenario.offerTtlMs,
+      replicaId: this.name,
+      isOver: (runId) => reads.isOver(runId),
     });
-    service.start(this.#unfinished(batches));
-    this.service = service;
-    this.#world.note(() => `${this.name} serves`);
+    const inbox = new InboxReader({
+      world,
+      name: this.name,
+      process,
+      ask: (what, work) => this.#ask(process, what, work),
+      accept: (item) => router.acceptFromInbox(item),
+    });
+    const bus = this.#bus(process);
+    const shards = new ShardService({
+      store: this.#cluster(process),
+      clock,
+      log,
+      me: {
+        id: this.name,
+        instance: writer,
+        url: "",
+        gateway: "",
+        software: "",
+        startedAtMs: clock.wallMs(),
+      },
+      fingerprint: "all alike",
+      own: async (epochs) => {
+        const lastSeq = await this.#ask(process, "last sequence", () => world.runs.batches.length);
+        await reads.waitFor(lastSeq);
+        service.own(
+          epochs,
+          reads.unfinished().filter(({ runId }) => epochs.has(shardOf(runId))),
+        );
+        await inbox.drain();
+      },
+      disown: (lost) => service.disown(lost),
+      announce: () => bus.broadcast({ kind: "shards" }),
+    });
+    const router = new RunRouter({
+      runs: service,
+      shards,
+      bus,
+      inbox,
+      clock,
+      refused: (agent, report, why) => world.witness.rejected(agent, report, why.code),
+      tell: (agent, verdict) => this.#tell(agent, verdict),
+      stop: (agent, lease, reason) => {
+        const connected = this.#agents.get(agent);
+        connected?.session.toAgent({ kind: "cancel", lease, reason });
+        return connected !== undefined;
+      },
+    });
+    this.#follow(process, reads, (run) => service.adopt(run));
+    service.start();
+    inbox.start();
+    this.#parts = { service, shards, router };
+    try {
+      await shards.start();
+    } catch (thrown) {
+      // The program ends, and whoever looks after it starts it again.
+      world.note(() => `${this.name} cannot start: ${InsituError.from(thrown).message}`);
+      if (process.alive) world.crash(this);
+      return;
+    }
+    if (!process.alive) return;
+    this.#ready = true;
+    world.note(() => `${this.name} serves`);
   }
 
-  #unfinished(batches: readonly StoredBatch[]): RecoveredRun[] {
-    const runs = new Map<string, RecoveredRun>();
-    for (const { runId, events, seq } of batches) {
-      let state = runs.get(runId)?.state;
-      for (const event of events) {
-        if (event.kind === "run.created") state = initialState(this.#world.pipeline(event.version).plan);
-        if (state) state = evolve(state, event);
-      }
-      if (state) runs.set(runId, { runId, state, seq });
-    }
-    return [...runs.values()].filter(({ state }) => !isTerminalRun(state.status));
+  /** The whole stream in order, and then whatever is appended. */
+  #follow(process: Process, reads: ReadModel, onCreated: (run: RecoveredRun) => void): void {
+    const { network, runs } = this.#world;
+    const send = network.stream(NATS, this.name, () => process.alive);
+    for (const batch of runs.batches) send(() => reads.apply(batch, onCreated));
+    const tail = (batch: StoredBatch): void => {
+      if (process.alive) send(() => reads.apply(batch, onCreated));
+      else runs.tails.delete(tail);
+    };
+    runs.tails.add(tail);
+  }
+
+  #cluster(process: Process): ClusterStore {
+    const { cluster } = this.#world;
+    return {
+      read: () => this.#ask(process, "read the record of the shards", () => cluster.read()),
+      write: async (record, revision) => {
+        const written = await this.#ask(process, "write the record of the shards", () =>
+          cluster.write(record, revision),
+        );
+        if (!written) throw new InsituError("conflict", "another replica was first", { retryable: true });
+      },
+    };
+  }
+
+  #bus(process: Process): PeerBus {
+    const world = this.#world;
+    const send = (to: string, deliver: (parts: Parts) => void): void => {
+      world.network.send(this.name, NATS, () => {
+        world.network.send(NATS, to, () => {
+          const parts = world.replica(to)?.parts;
+          if (parts) deliver(parts);
+        });
+      });
+    };
+    const receive = (message: unknown) => (parts: Parts) => {
+      const parsed = PeerMessage.safeParse(message);
+      if (parsed.success) parts.router.received(parsed.data);
+      else parts.shards.poke();
+    };
+    return {
+      broadcast: (message) => {
+        for (const to of world.replicaNames) if (to !== this.name) send(to, receive(message));
+      },
+      send: (to, message) => send(to, receive(message)),
+      request: (to, message, timeoutMs) =>
+        new Promise((resolve, reject) => {
+          const silent = (): void =>
+            reject(new InsituError("unavailable", `${to} does not answer`, { retryable: true }));
+          const timer = process.clock.after(timeoutMs, silent);
+          const answer = (settle: () => void): void => {
+            if (!process.alive) return;
+            timer.cancel();
+            settle();
+          };
+          send(to, ({ router }) => {
+            const back = (settle: () => void): void =>
+              world.network.send(to, NATS, () => {
+                world.network.send(NATS, this.name, () => answer(settle));
+              });
+            router.perform(RunCommand.parse(message)).then(
+              (value) => back(() => resolve(value)),
+              (err: unknown) => back(() => reject(err)),
+            );
+          });
+        }),
+    };
+  }
+
+  #tell(agent: string, verdict: HeartbeatVerdict): boolean {
+    const connected = this.#agents.get(agent);
+    connected?.session.toAgent({
+      kind: "reply",
+      seq: connected.lastSeq,
+      wallMs: this.#process.clock.wallMs(),
+      verdict,
+    });
+    return connected !== undefined;
   }
 
   /** A request to NATS: both ways may fail, and after the time-out nobody knows which did. */
@@ -203,21 +351,16 @@ export class Replica implements ReplicaEnd, Host {
     });
   }
 
-  #store(process: Process): RunStore {
+  #store(process: Process, writer: string): RunStore {
+    const world = this.#world;
     return {
       append: (runId, events, expectedSeq, messageId) =>
         this.#ask(process, `append ${messageId}`, () => {
-          const result = this.#world.runs.append(runId, events, expectedSeq, messageId);
-          if (process.alive && this.#world.chance.happens(this.#world.crashAtAppend)) this.#world.crash(this);
+          const result = world.runs.append(runId, events, expectedSeq, messageId, writer);
+          if (process.alive && world.chance.happens(world.crashAtAppend)) world.crash(this);
           return result;
         }),
-      read: (runId, afterSeq) => this.#ask(process, "read", () => this.#world.runs.read(runId, afterSeq)),
-    };
-  }
-
-  #offers(process: Process): OfferQueue {
-    return {
-      publish: (offer) => this.#ask(process, "offer", () => this.#world.work.publish(offer)),
+      read: (runId, afterSeq) => this.#ask(process, "read", () => world.runs.read(runId, afterSeq)),
     };
   }
 
@@ -245,7 +388,7 @@ export class Replica implements ReplicaEnd, Host {
     const loads = new Map<string, EnvironmentLoad>();
     for (const { environment, freeSlots } of this.#agents.values()) {
       const load = loads.get(environment) ?? { agents: 0, freeSlots: 0, outstandingOffers: 0 };
-      const outstandingOffers = this.service?.outstandingOffers(environment) ?? 0;
+      const outstandingOffers = this.parts?.service.outstandingOffers(environment) ?? 0;
       loads.set(environment, {
         agents: load.agents + 1,
         freeSlots: load.freeSlots + freeSlots,
@@ -268,7 +411,7 @@ export class Replica implements ReplicaEnd, Host {
 
   #allOf(agent: string): LeaseKey[] {
     return [...this.#world.witness.runs.keys()].flatMap((runId) => {
-      const state = this.service?.stateOf(runId);
+      const state = this.parts?.service.stateOf(runId);
       return (state?.plan.steps ?? []).flatMap(({ id: stepId }) => {
         const step = stepOf(state!, stepId)!;
         const { attempt, epoch } = step;
@@ -278,7 +421,7 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   #refreshed(report: ReportPayload): ReportPayload {
-    const state = this.service?.stateOf(report.lease.runId);
+    const state = this.parts?.service.stateOf(report.lease.runId);
     const step = state && stepOf(state, report.lease.stepId);
     if (!step || report.kind !== "finished" || step.epoch === 0) return report;
     return { ...report, lease: { ...report.lease, attempt: step.attempt, epoch: step.epoch } };

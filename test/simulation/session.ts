@@ -10,7 +10,7 @@ export type ToReplica =
 
 export type ToAgent =
   | { kind: "welcome"; wallMs: number }
-  | { kind: "reply"; seq: number; verdict: HeartbeatVerdict }
+  | { kind: "reply"; seq: number; wallMs: number; verdict: HeartbeatVerdict }
   | { kind: "cancel"; lease: LeaseKey; reason: string };
 
 export interface SentReport {

@@ -1,6 +1,7 @@
 /** The two streams of JetStream that matter here, as its servers keep them. They never crash: NATS does that in `chaos`. */
 
 import type { AppendResult, StoredBatch } from "../../control-plane/runs/ports.ts";
+import type { InboxItem } from "../../control-plane/shards/ports.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 import type { Timeline } from "./timeline.ts";
@@ -26,17 +27,26 @@ class Ids {
 /** `RUNS`: one subject a run, compare-and-set on its last sequence. A repeated id is answered before that is looked at. */
 export class RunsStream {
   readonly batches: StoredBatch[] = [];
+  /** Those who follow what is appended. */
+  readonly tails = new Set<(batch: StoredBatch) => void>();
   readonly #timeline: Timeline;
   readonly #ids = new Ids();
   readonly #lastSeq = new Map<string, number>();
-  readonly #onAppend: (batch: StoredBatch) => void;
+  readonly #onAppend: (batch: StoredBatch, writer: string) => void;
 
-  constructor(timeline: Timeline, onAppend: (batch: StoredBatch) => void) {
+  /** `onAppend` is told which process wrote, which the stream itself does not know. */
+  constructor(timeline: Timeline, onAppend: (batch: StoredBatch, writer: string) => void) {
     this.#timeline = timeline;
     this.#onAppend = onAppend;
   }
 
-  append(runId: string, events: RunEvent[], expectedSeq: number, messageId: string): AppendResult {
+  append(
+    runId: string,
+    events: RunEvent[],
+    expectedSeq: number,
+    messageId: string,
+    writer: string,
+  ): AppendResult {
     const { nowMs } = this.#timeline;
     const repeated = this.#ids.find(messageId, nowMs);
     if (repeated !== undefined) return { kind: "appended", seq: repeated };
@@ -45,12 +55,36 @@ export class RunsStream {
     this.batches.push(batch);
     this.#ids.add(messageId, batch.seq, nowMs);
     this.#lastSeq.set(runId, batch.seq);
-    this.#onAppend(batch);
+    this.#onAppend(batch, writer);
+    for (const tail of this.tails) tail(batch);
     return { kind: "appended", seq: batch.seq };
   }
 
   read(runId: string, afterSeq: number): StoredBatch[] {
     return this.batches.filter((batch) => batch.runId === runId && batch.seq > afterSeq);
+  }
+}
+
+/** `INBOX`: reports that came to a replica which does not decide for their run, until its owner has dealt with them. */
+export class InboxStream {
+  readonly items = new Map<number, InboxItem>();
+  readonly tails = new Set<(seq: number) => void>();
+  readonly #timeline: Timeline;
+  readonly #ids = new Ids();
+  #lastSeq = 0;
+
+  constructor(timeline: Timeline) {
+    this.#timeline = timeline;
+  }
+
+  put(item: InboxItem): void {
+    const { runId, stepId, epoch } = item.report.lease;
+    const id = `${item.agent}/${runId}/${stepId}/${epoch}/${item.report.kind}`;
+    if (this.#ids.find(id, this.#timeline.nowMs) !== undefined) return;
+    const seq = ++this.#lastSeq;
+    this.items.set(seq, item);
+    this.#ids.add(id, seq, this.#timeline.nowMs);
+    for (const tail of this.tails) tail(seq);
   }
 }
 

@@ -4,8 +4,10 @@
  */
 
 import type { StoredBatch } from "../../control-plane/runs/ports.ts";
+import type { InboxItem } from "../../control-plane/shards/ports.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { LeaseKey, Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import { shardOf } from "../../shared/wire/subjects.ts";
 import type { Pipeline, Scenario } from "./scenario.ts";
 
 export interface Violation {
@@ -29,6 +31,9 @@ interface StepBook {
 
 interface RunBook {
   pipeline: Pipeline;
+  /** The process that decides for the run, and the epoch of its shard under which it does. */
+  writer: string;
+  shardEpoch: number;
   status: string;
   steps: Map<string, StepBook>;
 }
@@ -42,10 +47,15 @@ export class Witness {
   readonly #starts = new Map<string, number>();
   /** What the sites themselves recorded, by `lease@agent`. */
   readonly #outcomes = new Map<string, Outcome[]>();
+  /** Who wrote under which epoch of which shard. */
+  readonly #owners = new Map<string, string>();
   readonly #scenario: Scenario;
 
-  constructor(scenario: Scenario) {
+  readonly #isInInbox: (agent: string, report: ReportPayload) => boolean;
+
+  constructor(scenario: Scenario, isInInbox: (agent: string, report: ReportPayload) => boolean) {
     this.#scenario = scenario;
+    this.#isInInbox = isInInbox;
   }
 
   fail(invariant: string, message: string): void {
@@ -56,8 +66,8 @@ export class Witness {
     return [...this.runs].filter(([, run]) => run.status === "running").map(([runId]) => runId);
   }
 
-  appended({ runId, events }: StoredBatch): void {
-    for (const event of events) this.#event(runId, event);
+  appended({ runId, events }: StoredBatch, writer: string): void {
+    for (const event of events) this.#event(runId, event, writer);
     this.#checkPools();
   }
 
@@ -86,18 +96,21 @@ export class Witness {
 
   /** The agent was told that its report is durable, and forgets it. */
   acknowledged(agent: string, report: ReportPayload): void {
+    if (!this.isKept(agent, report) && !this.#isInInbox(agent, report))
+      this.fail("what is acknowledged is kept", `${report.kind} of ${nameOf(report.lease)} by ${agent}`);
+  }
+
+  removedFromInbox({ agent, report }: InboxItem): void {
+    if (!this.isKept(agent, report))
+      this.fail("what leaves the inbox is kept", `${report.kind} of ${nameOf(report.lease)} by ${agent}`);
+  }
+
+  /** The report is in its run's history, or has become meaningless there. */
+  isKept(agent: string, report: ReportPayload): boolean {
     const { runId, stepId, epoch } = report.lease;
     const step = this.runs.get(runId)?.steps.get(stepId);
-    const lost =
-      report.kind === "finished"
-        ? !step?.outcomes.has(`${epoch}:${agent}`)
-        : !step || (step.status === "offered" && step.epoch === epoch);
-    if (lost) {
-      this.fail(
-        "what is acknowledged is in the stream",
-        `${report.kind} of ${nameOf(report.lease)} by ${agent}`,
-      );
-    }
+    if (report.kind === "finished") return step?.outcomes.has(`${epoch}:${agent}`) ?? false;
+    return step !== undefined && (step.status !== "offered" || step.epoch !== epoch);
   }
 
   rejected(agent: string, report: ReportPayload, code: string): void {
@@ -107,13 +120,13 @@ export class Witness {
     );
   }
 
-  #event(runId: string, event: RunEvent): void {
+  #event(runId: string, event: RunEvent, writer: string): void {
     const { fail } = { fail: (invariant: string, why: string) => this.fail(invariant, `${why} (${runId})`) };
     if (event.kind === "run.created") {
       const pipeline = this.#scenario.pipelines.find(({ version }) => version === event.version)!;
       if (this.runs.has(runId)) return fail("a run is created once", "created again");
       const steps = new Map(pipeline.plan.steps.map(({ id }) => [id, emptyBook()] as const));
-      this.runs.set(runId, { pipeline, status: "running", steps });
+      this.runs.set(runId, { pipeline, writer, shardEpoch: 0, status: "running", steps });
       return;
     }
     const run = this.runs.get(runId);
@@ -121,6 +134,19 @@ export class Witness {
     if (run.status !== "running" && event.kind !== "attempt.fenced") {
       return fail("an ended run does not change", `${event.kind} after ${run.status}`);
     }
+    if (event.kind === "run.taken-over") {
+      if (event.shardEpoch <= run.shardEpoch)
+        fail("a run is taken over under a higher epoch", `${event.shardEpoch} after ${run.shardEpoch}`);
+      this.#claim(runId, event.shardEpoch, writer);
+      run.writer = writer;
+      run.shardEpoch = event.shardEpoch;
+      return;
+    }
+    if (event.kind !== "attempt.fenced" && run.writer !== writer)
+      fail(
+        "one replica writes in a shard's epoch",
+        `${event.kind} by ${writer}, taken over by ${run.writer}`,
+      );
     if (event.kind === "run.finished") {
       const open = [...run.steps].filter(([, step]) => OPEN.has(step.status));
       if (open.length > 0) fail("a run ends after its steps", `${open.map(([id]) => id).join(", ")} open`);
@@ -175,6 +201,14 @@ export class Witness {
       default:
         return;
     }
+  }
+
+  #claim(runId: string, shardEpoch: number, writer: string): void {
+    const key = `${shardOf(runId)}/${shardEpoch}`;
+    const owner = this.#owners.get(key) ?? writer;
+    this.#owners.set(key, owner);
+    if (owner !== writer)
+      this.fail("one replica writes in a shard's epoch", `${key} by ${writer} and ${owner}`);
   }
 
   #offered(

@@ -1,12 +1,13 @@
 /** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
-import type { Offer } from "../../shared/wire/attempt.ts";
+import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { Agent } from "./agent.ts";
 import type { Bug } from "./bug.ts";
 import { Chance } from "./chance.ts";
+import { ClusterRecordStore } from "./cluster-record.ts";
 import { Network } from "./network.ts";
 import { Replica } from "./replica.ts";
 import { AGENT_SKEW_MAX_MS, type Behaviour, drawScenario, type Pipeline, type Scenario } from "./scenario.ts";
-import { RunsStream, WorkStream } from "./streams.ts";
+import { InboxStream, RunsStream, WorkStream } from "./streams.ts";
 import { Timeline } from "./timeline.ts";
 import { environmentOf, type Violation, Witness } from "./witness.ts";
 
@@ -39,6 +40,8 @@ export class World {
   readonly witness: Witness;
   readonly runs: RunsStream;
   readonly work: WorkStream;
+  readonly inbox: InboxStream;
+  readonly cluster = new ClusterRecordStore();
   readonly bug: Bug | undefined;
   /** Policy allows nothing anywhere for the moment. */
   closed = false;
@@ -57,15 +60,20 @@ export class World {
     this.chance = new Chance(seed);
     this.timeline = new Timeline(trace);
     this.network = new Network(this.timeline, this.chance);
-    this.scenario = drawScenario(this.chance, 1);
-    this.witness = new Witness(this.scenario);
+    this.scenario = drawScenario(this.chance);
+    this.inbox = new InboxStream(this.timeline);
+    this.witness = new Witness(this.scenario, (agent, { kind, lease }) =>
+      [...this.inbox.items.values()].some(
+        (item) => item.agent === agent && item.report.kind === kind && isSame(item.report.lease, lease),
+      ),
+    );
     this.crashAtAppend = this.scenario.crashAtAppend;
-    this.runs = new RunsStream(this.timeline, (batch) => {
+    this.runs = new RunsStream(this.timeline, (batch, writer) => {
       for (const event of batch.events) {
         if (event.kind === "run.created") this.#names.set(batch.runId, `run-${this.#names.size + 1}`);
         this.note(() => `${this.#names.get(batch.runId)}: ${describe(event)}`);
       }
-      this.witness.appended(batch);
+      this.witness.appended(batch, writer);
     });
     this.work = new WorkStream(this.timeline);
     this.#replicas = this.scenario.replicas.map((name) => new Replica(this, name));
@@ -115,6 +123,14 @@ export class World {
 
   environmentOf(agent: string): string {
     return environmentOf(agent);
+  }
+
+  replica(name: string): Replica | undefined {
+    return this.#replicas.find((replica) => replica.name === name);
+  }
+
+  get replicaNames(): readonly string[] {
+    return this.scenario.replicas;
   }
 
   pipeline(version: string): Pipeline {
@@ -236,6 +252,10 @@ export class World {
     for (const [runId, name] of this.#names) readable = readable.replaceAll(runId, name);
     return readable;
   }
+}
+
+function isSame(one: LeaseKey, other: LeaseKey): boolean {
+  return one.runId === other.runId && one.stepId === other.stepId && one.epoch === other.epoch;
 }
 
 function describe(event: { kind: string; step?: string; epoch?: number; agent?: string | null }): string {
