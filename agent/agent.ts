@@ -34,7 +34,8 @@ export class Agent {
   #pulls: PullLoop | undefined;
   #accessText = "";
   #timer: Timer | undefined;
-  #centreOffsetMs = 0;
+  /** Wall time of the centre less the monotonic time here: a clock that jumps at the site moves nothing. */
+  #centreOffsetMs: number | undefined;
   #cordoned = false;
   #stopping = false;
   #diskFull = false;
@@ -58,7 +59,10 @@ export class Agent {
       agent: identity.id,
       stateDir: config.stateDir,
       slots: config.slots,
-      centreNowMs: () => world.clock.wallMs() + this.#centreOffsetMs,
+      centreNowMs: () =>
+        this.#centreOffsetMs === undefined
+          ? world.clock.wallMs()
+          : world.clock.monotonicMs() + this.#centreOffsetMs,
       onFree: () => this.#pulls?.poke(),
     });
     this.#uplink = new Uplink({
@@ -142,7 +146,7 @@ export class Agent {
   }
 
   #welcomed(welcome: Welcome__Output): void {
-    this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.wallMs();
+    this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
     const { nats } = welcome;
     if (!nats) return;

@@ -90,6 +90,18 @@ describe("a pool", () => {
     expect(here.service.stateOf(two.runId)).toBeUndefined();
   });
 
+  test("keeps the place of a step that is offered again when its grant is lost", async () => {
+    await using here = world([stepSpec("load", { pools: ["db"] })]);
+    const [one, two] = [await create(here.service), await create(here.service)];
+    const lease = leaseOf(one.runId, "load");
+    const interrupted = outcome({ status: "interrupted", exitCode: null });
+    await here.service.accept("site/a", { kind: "finished", lease, outcome: interrupted });
+    expect(status(here.service, one.runId, "load")).toBe("offered");
+    here.service.factsChanged();
+    const three = await create(here.service);
+    expect([two, three].map(({ runId }) => status(here.service, runId, "load"))).toEqual(["ready", "ready"]);
+  });
+
   test("gives no place to a step whose run is cancelled while it is placed", async () => {
     await using here = world([stepSpec("load", { pools: ["db"] })], false);
     const one = await create(here.service);

@@ -7,6 +7,7 @@
  */
 import type { Logger } from "pino";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
+import type { StepStatus } from "../../shared/engine/events.ts";
 import {
   evolve,
   initialState,
@@ -369,8 +370,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     if (!answer) return;
     const placed = actor.submit(answer).finally(() => {
       // The step may have ended while the answer waited its turn.
-      const now = stepOf(actor.state, stepId)?.status;
-      if (now !== "offered" && now !== "running") this.#release(runId, actor.state, stepId);
+      if (!holdsPools(stepOf(actor.state, stepId)?.status)) this.#release(runId, actor.state, stepId);
     });
     this.#detach(placed, "step placed again");
   }
@@ -403,7 +403,9 @@ export class RunService implements ReportSink, LeaseKeeper {
       case "timer":
         return this.#setTimer(runId, effect);
       case "release":
-        return this.#release(runId, state, effect.step);
+        // Offered again in the same batch: the place that it has is still its own.
+        if (!holdsPools(stepOf(state, effect.step)?.status)) this.#release(runId, state, effect.step);
+        return;
       case "finished":
         return this.#finish(runId, state);
       default:
@@ -559,6 +561,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#background.add(settled);
     void settled.finally(() => this.#background.delete(settled));
   }
+}
+
+function holdsPools(status: StepStatus | undefined): boolean {
+  return status === "offered" || status === "running";
 }
 
 function isGranted(state: RunState, stepId: string, epoch: number, agent: string): boolean {

@@ -52,6 +52,7 @@ export class Agent implements AgentEnd, Host {
   diskFullUntilMs = 0;
   readonly #world: World;
   readonly #slots: number;
+  #lives = 0;
   #process: Process;
   #disk: Disk = emptyDisk(1);
   readonly #children = new Map<string, Child>();
@@ -89,6 +90,7 @@ export class Agent implements AgentEnd, Host {
     if (this.alive) return;
     this.#world.note(() => `${this.name} starts`);
     this.#process = new Process(this.#world.timeline, this);
+    this.#lives += 1;
     this.#book = new LeaseBook(this.environment);
     this.#running = new Map();
     this.#pulls = [];
@@ -138,7 +140,6 @@ export class Agent implements AgentEnd, Host {
         return this.#deliver();
       case "reply":
         this.#beats.answered = Math.max(this.#beats.answered, message.seq);
-        this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         for (const lease of message.verdict.superseded) this.#stop(lease);
         for (const { lease } of message.verdict.cancels) this.#stop(lease);
         return;
@@ -272,7 +273,7 @@ export class Agent implements AgentEnd, Host {
   }
 
   #launch(key: string, offer: Offer, running: Running): void {
-    this.#world.witness.started(offer.lease, this.name, this.#disk.number);
+    this.#world.witness.started(offer.lease, this.name, this.#lives);
     const child: Child = {
       offer,
       startedAtMs: this.#world.timeline.nowMs,

@@ -1,5 +1,5 @@
 /**
- * `npm run sim -- [--seed N] [--worlds K] [--plant BUG] [--verbose]`: K worlds from seed N on, on all cores.
+ * `npm run sim -- [--seed N] [--worlds K] [--replicas MAX] [--plant BUG] [--verbose]`: K worlds from seed N on, on all cores.
  *
  * The last line is a summary; the exit status is not zero when anything failed.
  */
@@ -8,7 +8,7 @@ import { parseArgs } from "node:util";
 import { isMainThread, parentPort, Worker, workerData } from "node:worker_threads";
 import { systemClock } from "../../shared/system.ts";
 import { BUGS, type Bug } from "./bug.ts";
-import { simulate, type Verdict } from "./world.ts";
+import { simulate, type Verdict, type WorldOptions } from "./world.ts";
 
 const LAST_EVENTS = 30;
 const SHOWN_MAX = 10;
@@ -18,14 +18,15 @@ interface Range {
   count: number;
   stride: number;
   bug: Bug | undefined;
+  replicasMax: number;
 }
 
 if (isMainThread) process.exitCode = await main();
 else await work(workerData as Range);
 
-async function work({ first, count, stride, bug }: Range): Promise<void> {
+async function work({ first, count, stride, bug, replicasMax }: Range): Promise<void> {
   for (let index = 0; index < count; index++) {
-    parentPort!.postMessage(await simulate({ seed: first + index * stride, bug }));
+    parentPort!.postMessage(await simulate({ seed: first + index * stride, bug, replicasMax }));
   }
 }
 
@@ -34,11 +35,17 @@ async function main(): Promise<number> {
     options: {
       seed: { type: "string", default: "1" },
       worlds: { type: "string", default: "1000" },
+      replicas: { type: "string", default: "3" },
       plant: { type: "string" },
       verbose: { type: "boolean", default: false },
     },
   });
   const [seed, worlds] = [Number(values.seed), Number(values.worlds)];
+  const replicasMax = Number(values.replicas);
+  if (!Number.isSafeInteger(replicasMax) || replicasMax < 1 || replicasMax > 9) {
+    console.error("--replicas takes a number from 1 to 9");
+    return 2;
+  }
   const bug = BUGS.find((name) => name === values.plant);
   if (!Number.isSafeInteger(seed) || seed < 0 || !Number.isSafeInteger(worlds) || worlds < 1) {
     console.error("--seed takes a whole number from 0, --worlds one from 1");
@@ -50,10 +57,11 @@ async function main(): Promise<number> {
   }
   const startedMs = systemClock.monotonicMs();
   const verdicts: Verdict[] = values.verbose
-    ? [await shown(seed, bug)]
-    : await onAllCores({ first: seed, count: worlds, stride: 1, bug });
+    ? [await shown({ seed, bug, replicasMax })]
+    : await onAllCores({ first: seed, count: worlds, stride: 1, bug, replicasMax });
   const failed = verdicts.filter(({ violation }) => violation).sort((a, b) => a.seed - b.seed);
-  for (const verdict of failed.slice(0, values.verbose ? 0 : SHOWN_MAX)) await explain(verdict, bug);
+  for (const verdict of failed.slice(0, values.verbose ? 0 : SHOWN_MAX))
+    await explain(verdict, { bug, replicasMax });
   if (failed.length > SHOWN_MAX) console.log(`and ${failed.length - SHOWN_MAX} more seeds`);
   const sum = (of: (verdict: Verdict) => number): number => verdicts.reduce((all, one) => all + of(one), 0);
   const took = (systemClock.monotonicMs() - startedMs) / 1000;
@@ -65,34 +73,34 @@ async function main(): Promise<number> {
   return failed.length > 0 ? 1 : 0;
 }
 
-async function shown(seed: number, bug: Bug | undefined): Promise<Verdict> {
-  const verdict = await simulate({ seed, bug, trace: (line) => console.log(line) });
+async function shown(options: WorldOptions): Promise<Verdict> {
+  const verdict = await simulate({ ...options, trace: (line) => console.log(line) });
   if (verdict.violation) console.log(`\n${headline(verdict)}`);
   return verdict;
 }
 
 /** The same seed gives the same world again: the second time it is written down. */
-async function explain(verdict: Verdict, bug: Bug | undefined): Promise<void> {
+async function explain(verdict: Verdict, options: Omit<WorldOptions, "seed">): Promise<void> {
   const lines: string[] = [];
-  const again = await simulate({ seed: verdict.seed, bug, trace: (line) => lines.push(line) });
+  const again = await simulate({ ...options, seed: verdict.seed, trace: (line) => lines.push(line) });
   console.log(headline(verdict));
   if (JSON.stringify(again) !== JSON.stringify(verdict)) console.log("  and it does not replay exactly");
   for (const line of lines.slice(-LAST_EVENTS)) console.log(`  ${line}`);
-  console.log(
-    `  replay: npm run sim -- --seed ${verdict.seed} --worlds 1 --verbose${bug ? ` --plant ${bug}` : ""}\n`,
-  );
+  const { bug, replicasMax } = options;
+  const flags = `--replicas ${replicasMax}${bug ? ` --plant ${bug}` : ""}`;
+  console.log(`  replay: npm run sim -- --seed ${verdict.seed} --worlds 1 --verbose ${flags}\n`);
 }
 
 function headline({ seed, violation }: Verdict): string {
   return `seed ${seed}: broken: ${violation!.invariant}: ${violation!.message}`;
 }
 
-async function onAllCores({ first, count, bug }: Range): Promise<Verdict[]> {
+async function onAllCores({ first, count, bug, replicasMax }: Range): Promise<Verdict[]> {
   const workers = Math.min(availableParallelism(), count);
   const verdicts: Verdict[] = [];
   const all = Array.from({ length: workers }, (_, index) => {
     const share = Math.ceil((count - index) / workers);
-    const range: Range = { first: first + index, count: share, stride: workers, bug };
+    const range: Range = { first: first + index, count: share, stride: workers, bug, replicasMax };
     return new Promise<void>((resolve, reject) => {
       const worker = new Worker(new URL(import.meta.url), { workerData: range });
       worker.on("message", (verdict: Verdict) => verdicts.push(verdict));

@@ -62,6 +62,10 @@ export class Replica implements ReplicaEnd, Host {
     return this.#process.alive;
   }
 
+  get life(): number {
+    return this.#lives;
+  }
+
   get serves(): boolean {
     return this.alive && this.#ready;
   }

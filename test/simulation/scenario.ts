@@ -52,7 +52,7 @@ export interface Scenario {
 /** Of the control plane, kept within a few seconds of each other by their operators once nothing is wrong. */
 export const AGENT_SKEW_MAX_MS = 3_600_000;
 
-export function drawScenario(chance: Chance): Scenario {
+export function drawScenario(chance: Chance, replicasMax: number): Scenario {
   const environments = Array.from({ length: chance.int(1, 3) }, (_, index) => `site-${index + 1}`);
   const agents = Array.from({ length: chance.int(environments.length, 4) }, (_, index) => ({
     name: `${environments[index % environments.length]!}/agent-${index + 1}`,
@@ -70,7 +70,7 @@ export function drawScenario(chance: Chance): Scenario {
   return {
     environments,
     agents,
-    replicas: Array.from({ length: chance.int(1, 3) }, (_, index) => `replica-${index + 1}`),
+    replicas: Array.from({ length: chance.int(1, replicasMax) }, (_, index) => `replica-${index + 1}`),
     pools,
     pipelines,
     runs: Array.from({ length: chance.int(1, 4) }, () => ({

@@ -32,6 +32,8 @@ export interface AgentEnd {
 
 export interface ReplicaEnd {
   readonly name: string;
+  /** Which of its processes it is: a connection does not outlive one. */
+  readonly life: number;
   receive(session: Session, message: ToReplica): void;
   reports(session: Session, reports: SentReport[]): void;
   broken(session: Session): void;
@@ -43,6 +45,7 @@ export class Session {
   haunted = false;
   readonly agent: AgentEnd;
   readonly replica: ReplicaEnd;
+  readonly #life: number;
   readonly #up: (deliver: () => void) => void;
   readonly #upReports: (deliver: () => void) => void;
   readonly #down: (deliver: () => void) => void;
@@ -51,6 +54,7 @@ export class Session {
   constructor(network: Network, agent: AgentEnd, replica: ReplicaEnd) {
     this.agent = agent;
     this.replica = replica;
+    this.#life = replica.life;
     const up = (): boolean => this.open || this.haunted;
     const down = (): boolean => this.open;
     this.#up = network.stream(agent.name, replica.name, up);
@@ -60,11 +64,11 @@ export class Session {
   }
 
   toReplica(message: ToReplica): void {
-    if (this.open) this.#up(() => this.replica.receive(this, message));
+    if (this.open) this.#up(() => this.#isCurrent() && this.replica.receive(this, message));
   }
 
   sendReports(reports: SentReport[]): void {
-    if (this.open) this.#upReports(() => this.replica.reports(this, reports));
+    if (this.open) this.#upReports(() => this.#isCurrent() && this.replica.reports(this, reports));
   }
 
   toAgent(message: ToAgent): void {
@@ -73,6 +77,13 @@ export class Session {
 
   acknowledge(acked: Acked): void {
     if (this.open) this.#downAcks(() => this.agent.acked(this, acked));
+  }
+
+  /** A new process answers what was meant for the old one with a reset. */
+  #isCurrent(): boolean {
+    if (this.replica.life === this.#life) return true;
+    this.break(false);
+    return false;
   }
 
   break(haunted: boolean): void {

@@ -71,8 +71,11 @@ export class Witness {
     this.#checkPools();
   }
 
-  /** `disk`: an agent whose disk was replaced remembers nothing, and is another one under the same name. */
-  started(lease: LeaseKey, agent: string, disk: number): void {
+  /**
+   * `life`: which process of the agent. One that starts again remembers only what it still holds, and may carry a
+   * grant a second time when the queue did not hear its acknowledgement; at most one outcome of the two counts.
+   */
+  started(lease: LeaseKey, agent: string, life: number): void {
     const { runId, stepId, epoch } = lease;
     const run = this.runs.get(runId);
     const step = run?.steps.get(stepId);
@@ -83,7 +86,7 @@ export class Witness {
     if (!run.pipeline.allowed.get(stepId)!.includes(environment)) {
       this.fail("steps run only where they may", `${nameOf(lease)} started in ${environment}`);
     }
-    const key = `${keyOf(lease)}@${agent}/${disk}`;
+    const key = `${keyOf(lease)}@${agent}/${life}`;
     const count = (this.#starts.get(key) ?? 0) + 1;
     this.#starts.set(key, count);
     if (count > 1) this.fail("an agent starts a grant once", `${nameOf(lease)} started twice at ${agent}`);

@@ -21,6 +21,8 @@ const REPLICA_SKEW_HEALED_MS = 500;
 export interface WorldOptions {
   seed: number;
   bug?: Bug | undefined;
+  /** At most so many; the seed draws from 1 to this. */
+  replicasMax?: number | undefined;
   trace?: ((line: string) => void) | undefined;
 }
 
@@ -54,13 +56,13 @@ export class World {
   #troubled = true;
   #asked = 0;
 
-  constructor({ seed, bug, trace }: WorldOptions) {
+  constructor({ seed, bug, replicasMax, trace }: WorldOptions) {
     this.#seed = seed;
     this.bug = bug;
     this.chance = new Chance(seed);
     this.timeline = new Timeline(trace);
     this.network = new Network(this.timeline, this.chance);
-    this.scenario = drawScenario(this.chance);
+    this.scenario = drawScenario(this.chance, replicasMax ?? 3);
     this.inbox = new InboxStream(this.timeline);
     this.witness = new Witness(this.scenario, (agent, { kind, lease }) =>
       [...this.inbox.items.values()].some(

@@ -1,0 +1,46 @@
+/** A short run of `npm run sim`, and the bugs that it has to find. */
+import { describe, expect, test } from "vitest";
+import { BUGS } from "./bug.ts";
+import { simulate } from "./world.ts";
+
+const WORLDS = 160;
+const FOUND_WITHIN = 120;
+
+test(`${WORLDS} worlds of one replica: nothing acknowledged is lost, nothing committed twice, every run ends`, async () => {
+  const broken: unknown[] = [];
+  let events = 0;
+  for (let seed = 1; seed <= WORLDS; seed++) {
+    const verdict = await simulate({ seed, replicasMax: 1 });
+    if (verdict.violation) broken.push(verdict);
+    events += verdict.events;
+  }
+  expect(broken).toEqual([]);
+  expect(events).toBeGreaterThan(WORLDS * 100);
+}, 60_000);
+
+test("the same seed gives the same world again, event by event", async () => {
+  const play = async (): Promise<string[]> => {
+    const lines: string[] = [];
+    await simulate({ seed: 7, replicasMax: 1, trace: (line) => lines.push(line) });
+    return lines;
+  };
+  const first = await play();
+  expect(first.length).toBeGreaterThan(10);
+  expect(await play()).toEqual(first);
+});
+
+describe("a planted bug is found", () => {
+  test.each(BUGS)(
+    "%s",
+    async (bug) => {
+      let found = false;
+      for (let seed = 1; seed <= FOUND_WITHIN && !found; seed++) {
+        const { violation } = await simulate({ seed, bug, replicasMax: 1 });
+        // Found by what it does: the same world without it holds.
+        found = violation !== undefined && !(await simulate({ seed, replicasMax: 1 })).violation;
+      }
+      expect(found).toBe(true);
+    },
+    60_000,
+  );
+});
