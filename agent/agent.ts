@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { Logger } from "pino";
 import { type Clock, newSecret, type Random, type Timer } from "../shared/system.ts";
 import type { Welcome__Output } from "../shared/wire/gen/insitu/agent/v1/Welcome.ts";
+import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
@@ -14,6 +15,7 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
+import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
 import { keepAccess, loadAccess, type NatsAccess } from "./uplink/nats-access.ts";
 import { PullLoop } from "./uplink/pull-loop.ts";
@@ -36,19 +38,36 @@ export class Agent {
   #timer: Timer | undefined;
   /** Wall time of the centre less the monotonic time here: a clock that jumps at the site moves nothing. */
   #centreOffsetMs: number | undefined;
+  readonly #supervisors: Supervisors;
   #cordoned = false;
   #stopping = false;
   #diskFull = false;
   #pausedBy = "";
 
-  constructor(config: AgentConfig, identity: Identity, world: { clock: Clock; random: Random; log: Logger }) {
+  constructor(
+    config: AgentConfig,
+    identity: Identity,
+    world: {
+      clock: Clock;
+      random: Random;
+      log: Logger;
+      launchSupervisor(directory: string, socketPath: string): void;
+    },
+  ) {
     this.#config = config;
     this.#clock = world.clock;
     this.#log = world.log;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
     this.#reader.setKey(identity.offerPublicKeyPem);
-    const processes = new ProcessExecutor({ ...config, clock: world.clock });
+    this.#supervisors = new Supervisors({
+      clock: world.clock,
+      stateDir: config.stateDir,
+      software: SOFTWARE_VERSION,
+      launch: world.launchSupervisor,
+    });
+    const supervisors = this.#supervisors;
+    const processes = new ProcessExecutor({ ...config, clock: world.clock, supervisors });
     this.#attempts = new AttemptService({
       clock: world.clock,
       log: world.log,
@@ -100,6 +119,7 @@ export class Agent {
   }
 
   async start(): Promise<void> {
+    await this.#supervisors.find();
     await this.#attempts.recover();
     await this.#checkDisk();
     this.#timer = this.#clock.every(DISK_CHECK_MS, () => {
@@ -111,14 +131,22 @@ export class Agent {
     if (access) this.#pullFrom(access);
   }
 
-  /** Steps end as interrupted, what can be delivered within a few seconds is, and the rest waits on disk. */
+  /**
+   * Steps go on under their supervisor, or end as interrupted when the configuration says so. What can be delivered
+   * within a few seconds is, and the rest waits on disk.
+   */
   async stop(reason: string): Promise<void> {
     if (this.#stopping) return;
     this.#stopping = true;
     this.#log.info({ reason, held: this.#attempts.held().length }, "agent stops");
     this.#timer?.cancel();
     await this.#pulls?.close();
-    await this.#attempts.stopAll("interrupted", `the agent stopped: ${reason}`);
+    if (this.#config.onStop === "interrupt")
+      await this.#attempts.stopAll("interrupted", `the agent stopped: ${reason}`);
+    const left = this.#attempts.leave();
+    if (left > 0)
+      this.#log.info({ steps: left }, "steps go on without the agent; its next start takes them up");
+    this.#supervisors.close();
     const until = this.#clock.monotonicMs() + FLUSH_MS;
     while (this.#uplink.connected && !this.#journal.delivered && this.#clock.monotonicMs() < until) {
       await this.#clock.sleep(20);

@@ -1,5 +1,5 @@
 /** Bundles an entry point of the agent, so that a test can run it as a process of its own. */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -10,14 +10,17 @@ export interface Bundle extends Disposable {
   readonly path: string;
 }
 
-/** Lies under node_modules, so that it finds the native addon. */
-export async function bundleOf(entry: URL): Promise<Bundle> {
+/** Lies under node_modules, so that it finds the native addon; `others` lie beside it under their names. */
+export async function bundleOf(entry: URL, others: Record<string, URL> = {}): Promise<Bundle> {
   const directory = mkdtempSync(join(ROOT, "node_modules", ".insitu-test-"));
+  writeFileSync(join(directory, "package.json"), '{"type":"module"}');
   await build({
     absWorkingDir: ROOT,
-    entryPoints: [{ in: fileURLToPath(entry), out: "main" }],
+    entryPoints: Object.entries({ main: entry, ...others }).map(([out, url]) => ({
+      in: fileURLToPath(url),
+      out,
+    })),
     outdir: directory,
-    outExtension: { ".js": ".mjs" },
     bundle: true,
     splitting: true,
     format: "esm",
@@ -30,7 +33,7 @@ export async function bundleOf(entry: URL): Promise<Bundle> {
     },
   });
   return {
-    path: join(directory, "main.mjs"),
+    path: join(directory, "main.js"),
     [Symbol.dispose]: () => rmSync(directory, { recursive: true, force: true }),
   };
 }

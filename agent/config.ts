@@ -32,6 +32,8 @@ const Config = z.strictObject({
   diskFreeMinBytes: z.coerce.number().int().min(0),
   /** Between asking a step's processes to end and killing them. */
   killGraceMs: z.coerce.number().int().min(0).max(600_000),
+  /** What becomes of running steps when the agent is stopped: they go on and are taken up again, or they end. */
+  onStop: z.enum(["leave", "interrupt"]),
 });
 export type AgentConfig = Readonly<z.infer<typeof Config>>;
 
@@ -45,6 +47,7 @@ const DEFAULTS = {
   outboxMaxBytes: 256 * MiB,
   diskFreeMinBytes: 64 * MiB,
   killGraceMs: 5_000,
+  onStop: "leave",
 };
 
 /** Flags that set one key each. */
@@ -54,6 +57,7 @@ const SCALAR_FLAGS = {
   "join-token": "joinToken",
   slots: "slots",
   "log-level": "logLevel",
+  "on-stop": "onStop",
 } as const;
 const PAIR_FLAGS = { dataset: "datasets", label: "labels", "step-env": "stepEnv" } as const;
 

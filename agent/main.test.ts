@@ -24,7 +24,9 @@ let directory: TestDirectory;
 const children: ChildProcess[] = [];
 
 beforeAll(async () => {
-  program = await bundleOf(new URL("./main.ts", import.meta.url));
+  program = await bundleOf(new URL("./main.ts", import.meta.url), {
+    "insitu-supervisor": new URL("./supervisor/main.ts", import.meta.url),
+  });
 });
 afterAll(() => program?.[Symbol.dispose]());
 
@@ -68,6 +70,9 @@ afterEach(async () => {
     child.kill("SIGKILL");
     await gone;
   }
+  // Their steps end with them.
+  for (const pid of supervisors()) process.kill(pid, "SIGTERM");
+  while (supervisors().some((pid) => exists(String(pid)))) await systemClock.sleep(10);
   gateway.stop();
   await centre.close();
   await nats.stop();
@@ -119,34 +124,112 @@ test("an offer is run, its log and outcome arrive, and nothing is left on disk",
   const [chunk] = gateway.chunks;
   const entries = decodeLogEntries(chunk!.encoding as "identity", chunk!.entries);
   expect(Buffer.from(entries[0]!.data).toString()).toBe("hello\n");
-  expect(readdirSync(join(directory.path, "work"))).toEqual([]);
+  // After the outcome is on record, and not before.
+  while (readdirSync(join(directory.path, "work")).length > 0) await systemClock.sleep(10);
   const exit = once(child, "exit");
   child.kill("SIGTERM");
   expect(await exit).toEqual([0, null]);
   expect(gateway.goodbyes).toEqual(["SIGTERM"]);
 });
 
-test("killed in the middle of a step, its next start ends what was left and reports it as interrupted, once", async () => {
+/** Lines of the log that arrived, in order, each entry once as the centre keeps them. */
+function logText(): string {
+  const entries = gateway.chunks.flatMap((chunk) =>
+    decodeLogEntries(chunk.encoding as "identity", chunk.entries),
+  );
+  const bySeq = new Map(entries.map((entry) => [entry.seq, Buffer.from(entry.data)]));
+  return Buffer.concat([...bySeq].sort(([x], [y]) => x - y).map(([, data]) => data)).toString();
+}
+
+async function killed(child: ChildProcess): Promise<void> {
+  const exit = once(child, "exit");
+  child.kill("SIGKILL");
+  await exit;
+}
+
+function supervisors(): number[] {
+  const base = join(directory.path, "supervisors");
+  if (!existsSync(base)) return [];
+  return readdirSync(base).flatMap((id) => {
+    const about = join(base, id, "about.json");
+    return existsSync(about) ? [(JSON.parse(readFileSync(about, "utf8")) as { pid: number }).pid] : [];
+  });
+}
+
+test("killed in the middle of a step, it takes the step up again: its true end, and every line once", async () => {
+  const first = start();
+  const gate = join(directory.path, "gate");
+  const text = `echo $$ > ${directory.path}/pid; i=0; while [ $i -lt 50 ]; do echo before $i; i=$((i+1)); done; while [ ! -e ${gate} ]; do sleep 0.02; done; i=0; while [ $i -lt 50 ]; do echo after $i; i=$((i+1)); done; exit 3`;
+  await publish(shell(text));
+  const pid = await fileOf("pid");
+  await hasStarted();
+  await killed(first);
+  expect(exists(pid)).toBe(true);
+  start("--on-stop", "interrupt");
+  await gateway.until.holds(() => gateway.heartbeats.some(({ held }) => held?.length === 1));
+  writeFileSync(gate, "");
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "failed", exitCode: 3, error: { code: "exit" } }]);
+  await gateway.until.holds(() => logText().includes("after 49"));
+  const lines = ["before", "after"].flatMap((word) => Array.from({ length: 50 }, (_, i) => `${word} ${i}`));
+  expect(logText()).toBe(`${lines.join("\n")}\n`);
+  // It takes work again, and leaves nothing of the step.
+  await publish(shell("true", { lease: leaseKey({ runId: "run-2" }) }));
+  await ended(2);
+  expect(outcomes().map(({ status }) => status)).toEqual(["failed", "succeeded"]);
+});
+
+test("away while a step ends, it reports the end at its next start", async () => {
+  const first = start();
+  const gate = join(directory.path, "gate");
+  await publish(
+    shell(`echo $$ > ${directory.path}/pid; while [ ! -e ${gate} ]; do sleep 0.02; done; echo bye; exit 4`),
+  );
+  const pid = await fileOf("pid");
+  await hasStarted();
+  await killed(first);
+  writeFileSync(gate, "");
+  while (exists(pid)) await systemClock.sleep(10);
+  start();
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "failed", exitCode: 4, logBytes: 4 }]);
+});
+
+test("with its supervisor killed too, the step is reported as interrupted, once, and none of it runs on", async () => {
   const first = start();
   await publish(shell(`setsid sh -c 'echo $$ > ${directory.path}/pid; exec sleep 600' & wait`));
   const pid = await fileOf("pid");
   await hasStarted();
-  const exit = once(first, "exit");
-  first.kill("SIGKILL");
-  await exit;
-  expect(exists(pid)).toBe(true);
+  await killed(first);
+  for (const supervisor of supervisors()) process.kill(supervisor, "SIGKILL");
   start();
   await ended();
-  expect(outcomes()[0]).toMatchObject({ status: "interrupted" });
+  expect(outcomes()).toMatchObject([{ status: "interrupted" }]);
   expect(exists(pid)).toBe(false);
-  // It takes work again.
   await publish(shell("true", { lease: leaseKey({ runId: "run-2" }) }));
   await ended(2);
   expect(outcomes().map(({ status }) => status)).toEqual(["interrupted", "succeeded"]);
 });
 
-test("stopped, it ends its steps, delivers that they were interrupted, and exits with 0", async () => {
+test("stopped, it leaves its steps running, and its next start goes on with them", async () => {
   const child = start();
+  const gate = join(directory.path, "gate");
+  await publish(shell(`echo $$ > ${directory.path}/pid; while [ ! -e ${gate} ]; do sleep 0.02; done`));
+  const pid = await fileOf("pid");
+  await hasStarted();
+  const exit = once(child, "exit");
+  child.kill("SIGTERM");
+  expect(await exit).toEqual([0, null]);
+  expect(exists(pid)).toBe(true);
+  expect(outcomes()).toEqual([]);
+  start();
+  writeFileSync(gate, "");
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "succeeded" }]);
+});
+
+test("stopped with --on-stop interrupt it ends its steps, delivers so, and exits with 0", async () => {
+  const child = start("--on-stop", "interrupt");
   await publish(shell(`echo $$ > ${directory.path}/pid; exec sleep 600`));
   const pid = await fileOf("pid");
   const exit = once(child, "exit");

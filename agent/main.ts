@@ -1,9 +1,12 @@
 /** The command `insitu-agent`. */
+import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { type Logger, pino } from "pino";
 import { InsituError } from "../shared/errors.ts";
 import { systemClock, systemRandom } from "../shared/system.ts";
+import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
 import { type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
@@ -26,6 +29,9 @@ Flags
   --dataset NAME=PATH    where a dataset lies at this site; may be repeated    (datasets)
   --label KEY=VALUE      shown in the fleet; may be repeated                   (labels)
   --step-env KEY=VALUE   environment of steps; may be repeated                 (stepEnv)
+  --on-stop leave|interrupt
+                         running steps go on when the agent stops, and its next start takes them up again;
+                         or they end. Default: leave                           (onStop)
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
 Environment
@@ -49,6 +55,7 @@ const FLAGS = {
   label: { type: "string", multiple: true },
   "step-env": { type: "string", multiple: true },
   "log-level": { type: "string" },
+  "on-stop": { type: "string" },
   help: { type: "boolean", short: "h" },
 } as const;
 
@@ -76,6 +83,17 @@ async function main(argv: string[]): Promise<number> {
   const identity = await identityOf(config, log);
   if (command === "enrol") return 0;
   return await run(config, identity, log);
+}
+
+/** In a session of its own, and with nothing of the agent's environment: it lives on when the agent does not. */
+function launchSupervisor(directory: string, socketPath: string): void {
+  const program = fileURLToPath(new URL("./insitu-supervisor.js", import.meta.url));
+  const { PATH = "" } = process.env;
+  spawn(process.execPath, [program, directory, socketPath, SOFTWARE_VERSION], {
+    detached: true,
+    stdio: "ignore",
+    env: { PATH },
+  }).unref();
 }
 
 function parse(argv: string[]) {
@@ -107,7 +125,12 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
 }
 
 async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {
-  const agent = new Agent(config, identity, { clock: systemClock, random: systemRandom, log });
+  const agent = new Agent(config, identity, {
+    clock: systemClock,
+    random: systemRandom,
+    log,
+    launchSupervisor,
+  });
   const stopped = new Promise<string>((resolve) => {
     for (const signal of ["SIGTERM", "SIGINT"] as const) process.once(signal, () => resolve(signal));
     // Started by `insitu dev`: ends with it, however it ended.

@@ -14,7 +14,11 @@ const DIST = join(ROOT, "dist");
 const STAMP = join(DIST, ".stamp");
 
 /** Entry point → name in dist/. */
-const PROGRAMS = { "control-plane/cli/main.ts": "insitu", "agent/main.ts": "insitu-agent" };
+const PROGRAMS = {
+  "control-plane/cli/main.ts": "insitu",
+  "agent/main.ts": "insitu-agent",
+  "agent/supervisor/main.ts": "insitu-supervisor",
+};
 const SOURCES = [
   "shared",
   "control-plane",

@@ -1,13 +1,17 @@
-/** What runs a step. A supervisor that outlives the agent can stand behind the same interface. */
+/** What runs a step. */
 
 import type { Offer, OutcomeStatus } from "../../shared/wire/attempt.ts";
 import type { LogStreamName } from "../../shared/wire/log-entries.ts";
 import type { RawOutput } from "../egress/egress-gate.ts";
 
 export interface AttemptIo {
-  /** Takes what the step wrote, as it came. False: wait for `onDrain` before reading more. */
-  log(stream: LogStreamName, data: Buffer): boolean;
+  /** Takes what the step wrote, as it came, one entry at a time. False: wait for `onDrain` before more. */
+  log(stream: LogStreamName, data: Buffer, at: { atMs: number; endOffset: number }): boolean;
   onDrain(resume: () => void): void;
+  /** What lies before it is durable with the agent, and not needed in the spool any more. */
+  readonly storedOffset: number;
+  /** Bytes of output that were given up before they came here. */
+  dropped(bytes: number): void;
 }
 
 export interface KeptArtifact {
@@ -33,15 +37,20 @@ export interface Execution {
   readonly done: Promise<ExecutionResult>;
   /** Ends the whole tree of processes. The first reason counts. */
   stop(reason: StopReason, message: string): void;
+  /** The outcome is durable: nothing of the attempt is needed any more. */
+  forget(): Promise<void>;
 }
 
 export interface Executor {
   readonly kind: Offer["step"]["executor"]["kind"];
   start(offer: Offer, io: AttemptIo): Execution;
+  /**
+   * Takes up what an earlier process of this agent started; output goes on at the offset. Undefined when nothing
+   * is left of it: neither a process nor its end.
+   */
+  resume(offer: Offer, io: AttemptIo, offset: number): Promise<Execution | undefined>;
   /** Ends what an earlier process of this agent left running for the attempt. Resolves when nothing is left. */
   cleanUp(offer: Offer): Promise<void>;
-  /** Resolves when no process is left of the attempts that have ended. */
-  settled(): Promise<void>;
 }
 
 export function failure(

@@ -19,8 +19,12 @@ export const noopExecutor: Executor = {
       outputs,
       artifacts: [],
     } as const;
-    return { done: Promise.resolve({ ...result, artifacts: [] }), stop: () => undefined };
+    return {
+      done: Promise.resolve({ ...result, artifacts: [] }),
+      stop: () => undefined,
+      forget: () => Promise.resolve(),
+    };
   },
+  resume: () => Promise.resolve(undefined),
   cleanUp: () => Promise.resolve(),
-  settled: () => Promise.resolve(),
 };

@@ -6,14 +6,20 @@ import { systemClock } from "../../shared/system.ts";
 import type { LogStreamName } from "../../shared/wire/log-entries.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { leaseKey, offerOf, type TestDirectory, testDirectory, Until } from "../agent.fixture.ts";
+import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import type { AttemptIo } from "./executor.ts";
 import { ProcessExecutor, type ProcessExecutorOptions } from "./process-executor.ts";
 
 let directory: TestDirectory;
+let supervisors: TestSupervisors;
 beforeEach(() => {
   directory = testDirectory();
+  supervisors = new TestSupervisors(directory.path);
 });
-afterEach(() => directory[Symbol.dispose]());
+afterEach(async () => {
+  await supervisors.stop();
+  directory[Symbol.dispose]();
+});
 
 /** Keeps what a step wrote. */
 class Written implements AttemptIo {
@@ -25,6 +31,8 @@ class Written implements AttemptIo {
     return true;
   }
   onDrain(): void {}
+  readonly storedOffset = 0;
+  dropped(): void {}
   bytes(stream: LogStreamName = "stdout"): Buffer {
     return Buffer.concat(this.chunks.filter((chunk) => chunk.stream === stream).map(({ data }) => data));
   }
@@ -44,6 +52,7 @@ function start(argv: string[], change: Parameters<typeof offerOf>[0] = {}, optio
     datasets: {},
     stepEnv: { PATH: process.env.PATH ?? "" },
     killGraceMs: 300,
+    supervisors,
     ...options,
   } satisfies ProcessExecutorOptions);
   const step = stepSpec("fit", { executor: { kind: "process", argv }, ...change.step });
@@ -112,6 +121,7 @@ describe("what a step sees", () => {
     for (const end of ["exit 0", "exit 3"]) {
       const { written, execution } = sh(`pwd; touch left; ${end}`);
       await execution.done;
+      await execution.forget();
       expect(written.text()).toContain(directory.path);
       expect(existsSync(written.text().trim())).toBe(false);
     }
@@ -155,6 +165,7 @@ describe("what a step writes", () => {
       datasets: {},
       stepEnv: { PATH: process.env.PATH ?? "" },
       killGraceMs: 300,
+      supervisors,
     });
     const step = stepSpec("fit", {
       executor: { kind: "process", argv: ["head", "-c", "3000000", "/dev/zero"] },
@@ -169,6 +180,8 @@ describe("what a step writes", () => {
         resume = go;
         setImmediate(() => resume?.());
       },
+      storedOffset: 0,
+      dropped: () => undefined,
     });
     expect((await execution.done).status).toBe("succeeded");
     expect(total).toBe(3_000_000);
@@ -268,11 +281,10 @@ describe.runIf(process.platform === "linux")("its whole tree", () => {
   });
 
   test("a child that escaped and let go of the pipes ends after a step that succeeded", async () => {
-    const { written, executor, execution } = sh(
+    const { written, execution } = sh(
       "setsid sh -c 'echo $$ > pid; exec sleep 600' > /dev/null 2>&1 & while [ ! -s pid ]; do sleep 0.01; done; cat pid",
     );
     expect((await execution.done).status).toBe("succeeded");
-    await executor.settled();
     const pid = Number(written.text());
     expect(pid).toBeGreaterThan(1);
     expect(await gone(pid)).toBe(true);
@@ -289,6 +301,7 @@ describe.runIf(process.platform === "linux")("its whole tree", () => {
       datasets: {},
       stepEnv: {},
       killGraceMs: 0,
+      supervisors,
     });
     await later.cleanUp(left.offer);
     expect(isAlive(leftPid!)).toBe(false);

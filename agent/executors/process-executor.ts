@@ -1,11 +1,11 @@
-/** Runs a step as processes of this host: argv without a shell, its own group, separate output streams. */
-import { type ChildProcess, spawn } from "node:child_process";
+/** Runs a step as processes of this host, under a supervisor that outlives the agent. */
 import { createHash } from "node:crypto";
-import type { Socket } from "node:net";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
-import type { Clock, Timer } from "../../shared/system.ts";
+import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
+import type { Followed, FrameSink, Supervisors } from "../supervisor/client.ts";
+import type { ExitRecord, StepSpec } from "../supervisor/protocol.ts";
 import {
   type AttemptIo,
   type Execution,
@@ -14,7 +14,7 @@ import {
   failure,
   type StopReason,
 } from "./executor.ts";
-import { endTree, killTree, Leftovers, MARKER_VARIABLE } from "./process-tree.ts";
+import { killTree, MARKER_VARIABLE } from "./process-tree.ts";
 import {
   collectOutputs,
   createWorkspace,
@@ -22,13 +22,9 @@ import {
   ProductError,
   removeWorkspace,
   type Workspace,
+  workspaceAt,
   workspaceRoot,
 } from "./workspace.ts";
-
-/** How long the pipes may stay open after the process has gone: an escaped child can hold them for ever. */
-const PIPE_GRACE_MS = 250;
-/** A process that hides from its marker and goes on writing is listened to this many graces longer. */
-const PIPE_ROUNDS_MAX = 20;
 
 export interface ProcessExecutorOptions {
   clock: Clock;
@@ -37,53 +33,60 @@ export interface ProcessExecutorOptions {
   datasets: Readonly<Record<string, string>>;
   stepEnv: Readonly<Record<string, string>>;
   killGraceMs: number;
+  supervisors: Supervisors;
 }
 
 export class ProcessExecutor implements Executor {
   readonly kind = "process";
   readonly #options: ProcessExecutorOptions;
-  readonly #leftovers: Leftovers;
 
   constructor(options: ProcessExecutorOptions) {
     this.#options = options;
-    this.#leftovers = new Leftovers(options.clock);
   }
 
   start(offer: Offer, io: AttemptIo): Execution {
-    const execution = new ProcessExecution(offer, io, this.#options, this.#leftovers);
-    return { done: execution.run(), stop: (reason, message) => execution.stop(reason, message) };
+    const execution = new ProcessExecution(offer, io, this.#options);
+    return execution.as(execution.begin());
+  }
+
+  async resume(offer: Offer, io: AttemptIo, offset: number): Promise<Execution | undefined> {
+    const execution = new ProcessExecution(offer, io, this.#options);
+    const resumed = await execution.resume(offset);
+    return resumed && execution.as(resumed.done);
   }
 
   async cleanUp(offer: Offer): Promise<void> {
-    await killTree(markerOf(this.#options, offer.lease), undefined, this.#options.clock);
+    // The directory first: a supervisor that is told only now to start the step cannot.
     await removeWorkspace(workspaceRoot(workBase(this.#options), offer.lease));
-  }
-
-  settled(): Promise<void> {
-    return this.#leftovers.settled();
+    await killTree(markerOf(this.#options, offer.lease), undefined, this.#options.clock);
   }
 }
 
-class ProcessExecution {
+class ProcessExecution implements FrameSink {
   readonly #offer: Offer;
   readonly #io: AttemptIo;
   readonly #options: ProcessExecutorOptions;
-  readonly #leftovers: Leftovers;
-  readonly #marker: string;
-  #child: ChildProcess | undefined;
+  readonly #root: string;
+  #followed: Followed | undefined;
   #stopped: { reason: StopReason; message: string } | undefined;
-  #ending: Promise<void> | undefined;
-  #timeout: Timer | undefined;
 
-  constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions, leftovers: Leftovers) {
+  constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions) {
     this.#offer = offer;
-    this.#leftovers = leftovers;
     this.#io = io;
     this.#options = options;
-    this.#marker = markerOf(options, offer.lease);
+    this.#root = workspaceRoot(workBase(options), offer.lease);
   }
 
-  async run(): Promise<ExecutionResult> {
+  as(done: Promise<ExecutionResult>): Execution {
+    return {
+      done,
+      stop: (reason, message) => this.stop(reason, message),
+      // Tried again by the next start when it fails.
+      forget: () => removeWorkspace(this.#root).catch(() => undefined),
+    };
+  }
+
+  async begin(): Promise<ExecutionResult> {
     const { datasets } = this.#options;
     const missing = [...this.#offer.step.reads, ...this.#offer.step.writes].filter(
       (name) => datasets[name] === undefined,
@@ -93,73 +96,84 @@ class ProcessExecution {
       const advice = "add them to `datasets` in this agent's configuration";
       return failure("refused", "dataset.not-mounted", `not mounted at this agent: ${names}; ${advice}`);
     }
-    let workspace: Workspace | undefined;
     try {
-      workspace = await createWorkspace(workBase(this.#options), this.#offer);
-      const exit = await this.#spawn(workspace);
-      if (this.#stopped || exit.error || exit.code !== 0) return this.#failed(exit);
-      return await this.#succeeded(workspace);
+      const workspace = await createWorkspace(workBase(this.#options), this.#offer);
+      const early = this.#wish();
+      if (early) return failure(early.reason, early.reason, early.message);
+      const followed = await this.#options.supervisors.start(this.#spec(workspace), this);
+      this.#followed = followed;
+      const late = this.#wish();
+      if (late) followed.stop(late.reason, late.message);
+      return await this.#conclude(followed, workspace);
     } catch (thrown) {
-      const message = thrown instanceof Error ? thrown.message : String(thrown);
-      if (thrown instanceof InsituError && thrown.code === "offer.refused")
-        return failure("refused", thrown.code, message);
-      return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
-    } finally {
-      this.#timeout?.cancel();
-      await this.#ending;
-      if (this.#child?.pid !== undefined && !this.#ending) this.#leftovers.add(this.#marker);
-      if (workspace) await removeWorkspace(workspace.root).catch(() => undefined); // tried again by the next start
+      return failed(thrown);
     }
+  }
+
+  /** Undefined when there is nothing to take up: neither a process nor its exit record. */
+  async resume(offset: number): Promise<{ done: Promise<ExecutionResult> } | undefined> {
+    const { lease } = this.#offer;
+    const workspace = workspaceAt(workBase(this.#options), lease);
+    const marker = markerOf(this.#options, lease);
+    this.#followed = await this.#options.supervisors.resume(marker, supervised(workspace), offset, this);
+    return this.#followed && { done: this.#conclude(this.#followed, workspace).catch(failed) };
   }
 
   stop(reason: StopReason, message: string): void {
     if (this.#stopped) return;
     this.#stopped = { reason, message };
-    const { clock, killGraceMs } = this.#options;
-    this.#ending = endTree(this.#marker, this.#child?.pid, { graceMs: killGraceMs, clock });
+    this.#followed?.stop(reason, message);
   }
 
-  async #spawn(workspace: Workspace): Promise<Exit> {
+  /** It may come at any await. */
+  #wish(): { reason: StopReason; message: string } | undefined {
+    return this.#stopped;
+  }
+
+  get storedOffset(): number {
+    return this.#io.storedOffset;
+  }
+
+  frame({ stream, data, atMs, endOffset }: Parameters<FrameSink["frame"]>[0]): boolean {
+    return this.#io.log(stream, data, { atMs, endOffset });
+  }
+
+  onDrain(resume: () => void): void {
+    this.#io.onDrain(resume);
+  }
+
+  #spec(workspace: Workspace): StepSpec {
     const { executor, timeoutMs } = this.#offer.step;
     if (executor.kind !== "process") throw new Error(`executor ${executor.kind} is not a process`);
-    if (this.#stopped) return { code: null, signal: null };
-    const [command, ...args] = executor.argv;
-    const child = spawn(command!, args, {
+    const marker = markerOf(this.#options, this.#offer.lease);
+    return {
+      key: marker,
+      directory: supervised(workspace),
+      argv: [...executor.argv],
+      env: stepEnvironment(this.#offer, workspace, this.#options, marker),
       cwd: workspace.work,
-      env: stepEnvironment(this.#offer, workspace, this.#options, this.#marker),
-      stdio: ["ignore", "pipe", "pipe"],
-      detached: true,
-    });
-    this.#child = child;
-    this.#timeout = this.#options.clock.after(timeoutMs, () => {
-      this.stop("timed-out", `it ran longer than its timeout of ${timeoutMs} ms`);
-    });
-    const exited = exitOf(child, this.#options.clock, () => this.#killLeftovers());
-    this.#pipe(child, "stdout");
-    this.#pipe(child, "stderr");
-    return await exited;
+      marker,
+      timeoutMs,
+      killGraceMs: this.#options.killGraceMs,
+    };
   }
 
-  #pipe(child: ChildProcess, name: "stdout" | "stderr"): void {
-    const stream = child[name]!;
-    stream.on("data", (data: Buffer) => {
-      if (this.#io.log(name, data)) return;
-      stream.pause();
-      this.#io.onDrain(() => stream.resume());
-    });
-    stream.on("error", () => undefined); // ends the stream; the exit says the rest
+  async #conclude(followed: Followed, workspace: Workspace): Promise<ExecutionResult> {
+    const exit = await followed.exit;
+    if (!exit) {
+      await killTree(markerOf(this.#options, this.#offer.lease), undefined, this.#options.clock);
+      const message = "the supervisor of the step ended without an exit record";
+      return failure("interrupted", "interrupted", message);
+    }
+    this.#io.dropped(exit.droppedBytes);
+    if (exit.stopped || exit.error || exit.code !== 0) return this.#failed(exit);
+    return await this.#succeeded(workspace);
   }
 
-  /** The step has ended; what it left behind in its group or under its marker ends with it. */
-  #killLeftovers(): Promise<void> {
-    this.#ending ??= killTree(this.#marker, this.#child?.pid, this.#options.clock);
-    return this.#ending;
-  }
-
-  #failed(exit: Exit): ExecutionResult {
+  #failed(exit: ExitRecord): ExecutionResult {
     const { code: exitCode, signal } = exit;
-    if (this.#stopped) {
-      const { reason, message } = this.#stopped;
+    if (exit.stopped) {
+      const { reason, message } = exit.stopped;
       return failure(reason, reason === "timed-out" ? "timeout" : reason, message, { exitCode, signal });
     }
     if (exit.error) return failure("failed", "exec", describeSpawnError(exit.error, this.#offer));
@@ -185,60 +199,16 @@ class ProcessExecution {
   }
 }
 
-interface Exit {
-  code: number | null;
-  signal: NodeJS.Signals | null;
-  error?: NodeJS.ErrnoException;
+function failed(thrown: unknown): ExecutionResult {
+  const message = thrown instanceof Error ? thrown.message : String(thrown);
+  if (thrown instanceof InsituError && thrown.code === "offer.refused")
+    return failure("refused", thrown.code, message);
+  return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
 }
 
-/**
- * Resolves after the process has gone and its pipes are closed. When they stay open past a grace, a child that
- * escaped holds them: what carries the marker is killed, and only then, without any output for another grace,
- * the pipes are closed here.
- */
-function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => Promise<void>): Promise<Exit> {
-  return new Promise((resolve, reject) => {
-    let exit: Exit = { code: null, signal: null };
-    let grace: Timer | undefined;
-    let closed = false;
-    const pipes = [child.stdout as Socket, child.stderr as Socket];
-    const received = (): number => pipes.reduce((sum, pipe) => sum + pipe.bytesRead, 0);
-    const closeUnlessRead = (before: number, rounds: number): void => {
-      if (closed) return;
-      // Paused: what was written waits for the journal. Timers run before the reads of the same turn, so what
-      // lies in the pipe after a long turn is counted one turn later.
-      const busy = received() !== before && rounds < PIPE_ROUNDS_MAX;
-      if (busy || pipes.some((pipe) => pipe.isPaused())) return watch(rounds + 1);
-      for (const pipe of pipes) pipe.destroy();
-    };
-    const watch = (rounds: number): void => {
-      const before = received();
-      grace = clock.after(PIPE_GRACE_MS, () => setImmediate(() => closeUnlessRead(before, rounds)));
-    };
-    child.once("error", (error: NodeJS.ErrnoException) => {
-      if (child.pid === undefined) resolve({ code: null, signal: null, error });
-    });
-    child.once("exit", (code, signal) => {
-      exit = { code, signal };
-      groupKill(child.pid);
-      grace = clock.after(PIPE_GRACE_MS, () => {
-        killLeftovers().then(() => watch(0), reject);
-      });
-    });
-    child.once("close", () => {
-      closed = true;
-      grace?.cancel();
-      resolve(exit);
-    });
-  });
-}
-
-function groupKill(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) process.kill(-pid, "SIGKILL");
-  } catch {
-    // nobody is left in the group
-  }
+/** Where the supervisor keeps output and exit record. */
+function supervised(workspace: Workspace): string {
+  return join(workspace.root, "supervised");
 }
 
 /** The same after a restart, and another than that of any other agent on the host. */
@@ -288,7 +258,7 @@ function variable(name: string): string {
   return name.toUpperCase().replaceAll("-", "_");
 }
 
-function describeSpawnError(error: NodeJS.ErrnoException, offer: Offer): string {
+function describeSpawnError(error: { code: string; message: string }, offer: Offer): string {
   const { executor } = offer.step;
   const command = executor.kind === "process" ? executor.argv[0] : executor.kind;
   if (error.code === "ENOENT")

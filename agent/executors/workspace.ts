@@ -33,15 +33,15 @@ export function workspaceRoot(base: string, lease: LeaseKey): string {
   return join(base, lease.runId, `${lease.stepId}.${lease.attempt}.${lease.epoch}`);
 }
 
+export function workspaceAt(base: string, lease: LeaseKey): Workspace {
+  const root = workspaceRoot(base, lease);
+  return { root, work: join(root, "work"), inputs: join(root, "inputs"), outputs: join(root, "outputs") };
+}
+
 /** @throws offer.refused when a file's path leaves the working directory */
 export async function createWorkspace(base: string, offer: Offer): Promise<Workspace> {
-  const root = workspaceRoot(base, offer.lease);
-  const workspace = {
-    root,
-    work: join(root, "work"),
-    inputs: join(root, "inputs"),
-    outputs: join(root, "outputs"),
-  };
+  const workspace = workspaceAt(base, offer.lease);
+  const { root } = workspace;
   await rm(root, { recursive: true, force: true });
   for (const directory of [workspace.work, workspace.inputs, workspace.outputs]) {
     await mkdir(directory, { recursive: true, mode: 0o700 });

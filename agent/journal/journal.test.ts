@@ -9,6 +9,8 @@ import { finished, LIMITS, leaseKey, MiB, offerOf, started, testDirectory } from
 import { type Bundle, bundleOf } from "../bundle.fixture.ts";
 import { Journal } from "./journal.ts";
 
+const MARK = { lastSeq: 1, endOffset: 0, bytes: 0, lostBytes: 0 };
+
 const payloadOf = (report: { payload: Buffer }) =>
   ReportPayload.parse(JSON.parse(report.payload.toString("utf8")));
 
@@ -50,7 +52,7 @@ test("sequences go on after a restart, also when everything was delivered", asyn
   using directory = testDirectory();
   const before = new Journal(directory.path, LIMITS);
   await before.take({ offer: offerOf(), takenAtMs: 5 }, started(leaseKey()));
-  await before.appendLog(chunkOf(leaseKey(), Buffer.from("x")));
+  await before.appendLog(chunkOf(leaseKey(), Buffer.from("x")), MARK);
   before.ackReports(1);
   before.ackLogs(1);
   await before.close();
@@ -58,7 +60,7 @@ test("sequences go on after a restart, also when everything was delivered", asyn
   const after = new Journal(directory.path, LIMITS);
   expect(after.delivered).toBe(true);
   await after.finish(finished(leaseKey()));
-  await after.appendLog(chunkOf(leaseKey(), Buffer.from("y"), 2));
+  await after.appendLog(chunkOf(leaseKey(), Buffer.from("y"), 2), MARK);
   expect(after.reportsAfter(0, 10).map(({ seq }) => seq)).toEqual([2]);
   expect(after.logsAfter(0, 10).map(({ seq }) => seq)).toEqual([2]);
   await after.close();
@@ -70,7 +72,7 @@ test("an acknowledgement forgets everything up to its sequence and nothing beyon
   const leases = [1, 2, 3].map((n) => leaseKey({ runId: `run-${n}` }));
   for (const lease of leases) await journal.finish(finished(lease));
   journal.ackReports(2);
-  await journal.appendLog(chunkOf(leases[2]!, Buffer.from("x"))); // in the same transaction or after it
+  await journal.appendLog(chunkOf(leases[2]!, Buffer.from("x")), MARK); // in the same transaction or after it
   expect(journal.reportsAfter(0, 10).map(({ seq }) => seq)).toEqual([3]);
   expect(journal.undelivered()).toEqual([leases[2]]);
   await journal.close();
@@ -80,7 +82,7 @@ test("what was acknowledged is not sent again on a new stream, and is gone from 
   using directory = testDirectory();
   const journal = new Journal(directory.path, LIMITS);
   for (const n of [1, 2, 3]) await journal.finish(finished(leaseKey({ runId: `run-${n}` })));
-  await journal.appendLog(chunkOf(leaseKey(), Buffer.from("x")));
+  await journal.appendLog(chunkOf(leaseKey(), Buffer.from("x")), MARK);
   journal.ackReports(2);
   journal.ackLogs(1);
   // At once, and from the beginning.
@@ -152,7 +154,7 @@ test("when the log spool is full the oldest chunks give way to a note of the los
   await journal.finish(finished(leaseKey({ runId: "other" })));
   const written = 40;
   for (let i = 0; i < written; i++)
-    await journal.appendLog(chunkOf(lease, Buffer.alloc(64 * 1024, i), i + 1));
+    await journal.appendLog(chunkOf(lease, Buffer.alloc(64 * 1024, i), i + 1), MARK);
 
   const chunks = journal.logsAfter(0, 100);
   const dropped = chunks.filter((chunk) => chunk.dropped);

@@ -29,6 +29,17 @@ export interface JournalOptions {
   clock: Clock;
 }
 
+/** Written with each log chunk, so that a restarted agent goes on behind it: nothing lost, nothing twice. */
+export interface LogMark {
+  /** Sequence of the last entry. */
+  lastSeq: number;
+  /** Offset in the supervisor's spool behind it. */
+  endOffset: number;
+  /** Content so far, and what was given up of it. */
+  bytes: number;
+  lostBytes: number;
+}
+
 export interface StoredReport {
   seq: number;
   payload: Buffer;
@@ -45,8 +56,8 @@ export class Journal {
   readonly #leases: Database<HeldLease, string>;
   readonly #outbox: Database<Buffer, number>;
   readonly #logs: Database<LogChunkRecord, number>;
-  /** Last log entry of an attempt that is on record, while it runs. */
-  readonly #marks: Database<number, string>;
+  /** How far the log of an attempt is on record, while it runs. */
+  readonly #marks: Database<LogMark, string>;
   readonly #meta: Database<number, string>;
   readonly #options: JournalOptions;
   /** Sizes of what is stored and not acknowledged, so that the quota needs no look at the store. */
@@ -73,7 +84,7 @@ export class Journal {
     this.#leases = this.#root.openDB<HeldLease, string>({ name: "leases" });
     this.#outbox = this.#root.openDB<Buffer, number>({ name: "outbox", encoding: "binary" });
     this.#logs = this.#root.openDB<LogChunkRecord, number>({ name: "logs" });
-    this.#marks = this.#root.openDB<number, string>({ name: "marks" });
+    this.#marks = this.#root.openDB<LogMark, string>({ name: "log-marks" });
     this.#meta = this.#root.openDB<number, string>({ name: "meta" });
     for (const { key, value } of this.#outbox.getRange({})) {
       this.#counts.outboxBytes += value.length;
@@ -128,17 +139,17 @@ export class Journal {
     return [...this.#undelivered.values()];
   }
 
-  /** Sequence of the last log entry of the attempt that is on record; 0 for none. */
-  lastLogEntry(lease: LeaseKey): number {
-    return this.#marks.get(keyOf(lease)) ?? 0;
+  /** How far the log of the attempt is on record. */
+  logMark(lease: LeaseKey): LogMark {
+    return this.#marks.get(keyOf(lease)) ?? { lastSeq: 0, endOffset: 0, bytes: 0, lostBytes: 0 };
   }
 
   /** Resolves when durable, or when the chunk was given up for want of space. */
-  appendLog(chunk: Omit<LogChunkRecord, "seq">): Promise<void> {
+  appendLog(chunk: Omit<LogChunkRecord, "seq">, mark: LogMark): Promise<void> {
     return this.#write(() => {
       const seq = this.#undo.add(this.#counts, "logSeq", 1);
       this.#logs.putSync(seq, { ...chunk, seq });
-      this.#marks.putSync(keyOf(chunk.lease), chunk.firstEntry + chunk.entryCount - 1);
+      this.#marks.putSync(keyOf(chunk.lease), mark);
       this.#meta.putSync("logSeq", seq);
       this.#undo.set(this.#logSizes, seq, chunk.entries.length);
       this.#undo.add(this.#counts, "logBytes", chunk.entries.length);

@@ -8,6 +8,9 @@ import { LIMITS, leaseKey, type TestDirectory, testDirectory } from "../agent.fi
 import { Journal } from "./journal.ts";
 import { LogWriter } from "./log-writer.ts";
 
+const AT = { atMs: 1, endOffset: 0 };
+const START = { lastSeq: 0, endOffset: 0, bytes: 0, lostBytes: 0 };
+
 let directory: TestDirectory;
 let journal: Journal;
 beforeEach(() => {
@@ -19,13 +22,13 @@ afterEach(async () => {
   directory[Symbol.dispose]();
 });
 const open = (siteFile: string | null = null) =>
-  new LogWriter({ lease: leaseKey(), journal, clock: systemClock, siteFile });
+  new LogWriter({ lease: leaseKey(), journal, clock: systemClock, siteFile, from: START });
 const entries = () => journal.logsAfter(0, 10_000).flatMap((c) => decodeLogEntries(c.encoding, c.entries));
 
 test("what a running step wrote is on record soon, without more being written", async () => {
   const stored = new Promise<void>((resolve) => journal.onStored({ report: () => undefined, log: resolve }));
   const writer = open();
-  writer.log("stderr", Buffer.from("slow"));
+  writer.log("stderr", Buffer.from("slow"), AT);
   await stored;
   expect(entries()).toMatchObject([{ seq: 1, stream: "stderr", data: Buffer.from("slow") }]);
   await writer.close();
@@ -34,7 +37,7 @@ test("what a running step wrote is on record soon, without more being written", 
 test("a flood goes into chunks of bounded size and loses nothing", async () => {
   const writer = open();
   const piece = 10_000;
-  for (let i = 0; i < 100; i++) writer.log("stdout", Buffer.alloc(piece, i));
+  for (let i = 0; i < 100; i++) writer.log("stdout", Buffer.alloc(piece, i), AT);
   expect(await writer.close()).toEqual({ lastSeq: 100, bytes: 100 * piece, droppedBytes: 0 });
   const chunks = journal.logsAfter(0, 1_000);
   for (const chunk of chunks) expect(chunk.contentBytes).toBeLessThanOrEqual(LOG_CHUNK_MAX_BYTES);
@@ -45,20 +48,20 @@ test("a flood goes into chunks of bounded size and loses nothing", async () => {
 test("a writer that is faster than the disk is asked to wait, and told when to go on", async () => {
   const writer = open();
   let taken = 0;
-  while (writer.log("stdout", Buffer.alloc(65_536))) taken += 1;
+  while (writer.log("stdout", Buffer.alloc(65_536), AT)) taken += 1;
   expect(taken).toBeLessThan(20);
   await new Promise<void>((resolve) => writer.onDrain(resolve));
-  expect(writer.log("stdout", Buffer.alloc(10))).toBe(true);
+  expect(writer.log("stdout", Buffer.alloc(10), AT)).toBe(true);
   await writer.close();
 });
 
 test("when the journal cannot be written the loss is counted, and the last entry is one that is on record", async () => {
   const stored = new Promise<void>((resolve) => journal.onStored({ report: () => undefined, log: resolve }));
   const writer = open();
-  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES));
+  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES), AT);
   await stored;
   await journal.close();
-  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES));
+  writer.log("stdout", Buffer.alloc(LOG_CHUNK_MAX_BYTES), AT);
   expect(await writer.close()).toEqual({
     lastSeq: 1,
     bytes: 2 * LOG_CHUNK_MAX_BYTES,
@@ -69,8 +72,8 @@ test("when the journal cannot be written the loss is counted, and the last entry
 test("a log that may not leave is in a file of the site and nowhere else", async () => {
   const file = join(directory.path, "site-logs", "run-1", "fit", "1.1.log");
   const writer = open(file);
-  writer.log("stdout", Buffer.from("one\n"));
-  writer.log("stderr", Buffer.from("two\n"));
+  writer.log("stdout", Buffer.from("one\n"), AT);
+  writer.log("stderr", Buffer.from("two\n"), AT);
   expect(await writer.close()).toEqual({ lastSeq: 0, bytes: 8, droppedBytes: 0 });
   expect(readFileSync(file, "utf8")).toBe("one\ntwo\n");
   expect(entries()).toEqual([]);
@@ -81,9 +84,9 @@ test("a step whose log cannot be kept at the site goes on, and what was lost is 
   mkdirSync(inTheWay);
   const writer = open(inTheWay);
   let resumed = true;
-  if (!writer.log("stdout", Buffer.alloc(100_000)))
+  if (!writer.log("stdout", Buffer.alloc(100_000), AT))
     resumed = await new Promise<boolean>((resolve) => writer.onDrain(() => resolve(true)));
   expect(resumed).toBe(true);
-  expect(writer.log("stdout", Buffer.alloc(100_000))).toBe(true);
+  expect(writer.log("stdout", Buffer.alloc(100_000), AT)).toBe(true);
   expect(await writer.close()).toEqual({ lastSeq: 0, bytes: 200_000, droppedBytes: 200_000 });
 });

@@ -6,7 +6,7 @@ import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogEntry, LogStreamName } from "../../shared/wire/log-entries.ts";
 import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
-import type { Journal } from "./journal.ts";
+import type { Journal, LogMark } from "./journal.ts";
 
 const FLUSH_MS = 100;
 /** What an entry costs in a chunk beside its bytes: sequence, time, stream and lengths, at the most. */
@@ -30,19 +30,33 @@ export class LogWriter {
   #entries: LogEntry[] = [];
   #entriesBytes = 0;
   #bufferedBytes = 0;
-  #seq = 0;
+  #seq: number;
+  /** In the supervisor's spool, behind the last entry. */
+  #endOffset: number;
   /** Last entry that is on record: a reader waits for it, so it may not be one that was lost. */
-  #storedSeq = 0;
-  #bytes = 0;
-  #lostBytes = 0;
+  #storedSeq: number;
+  #bytes: number;
+  #lostBytes: number;
+  /** In the supervisor's spool: what lies before it is in the journal. Stays 0 for a log that stays at the site. */
+  storedOffset = 0;
   #timer: Timer | undefined;
   #resumes: (() => void)[] = [];
   readonly #writes = new Set<Promise<void>>();
 
-  constructor(options: { lease: LeaseKey; journal: Journal; clock: Clock; siteFile: string | null }) {
+  /** `from`: how far an earlier process of the agent came. */
+  constructor(options: {
+    lease: LeaseKey;
+    journal: Journal;
+    clock: Clock;
+    siteFile: string | null;
+    from: LogMark;
+  }) {
     this.#lease = options.lease;
     this.#journal = options.journal;
     this.#clock = options.clock;
+    const { lastSeq, endOffset, bytes, lostBytes } = options.from;
+    [this.#seq, this.#storedSeq, this.#endOffset] = [lastSeq, lastSeq, endOffset];
+    [this.#bytes, this.#lostBytes] = [bytes, lostBytes];
     if (options.siteFile === null) return;
     mkdirSync(dirname(options.siteFile), { recursive: true, mode: 0o700 });
     this.#file = createWriteStream(options.siteFile, { mode: 0o600 });
@@ -54,7 +68,7 @@ export class LogWriter {
   }
 
   /** False when the step should pause. */
-  log(stream: LogStreamName, data: Buffer): boolean {
+  log(stream: LogStreamName, data: Buffer, at: { atMs: number; endOffset: number }): boolean {
     this.#bytes += data.length;
     if (this.#fileFailed) return true;
     if (this.#file) {
@@ -62,21 +76,26 @@ export class LogWriter {
       if (!open) this.#file.once("drain", () => this.#resume());
       return open;
     }
-    for (let at = 0; at < data.length; at += LOG_CHUNK_MAX_BYTES) {
-      this.#add(stream, data.subarray(at, at + LOG_CHUNK_MAX_BYTES));
-    }
+    this.#add(stream, data, at);
     return this.#bufferedBytes < BUFFER_MAX_BYTES;
   }
 
   /** The gateway refuses a chunk over its limit for good, so an entry that does not fit begins the next one. */
-  #add(stream: LogStreamName, data: Buffer): void {
+  #add(stream: LogStreamName, data: Buffer, { atMs, endOffset }: { atMs: number; endOffset: number }): void {
     const framed = this.#entriesBytes + (this.#entries.length + 1) * ENTRY_FRAME_BYTES;
     if (this.#entries.length > 0 && framed + data.length > LOG_CHUNK_MAX_BYTES) this.#flush();
-    this.#entries.push({ seq: ++this.#seq, atMs: this.#clock.wallMs(), stream, data, droppedBytes: 0 });
+    this.#entries.push({ seq: ++this.#seq, atMs, stream, data, droppedBytes: 0 });
+    this.#endOffset = endOffset;
     this.#entriesBytes += data.length;
     this.#bufferedBytes += data.length;
     if (this.#entriesBytes >= LOG_CHUNK_MAX_BYTES) this.#flush();
     else this.#timer ??= this.#clock.after(FLUSH_MS, () => this.#flush());
+  }
+
+  /** Given up before it came here. */
+  dropped(bytes: number): void {
+    this.#bytes += bytes;
+    this.#lostBytes += bytes;
   }
 
   onDrain(resume: () => void): void {
@@ -103,18 +122,28 @@ export class LogWriter {
     this.#entries = [];
     this.#entriesBytes = 0;
     const { encoding, bytes } = encodeLogEntries(entries);
+    const mark: LogMark = {
+      lastSeq: entries.at(-1)!.seq,
+      endOffset: this.#endOffset,
+      bytes: this.#bytes,
+      lostBytes: this.#lostBytes,
+    };
     const write = this.#journal
-      .appendLog({
-        lease: this.#lease,
-        firstEntry: entries[0]!.seq,
-        entryCount: entries.length,
-        encoding,
-        atMs: entries[0]!.atMs,
-        entries: Buffer.from(bytes),
-        contentBytes,
-      })
+      .appendLog(
+        {
+          lease: this.#lease,
+          firstEntry: entries[0]!.seq,
+          entryCount: entries.length,
+          encoding,
+          atMs: entries[0]!.atMs,
+          entries: Buffer.from(bytes),
+          contentBytes,
+        },
+        mark,
+      )
       .then(() => {
-        this.#storedSeq = Math.max(this.#storedSeq, entries.at(-1)!.seq);
+        this.#storedSeq = Math.max(this.#storedSeq, mark.lastSeq);
+        this.storedOffset = Math.max(this.storedOffset, mark.endOffset);
       })
       // A full disk: logs give way, results do not. The loss is counted in the outcome.
       .catch(() => {

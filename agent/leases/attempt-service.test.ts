@@ -18,6 +18,7 @@ import {
 import { noopExecutor } from "../executors/noop-executor.ts";
 import { ProcessExecutor } from "../executors/process-executor.ts";
 import { Journal } from "../journal/journal.ts";
+import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import { AttemptService } from "./attempt-service.ts";
 import { OfferReader } from "./offer-reader.ts";
 
@@ -25,9 +26,11 @@ const signer = offerSigner();
 let directory: TestDirectory;
 let journal: Journal;
 let service: AttemptService;
+let supervisors: TestSupervisors;
 const until = new Until();
 
 function open(): void {
+  supervisors = new TestSupervisors(directory.path);
   journal = new Journal(join(directory.path, "journal"), LIMITS);
   const processes = new ProcessExecutor({
     clock: systemClock,
@@ -35,6 +38,7 @@ function open(): void {
     datasets: { patients: "/dev/null" },
     stepEnv: { PATH: process.env.PATH ?? "" },
     killGraceMs: 200,
+    supervisors,
   });
   const reader = new OfferReader();
   reader.setKey(signer.publicKeyPem);
@@ -58,6 +62,7 @@ beforeEach(() => {
 });
 afterEach(async () => {
   await service.stopAll("interrupted", "end of test");
+  await supervisors.stop();
   await journal.close();
   directory[Symbol.dispose]();
 });

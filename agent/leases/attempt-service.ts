@@ -2,7 +2,8 @@
  * Takes offers and carries attempts to their outcome.
  *
  * Order is the point: journal, then acknowledge the pull, then start; log chunks, then the outcome, then the
- * report. What an earlier process of this agent left without an outcome is reported as interrupted.
+ * report. What an earlier process of this agent left is taken up again; of what nothing is left, is reported as
+ * interrupted.
  */
 import { join } from "node:path";
 import type { Logger } from "pino";
@@ -60,6 +61,8 @@ interface Running {
   lease: LeaseKey;
   /** True once the lease is in the journal. */
   durable: boolean;
+  /** The agent ends, and this goes on without it. */
+  left?: boolean;
   execution: Execution | undefined;
   stop: { reason: StopReason; message: string } | undefined;
   done: Promise<void>;
@@ -91,21 +94,58 @@ export class AttemptService {
     ];
   }
 
-  /** Ends what an earlier process left behind. Resolves when each has its outcome in the journal. */
+  /** Takes up what an earlier process left behind. Resolves when each runs here or has its outcome in the journal. */
   async recover(): Promise<void> {
-    const { journal, log, clock } = this.#options;
+    const { journal } = this.#options;
     for (const held of journal.held()) {
-      const { offer } = held;
-      await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
-      const lastSeq = journal.lastLogEntry(offer.lease);
-      const message = "the agent was restarted while the step ran";
-      const result = failure("interrupted", "interrupted", message);
-      const outcome = this.#outcome(offer, result, { ...NO_LOG, lastSeq }, held.takenAtMs, clock.wallMs());
-      await journal.finish({ kind: "finished", lease: offer.lease, outcome });
-      log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
-      this.#book.note(offer.lease);
+      this.#book.note(held.offer.lease);
+      if (!(await this.#resume(held))) await this.#interrupted(held);
     }
     for (const lease of journal.undelivered()) this.#book.note(lease);
+  }
+
+  async #resume({ offer, takenAtMs }: HeldLease): Promise<boolean> {
+    const { journal, log, onFree } = this.#options;
+    const executor = this.#executors.get(offer.step.executor.kind);
+    let writer: LogWriter;
+    try {
+      writer = this.#writer(offer);
+    } catch (err) {
+      log.error({ ...offer.lease, err }, "the log of the step cannot be kept at the site");
+      return false;
+    }
+    const execution = await executor?.resume(offer, writer, journal.logMark(offer.lease).endOffset);
+    if (!execution) {
+      await writer.close();
+      return false;
+    }
+    log.info({ ...offer.lease }, "attempt of an earlier process taken up again");
+    const key = keyOf(offer.lease);
+    const running: Running = {
+      lease: offer.lease,
+      durable: true,
+      execution,
+      stop: undefined,
+      done: Promise.resolve(),
+    };
+    this.#running.set(key, running);
+    running.done = this.#conclude(offer, running, writer, takenAtMs).finally(() => {
+      this.#running.delete(key);
+      onFree();
+    });
+    return true;
+  }
+
+  async #interrupted({ offer, takenAtMs }: HeldLease): Promise<void> {
+    const { journal, log, clock } = this.#options;
+    await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
+    const { lastSeq, bytes, lostBytes } = journal.logMark(offer.lease);
+    const message = "the step was lost while the agent was away, for example because the host was restarted";
+    const result = failure("interrupted", "interrupted", message);
+    const totals = { lastSeq, bytes, droppedBytes: lostBytes };
+    const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs());
+    await journal.finish({ kind: "finished", lease: offer.lease, outcome });
+    log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
   }
 
   /** Never rejects: a bad offer is counted and taken off the queue. */
@@ -153,7 +193,12 @@ export class AttemptService {
     const all = [...this.#running.values()];
     for (const running of all) this.stop(running.lease, reason, message);
     await Promise.all(all.map((running) => running.done));
-    await Promise.all([...this.#executors.values()].map((executor) => executor.settled()));
+  }
+
+  /** Lets go of what runs: it goes on by itself. Nothing of it is written here any more. Returns how much it is. */
+  leave(): number {
+    for (const running of this.#running.values()) running.left = true;
+    return this.#running.size;
   }
 
   #refuse(message: OfferMessage, reason: string, lease?: LeaseKey): void {
@@ -177,28 +222,36 @@ export class AttemptService {
     running.durable = true;
     message.ack();
     const startedAtMs = clock.wallMs();
-    const { result, totals } = await this.#executeWithLog(offer, running);
-    const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());
-    await this.#finish(offer, outcome);
-    log.debug({ ...offer.lease, status: outcome.status, exitCode: outcome.exitCode }, "attempt ended");
-  }
-
-  async #executeWithLog(
-    offer: Offer,
-    running: Running,
-  ): Promise<{ result: ExecutionResult; totals: LogTotals }> {
-    const { clock, journal } = this.#options;
-    const siteFile = this.#siteFile(offer, verdictsFor(highestClassification(offer)));
     let writer: LogWriter;
     try {
-      writer = new LogWriter({ lease: offer.lease, journal, clock, siteFile });
+      writer = this.#writer(offer);
     } catch (err) {
       // The lease is durable: it needs an outcome, also from a host whose disk is full.
       const message = `the log of the step cannot be kept at the site: ${InsituError.from(err).message}`;
-      return { result: failure("failed", "agent", message), totals: NO_LOG };
+      const result = failure("failed", "agent", message);
+      await this.#finish(offer, this.#outcome(offer, result, NO_LOG, startedAtMs, clock.wallMs()));
+      return;
     }
+    await this.#conclude(offer, running, writer, startedAtMs);
+  }
+
+  #writer(offer: Offer): LogWriter {
+    const { clock, journal } = this.#options;
+    const { lease } = offer;
+    const siteFile = this.#siteFile(offer, verdictsFor(highestClassification(offer)));
+    return new LogWriter({ lease, journal, clock, siteFile, from: journal.logMark(lease) });
+  }
+
+  async #conclude(offer: Offer, running: Running, writer: LogWriter, startedAtMs: number): Promise<void> {
+    const { clock, log } = this.#options;
     const result = await this.#execute(offer, running, writer);
-    return { result, totals: await writer.close() };
+    // Cut off from its supervisor on purpose: what became of it, the next start finds out.
+    if (running.left) return;
+    const totals = await writer.close();
+    const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());
+    await this.#finish(offer, outcome);
+    await running.execution?.forget();
+    log.debug({ ...offer.lease, status: outcome.status, exitCode: outcome.exitCode }, "attempt ended");
   }
 
   async #execute(offer: Offer, running: Running, writer: LogWriter): Promise<ExecutionResult> {
@@ -207,8 +260,8 @@ export class AttemptService {
       const { kind } = offer.step.executor;
       return failure("refused", "executor.missing", `this agent does not run the executor ${kind}`);
     }
-    const execution = executor.start(offer, writer);
-    running.execution = execution;
+    running.execution ??= executor.start(offer, writer);
+    const { execution } = running;
     if (running.stop) execution.stop(running.stop.reason, running.stop.message);
     return await execution.done;
   }

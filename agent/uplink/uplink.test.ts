@@ -85,15 +85,18 @@ const finish = async (from: number, to = from) => {
   for (let i = from; i <= to; i++) await journal.finish(finished(leaseKey({ runId: `run-${i}` })));
 };
 const chunk = (bytes = 10) =>
-  journal.appendLog({
-    lease: leaseKey(),
-    firstEntry: 1,
-    entryCount: 1,
-    encoding: "identity",
-    atMs: 1,
-    entries: Buffer.alloc(bytes, 1),
-    contentBytes: bytes,
-  });
+  journal.appendLog(
+    {
+      lease: leaseKey(),
+      firstEntry: 1,
+      entryCount: 1,
+      encoding: "identity",
+      atMs: 1,
+      entries: Buffer.alloc(bytes, 1),
+      contentBytes: bytes,
+    },
+    { lastSeq: 1, endOffset: 0, bytes: 0, lostBytes: 0 },
+  );
 const seqs = () => gateway.reports.map(({ seq }) => seq);
 const lost = (reason: RegExp) =>
   until.holds(() =>

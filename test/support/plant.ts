@@ -1,6 +1,6 @@
 /** The product as users run it: a server process with its own nats-server, and agent processes, on loopback. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { RunDetail, RunSummary } from "../../control-plane/api/schemas.ts";
@@ -20,6 +20,15 @@ export interface Replica {
   gatewayPort: number;
   url: string;
   token: string;
+}
+
+/** False when it has gone. */
+function tryKill(pid: number): boolean {
+  try {
+    return process.kill(pid, "SIGTERM");
+  } catch {
+    return false;
+  }
 }
 
 /** Events of one run, as they were followed. */
@@ -94,6 +103,8 @@ export class Plant {
       state,
       "--name",
       name,
+      "--on-stop",
+      "interrupt",
       ...flags,
     ]);
   }
@@ -182,7 +193,19 @@ export class Plant {
         }),
       );
     }
+    await this.#endSupervisors();
     rmSync(this.directory, { recursive: true, force: true });
+  }
+
+  /** Of agents that were killed: with them end the steps that they run. */
+  async #endSupervisors(): Promise<void> {
+    const sites = join(this.directory, "sites");
+    if (!existsSync(sites)) return;
+    for (const file of readdirSync(sites, { recursive: true, encoding: "utf8" })) {
+      if (!/supervisors\/[^/]+\/about\.json$/.test(file)) continue;
+      const { pid } = JSON.parse(readFileSync(join(sites, file), "utf8")) as { pid: number };
+      while (tryKill(pid)) await systemClock.sleep(20);
+    }
   }
 
   #spawn(log: string, args: string[]): ChildProcess {

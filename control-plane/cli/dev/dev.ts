@@ -225,7 +225,16 @@ class Stage {
         const options = { directory: join(directory.path, "sites"), demo, client, knownAgents, signal };
         const site = await prepareSite(environment, options);
         signal.throwIfAborted();
-        this.#guard(this.#spawn(`agent-${environment}`, [program, "run", "--config", site.configFile]));
+        this.#guard(
+          this.#spawn(`agent-${environment}`, [
+            program,
+            "run",
+            "--on-stop",
+            "interrupt",
+            "--config",
+            site.configFile,
+          ]),
+        );
         return site;
       }),
     );

@@ -1,0 +1,81 @@
+/** What agent and supervisor say to each other, over a unix socket, a line of JSON each; and the exit record. */
+import type { Socket } from "node:net";
+import { StringDecoder } from "node:string_decoder";
+import { z } from "zod";
+
+export const SUPERVISOR_PROTOCOL = 1;
+
+const Stop = z.object({ reason: z.enum(["cancelled", "interrupted", "timed-out"]), message: z.string() });
+
+export const StepSpec = z.object({
+  key: z.string(),
+  /** Holds `frames/`, `exit.json` and the slot for it. */
+  directory: z.string(),
+  argv: z.array(z.string()).min(1),
+  env: z.record(z.string(), z.string()),
+  cwd: z.string(),
+  marker: z.string(),
+  timeoutMs: z.number(),
+  killGraceMs: z.number(),
+});
+export type StepSpec = z.infer<typeof StepSpec>;
+
+export const ToSupervisor = z.discriminatedUnion("op", [
+  z.object({ op: z.literal("start"), spec: StepSpec }),
+  z.object({ op: z.literal("attach"), key: z.string(), offset: z.number() }),
+  /** Everything before the offset is with the agent. */
+  z.object({ op: z.literal("read"), key: z.string(), offset: z.number() }),
+  z.object({ op: z.literal("stop"), key: z.string(), stop: Stop }),
+  /** End, if nothing runs. */
+  z.object({ op: z.literal("leave") }),
+]);
+export type ToSupervisor = z.infer<typeof ToSupervisor>;
+
+export const FromSupervisor = z.discriminatedUnion("say", [
+  z.object({ say: z.literal("hello"), protocol: z.number(), software: z.string(), pid: z.number() }),
+  z.object({ say: z.literal("output"), key: z.string(), end: z.number() }),
+  /** The exit record is on disk. */
+  z.object({ say: z.literal("exit"), key: z.string() }),
+  z.object({ say: z.literal("unknown"), key: z.string() }),
+]);
+export type FromSupervisor = z.infer<typeof FromSupervisor>;
+
+/** `exit.json`: how the process ended. Complete, or not there. */
+export const ExitRecord = z.object({
+  v: z.literal(1),
+  code: z.number().nullable(),
+  signal: z.string().nullable(),
+  stopped: Stop.nullable(),
+  /** It could not be started. */
+  error: z.object({ code: z.string(), message: z.string() }).nullable(),
+  startedAtMs: z.number(),
+  endedAtMs: z.number(),
+  /** End of the frames. */
+  end: z.number(),
+  droppedBytes: z.number(),
+});
+export type ExitRecord = z.infer<typeof ExitRecord>;
+
+/** Calls back with each line that is a message. Anything else ends the connection. */
+export function onMessages<T>(socket: Socket, schema: z.ZodType<T>, receive: (message: T) => void): void {
+  const decoder = new StringDecoder("utf8");
+  let rest = "";
+  socket.on("data", (data: Buffer) => {
+    const lines = (rest + decoder.write(data)).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) {
+      let message: T;
+      try {
+        message = schema.parse(JSON.parse(line));
+      } catch (err) {
+        socket.destroy(err instanceof Error ? err : new Error(String(err)));
+        return;
+      }
+      receive(message);
+    }
+  });
+}
+
+export function tell(socket: Socket, message: ToSupervisor | FromSupervisor): void {
+  if (!socket.destroyed) socket.write(`${JSON.stringify(message)}\n`);
+}

@@ -1,0 +1,254 @@
+/**
+ * Runs the processes of steps for an agent, and goes on when the agent is killed, restarted or upgraded: output and
+ * exit record lie on disk, and whoever comes back reads them there.
+ *
+ * One of them serves all steps that an agent starts: a process for each would cost every step its start.
+ */
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, writeSync } from "node:fs";
+import { createServer, type Server, type Socket } from "node:net";
+import { join } from "node:path";
+import type { Clock, Timer } from "../../shared/system.ts";
+import { Leftovers } from "../executors/process-tree.ts";
+import {
+  type ExitRecord,
+  type FromSupervisor,
+  onMessages,
+  type StepSpec,
+  SUPERVISOR_PROTOCOL,
+  ToSupervisor,
+  tell,
+} from "./protocol.ts";
+import { SpoolWriter } from "./spool.ts";
+import { type Exit, type OutputSink, StepProcess } from "./step-process.ts";
+
+/** Written and not read by the agent: above it the step's pipes are paused. */
+const UNREAD_MAX_BYTES = 4 * 1024 * 1024;
+/** While no agent is there nothing is paused; above this, output is dropped and counted. */
+const ALONE_MAX_BYTES = 64 * 1024 * 1024;
+/** Without an agent and without a step for so long, it ends. */
+const IDLE_MS = 30_000;
+/** A full disk must not cost the exit record: its room is taken before the step starts. */
+const SLOT_BYTES = 4096;
+const SLOT = "exit.slot";
+export const EXIT_FILE = "exit.json";
+export const FRAMES = "frames";
+const MESSAGE_MAX_CHARS = 2_000;
+
+export interface SupervisorOptions {
+  socketPath: string;
+  software: string;
+  clock: Clock;
+  /** Called when it has nothing to do any more. */
+  onIdle(): void;
+}
+
+export class Supervisor {
+  readonly #options: SupervisorOptions;
+  readonly #attempts = new Map<string, Attempt>();
+  readonly #agents = new Set<Socket>();
+  readonly #leftovers: Leftovers;
+  readonly #server: Server;
+  #idle: Timer | undefined;
+
+  constructor(options: SupervisorOptions) {
+    this.#options = options;
+    this.#leftovers = new Leftovers(options.clock);
+    this.#server = createServer((socket) => this.#welcome(socket));
+  }
+
+  async start(): Promise<void> {
+    const { socketPath } = this.#options;
+    await new Promise<void>((resolve, reject) => {
+      this.#server.once("error", reject);
+      this.#server.listen(socketPath, resolve);
+    });
+    this.#watchIdle();
+  }
+
+  /** Stops every step. Resolves when each has its exit record. */
+  async close(message: string): Promise<void> {
+    this.#idle?.cancel();
+    for (const attempt of this.#attempts.values()) attempt.process.stop("interrupted", message);
+    await Promise.all([...this.#attempts.values()].map(({ done }) => done));
+    await this.#leftovers.settled();
+    for (const agent of this.#agents) agent.destroy();
+    await new Promise<void>((resolve) => this.#server.close(() => resolve()));
+  }
+
+  #welcome(socket: Socket): void {
+    this.#agents.add(socket);
+    this.#idle?.cancel();
+    socket.on("error", () => undefined); // "close" follows
+    socket.on("close", () => {
+      this.#agents.delete(socket);
+      if (this.#agents.size === 0) for (const attempt of this.#attempts.values()) attempt.drain();
+      this.#watchIdle();
+    });
+    onMessages(socket, ToSupervisor, (message) => this.#receive(socket, message));
+    const { software } = this.#options;
+    tell(socket, { say: "hello", protocol: SUPERVISOR_PROTOCOL, software, pid: process.pid });
+  }
+
+  #receive(socket: Socket, message: ToSupervisor): void {
+    switch (message.op) {
+      case "start":
+        return this.#begin(message.spec);
+      case "attach": {
+        const attempt = this.#attempts.get(message.key);
+        if (!attempt) return tell(socket, { say: "unknown", key: message.key });
+        attempt.read(message.offset);
+        return tell(socket, { say: "output", key: message.key, end: attempt.end });
+      }
+      case "read":
+        return this.#attempts.get(message.key)?.read(message.offset);
+      case "stop":
+        return this.#attempts.get(message.key)?.process.stop(message.stop.reason, message.stop.message);
+      case "leave":
+        if (this.#attempts.size === 0) void this.#leftovers.settled().then(() => this.#options.onIdle());
+        return;
+      default:
+        return;
+    }
+  }
+
+  #begin(spec: StepSpec): void {
+    // Never twice: also when the agent was killed between asking and remembering that it did.
+    if (this.#attempts.has(spec.key) || existsSync(join(spec.directory, EXIT_FILE))) return;
+    const { clock } = this.#options;
+    const attempt = new Attempt(spec, clock, this.#leftovers, {
+      attached: () => this.#agents.size > 0,
+      say: (message) => {
+        for (const agent of this.#agents) tell(agent, message);
+      },
+    });
+    this.#attempts.set(spec.key, attempt);
+    attempt.done = attempt.run().finally(() => {
+      this.#attempts.delete(spec.key);
+      this.#watchIdle();
+    });
+  }
+
+  #watchIdle(): void {
+    this.#idle?.cancel();
+    if (this.#agents.size > 0 || this.#attempts.size > 0) return;
+    this.#idle = this.#options.clock.after(IDLE_MS, () => this.#options.onIdle());
+  }
+}
+
+class Attempt implements OutputSink {
+  readonly process: StepProcess;
+  done: Promise<void> = Promise.resolve();
+  readonly #spec: StepSpec;
+  readonly #clock: Clock;
+  readonly #world: { attached(): boolean; say(message: FromSupervisor): void };
+  readonly #spool: SpoolWriter;
+  #read = 0;
+  #droppedBytes = 0;
+  #resumes: (() => void)[] = [];
+
+  constructor(
+    spec: StepSpec,
+    clock: Clock,
+    leftovers: Leftovers,
+    world: { attached(): boolean; say(message: FromSupervisor): void },
+  ) {
+    this.#spec = spec;
+    this.#clock = clock;
+    this.#world = world;
+    mkdirSync(spec.directory, { recursive: true, mode: 0o700 });
+    this.#spool = new SpoolWriter(join(spec.directory, FRAMES));
+    this.process = new StepProcess(spec, this, clock, leftovers);
+  }
+
+  get end(): number {
+    return this.#spool.end;
+  }
+
+  write(stream: "stdout" | "stderr", data: Buffer): boolean {
+    const unread = this.#spool.end - this.#read;
+    if (!this.#world.attached() && unread > ALONE_MAX_BYTES) {
+      this.#droppedBytes += data.length;
+      return true;
+    }
+    this.#spool.append(stream, this.#clock.wallMs(), data);
+    this.#world.say({ say: "output", key: this.#spec.key, end: this.#spool.end });
+    return !this.#world.attached() || unread < UNREAD_MAX_BYTES;
+  }
+
+  onDrain(resume: () => void): void {
+    this.#resumes.push(resume);
+  }
+
+  /** The agent has everything before the offset. */
+  read(offset: number): void {
+    this.#read = Math.max(this.#read, offset);
+    if (this.#spool.end - this.#read < UNREAD_MAX_BYTES / 2) this.drain();
+  }
+
+  drain(): void {
+    for (const resume of this.#resumes.splice(0)) resume();
+  }
+
+  async run(): Promise<void> {
+    const startedAtMs = this.#clock.wallMs();
+    const slot = reserve(this.#spec.directory);
+    let exit: Exit;
+    try {
+      exit = await this.process.run();
+    } catch (thrown) {
+      exit = { code: null, signal: null, error: thrown as NodeJS.ErrnoException };
+    }
+    this.#spool.close();
+    const { error } = exit;
+    const record: ExitRecord = {
+      v: 1,
+      code: exit.code,
+      signal: exit.signal,
+      stopped: this.process.stopped && shortened(this.process.stopped),
+      error: error
+        ? { code: error.code ?? "", message: error.message.slice(0, MESSAGE_MAX_CHARS / 2) }
+        : null,
+      startedAtMs,
+      endedAtMs: this.#clock.wallMs(),
+      end: this.#spool.end,
+      droppedBytes: this.#spool.droppedBytes + this.#droppedBytes,
+    };
+    // With the agent there, its journal has the outcome on disk within milliseconds.
+    try {
+      keep(this.#spec.directory, slot, record, !this.#world.attached());
+    } catch {
+      // The agent has given the attempt up and removed its directory: nobody wants to know.
+    }
+    this.#world.say({ say: "exit", key: this.#spec.key });
+  }
+}
+
+function shortened<T extends { message: string }>(stopped: T): T {
+  return { ...stopped, message: stopped.message.slice(0, MESSAGE_MAX_CHARS / 2) };
+}
+
+function reserve(directory: string): number | undefined {
+  try {
+    const fd = openSync(join(directory, SLOT), "w", 0o600);
+    writeSync(fd, Buffer.alloc(SLOT_BYTES, " "));
+    return fd;
+  } catch {
+    return undefined; // the disk is full already: tried again at the end
+  }
+}
+
+/** In place, then under its name: it is complete or absent. */
+function keep(directory: string, reserved: number | undefined, record: ExitRecord, durable: boolean): void {
+  const fd = reserved ?? openSync(join(directory, SLOT), "w", 0o600);
+  writeSync(fd, JSON.stringify(record), 0);
+  if (durable) fsyncSync(fd);
+  closeSync(fd);
+  renameSync(join(directory, SLOT), join(directory, EXIT_FILE));
+  if (durable) syncDirectory(directory);
+}
+
+function syncDirectory(directory: string): void {
+  const fd = openSync(directory, "r");
+  fsyncSync(fd);
+  closeSync(fd);
+}
