@@ -18,6 +18,7 @@ import { Child } from "./processes.ts";
 import { prepareSite, type Site, waitForAgents } from "./sites.ts";
 import { StatusLine } from "./status-line.ts";
 import { heldLine, tell } from "./story.ts";
+import { endSupervisors } from "./supervisors.ts";
 
 export interface DevOptions {
   once?: boolean;
@@ -347,6 +348,7 @@ class Stage {
     const server = this.#children.filter(({ name }) => name === "server");
     const agents = this.#children.filter(({ name }) => name !== "server");
     await Promise.all(agents.map((child) => child.stop(insist)));
+    await endSupervisors(join(this.#options.directory.path, "sites"), this.#invocation.clock);
     await Promise.all(server.map((child) => child.stop(insist)));
     await this.#stopNats();
     const took = duration(clock.monotonicMs() - beganMs);
