@@ -198,3 +198,12 @@ describe("a shard that two replicas believe to own", () => {
     expect(kinds.at(-1)).toBe("run.finished");
   });
 });
+
+test("a run that a later owner of its shard created is left alone", async () => {
+  await using later = world([stepSpec("load")]);
+  await using former = world([stepSpec("load")]);
+  const { runId } = await create(later.service);
+  const state = { ...later.service.stateOf(runId)!, shardEpoch: 1_000 };
+  former.service.adopt({ runId, state, seq: 1 });
+  expect(former.service.stateOf(runId)).toBeUndefined();
+});

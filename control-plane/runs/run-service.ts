@@ -114,6 +114,8 @@ export class RunService implements ReportSink, LeaseKeeper {
   adopt({ runId, state, seq }: RecoveredRun): void {
     const shardEpoch = this.#owned.get(shardOf(runId));
     if (shardEpoch === undefined || this.#actors.has(runId)) return;
+    // Created, or taken over, by a later owner of the shard, of whom nothing was heard here yet.
+    if (state.shardEpoch > shardEpoch) return;
     const actor = this.#actor(runId, state, seq);
     this.#holdPools(runId, state);
     const { replicaId } = this.#options;
@@ -181,7 +183,8 @@ export class RunService implements ReportSink, LeaseKeeper {
     const known = this.#actors.get(runId);
     const actor = known ?? this.#actor(runId, initialState(plan), 0);
     try {
-      await actor.submit({ kind: "create", atMs, runId, version, params, by });
+      const shardEpoch = this.#owned.get(shardOf(runId))!;
+      await actor.submit({ kind: "create", atMs, runId, version, params, by, shardEpoch });
     } finally {
       const { state } = actor;
       if (!known && (state.runId === "" || isTerminalRun(state.status))) this.#forget(runId, state);
@@ -221,6 +224,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     const actor = this.#actors.get(runId) ?? (await this.#reopenOwn(runId));
     if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
     if (!isGranted(actor.state, stepId, epoch, agent)) {
+      // A grant that is newer than what is known here was made by a later owner of the shard: that one decides.
+      const known = stepOf(actor.state, stepId)?.grants.length ?? 0;
+      if (epoch > known && isGranted((await this.#readAgain(runId))!.state, stepId, epoch, agent))
+        throw elsewhere(runId);
       const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
       return { accepted: false, code: "auth.denied", message };
     }
@@ -312,11 +319,15 @@ export class RunService implements ReportSink, LeaseKeeper {
 
   async #reopenOwn(runId: string): Promise<RunActor | undefined> {
     const read = await this.#reopen(runId);
+    const active = this.#actors.get(runId);
+    if (active) return active;
     if (!read || isTerminalRun(read.state.status)) return read;
     // Created by a former owner of the shard, who did not know yet that it was one.
     this.#reopened.delete(runId);
     this.adopt(read);
-    return this.#actors.get(runId);
+    const adopted = this.#actors.get(runId);
+    if (!adopted) throw elsewhere(runId);
+    return adopted;
   }
 
   async #readAgain(runId: string): Promise<RunActor | undefined> {
@@ -325,7 +336,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     if (created?.kind !== "run.created") return undefined;
     let state = initialState(await this.#options.plans.load(created.version));
     for (const batch of batches) for (const event of batch.events) state = evolve(state, event);
-    return this.#actors.get(runId) ?? new RunActor(runId, state, batches.at(-1)!.seq, this.#world(runId));
+    return new RunActor(runId, state, batches.at(-1)!.seq, this.#world(runId));
   }
 
   #place(runId: string, state: RunState, stepId: string, atMs: number): Input | undefined {

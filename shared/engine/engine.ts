@@ -33,6 +33,8 @@ export type Input = { atMs: number } & (
       version: string;
       params: Record<string, ParamValue>;
       by: string;
+      /** Under which the run's shard is owned: an owner of before, who does not know yet, leaves the run alone. */
+      shardEpoch?: number;
     }
   /** Placement found an environment. */
   | { kind: "offer"; step: string; environment: string; policyVersion: string; expiresAtMs: number }
@@ -139,7 +141,8 @@ function create(draft: Draft, input: InputOf<"create">): void {
   const { atMs, runId, version, params, by } = input;
   if (draft.state.runId === runId) return; // a repeat: the answer to the first try was lost
   const { spec } = draft.state.plan;
-  draft.emit({ kind: "run.created", atMs, runId, pipeline: spec.name, version, params, by });
+  const owned = input.shardEpoch === undefined ? {} : { shardEpoch: input.shardEpoch };
+  draft.emit({ kind: "run.created", atMs, runId, pipeline: spec.name, version, params, by, ...owned });
   draft.state.plan.steps.forEach((item) => {
     if (item.needs.length === 0) draft.effects.push({ kind: "place", step: item.id });
   });

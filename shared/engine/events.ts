@@ -32,6 +32,8 @@ export type RunEvent =
       version: string;
       params: Record<string, ParamValue>;
       by: string;
+      /** Of the shard's owner that created it. */
+      shardEpoch?: number;
     }
   /**
    * Another owner of the run's shard decides from here on. Appended before anything else that it writes, so that

@@ -115,7 +115,7 @@ export function evolve(state: RunState, event: RunEvent): RunState {
   if (event.kind === "run.created") {
     invariant(state.runId === "", `run ${state.runId} was created twice`);
     const { runId, version, params, atMs } = event;
-    return { ...state, runId, version, params, createdAtMs: atMs };
+    return { ...state, runId, version, params, createdAtMs: atMs, shardEpoch: event.shardEpoch ?? 0 };
   }
   invariant(state.runId !== "", `${event.kind} before run.created`);
   if (event.kind === "attempt.fenced") return evolveStep(state, event.step, record(event.epoch, event.agent));
