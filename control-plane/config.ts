@@ -23,6 +23,8 @@ const Config = z
       .optional(),
     natsPort: z.coerce.number().int().min(0).max(65_535),
     natsHost: z.string().min(1),
+    /** Of the embedded nats-server: whether each write is on disk before it is acknowledged. */
+    natsSync: z.enum(["always", "interval"]),
     natsCaFile: z.string().optional(),
     natsServer: z.string().optional(),
     agentNatsUser: z.string(),
@@ -64,6 +66,8 @@ Flags (environment variable, default)
                           the servers of a cluster with commas between them
   --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
   --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
+  --nats-sync WHEN        of the embedded one, from 2.10 on: "always" survives a power cut, "interval" is faster
+                          and can lose the last two minutes            (INSITU_NATS_SYNC, always)
   --heartbeat MS          between heartbeats of agents      (INSITU_HEARTBEAT_MS, 5000)
   --lease-ttl MS          a lease not renewed for this long is given to another agent (INSITU_LEASE_TTL_MS, 30000)
   --offer-ttl MS          an offer that nobody takes is made again after     (INSITU_OFFER_TTL_MS, 120000)
@@ -92,6 +96,7 @@ const FLAGS = {
   "nats-url": { type: "string" },
   "nats-host": { type: "string" },
   "nats-port": { type: "string" },
+  "nats-sync": { type: "string" },
   heartbeat: { type: "string" },
   "lease-ttl": { type: "string" },
   "offer-ttl": { type: "string" },
@@ -122,6 +127,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     natsUrl: flags["nats-url"] ?? env.INSITU_NATS_URL,
     natsHost: flags["nats-host"] ?? env.INSITU_NATS_HOST ?? "127.0.0.1",
     natsPort: flags["nats-port"] ?? env.INSITU_NATS_PORT ?? 4222,
+    natsSync: flags["nats-sync"] ?? env.INSITU_NATS_SYNC ?? "always",
     natsCaFile: env.INSITU_NATS_CA_FILE,
     natsServer: env.INSITU_NATS_SERVER,
     agentNatsUser: env.INSITU_AGENT_NATS_USER ?? "",

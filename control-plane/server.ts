@@ -482,6 +482,12 @@ async function startEmbedded(
   ];
   const { path: binary, version } = await findNatsServer({ env, install: false, say: () => undefined });
   const remote = !isLoopback(config.natsHost);
+  const syncAlways = config.natsSync === "always" && canSyncAlways(version);
+  if (config.natsSync === "always" && !syncAlways)
+    log.warn(
+      { version },
+      "this nats-server syncs its files every 60 s: a power cut can lose what was acknowledged since; 2.10 and newer sync each write",
+    );
   const tls = remote ? await natsCertificate(pki, config, secrets) : undefined;
   const server: NatsServer = await startNatsServer({
     binary,
@@ -489,6 +495,7 @@ async function startEmbedded(
     host: config.natsHost,
     port: config.natsPort,
     users: users([]),
+    syncAlways,
     log,
     clock,
     signal,
@@ -528,6 +535,12 @@ function isPoke(message: unknown): boolean {
 /** Part of a NATS subject: no dots. */
 function replicaName(): string {
   return hostname().replaceAll(/[^A-Za-z0-9-]/g, "-");
+}
+
+/** `sync_interval: always` came with 2.10.0. */
+function canSyncAlways(version: string): boolean {
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  return major > 2 || (major === 2 && minor >= 10);
 }
 
 function inboxOf(environment: string): string {

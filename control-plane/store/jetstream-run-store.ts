@@ -33,17 +33,33 @@ export class JetStreamRunStore implements RunStore {
       });
       return { kind: "appended", seq: ack.seq };
     } catch (err) {
-      if (errorCode(err) === WRONG_LAST_SEQUENCE) return { kind: "conflict" };
+      if (errorCode(err) === WRONG_LAST_SEQUENCE)
+        return await this.#ownOrConflict(runId, expectedSeq, messageId);
       throw storeError(err, `append to run ${runId}`);
     }
   }
 
   async read(runId: string, afterSeq: number): Promise<StoredBatch[]> {
     const batches: StoredBatch[] = [];
-    const options = { connection: this.#connection, stream: STREAMS.runs, filter: subjects.run(runId) };
-    for await (const message of readToEnd({ ...options, fromSeq: afterSeq + 1 }))
-      batches.push(toBatch(message));
+    for await (const message of this.#messages(runId, afterSeq)) batches.push(toBatch(message));
     return batches;
+  }
+
+  /**
+   * A first try whose answer was lost may be what moved the run on. Servers up to 2.9 answer the repeat by its
+   * message id; newer ones look at the expectation first, and call it a conflict.
+   */
+  async #ownOrConflict(runId: string, expectedSeq: number, messageId: string): Promise<AppendResult> {
+    for await (const message of this.#messages(runId, expectedSeq)) {
+      if (message.header("Nats-Msg-Id") === messageId) return { kind: "appended", seq: message.seq };
+    }
+    return { kind: "conflict" };
+  }
+
+  #messages(runId: string, afterSeq: number): AsyncGenerator<StreamMessage> {
+    const filter = subjects.run(runId);
+    const from = { connection: this.#connection, stream: STREAMS.runs, filter, fromSeq: afterSeq + 1 };
+    return readToEnd(from);
   }
 }
 

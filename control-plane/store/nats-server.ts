@@ -39,6 +39,8 @@ export interface NatsServerOptions {
   /** At least one; the first is used to see that the server answers. */
   users: readonly NatsUser[];
   tls?: { certFile: string; keyFile: string; caFile: string };
+  /** Sync each write to the disk before it is acknowledged. Servers before 2.10 do not know this and do not start. */
+  syncAlways?: boolean;
   log: NatsServerLog;
   clock: Clock;
   /** Ends a start that is under way. Stopping a running server is the caller's, with `stop`. */
@@ -299,14 +301,14 @@ class ChildNatsServer implements NatsServer {
 
   /** JSON is a subset of nats-server's configuration language. */
   #config(): object {
-    const { directory, host, tls } = this.#options;
+    const { directory, host, tls, syncAlways } = this.#options;
     return {
       server_name: "insitu",
       host,
       port: this.#port === 0 ? -1 : this.#port,
       pid_file: join(directory, "nats.pid"),
       max_payload: MAX_PAYLOAD_BYTES,
-      jetstream: { store_dir: directory },
+      jetstream: { store_dir: directory, ...(syncAlways ? { sync_interval: "always" } : {}) },
       authorization: {
         users: this.#users.map(({ user, password, publish, subscribe }) => ({
           user,
