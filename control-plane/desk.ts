@@ -1,5 +1,5 @@
 /** Placement's view of the rest: resources, policies and the fleet as they are now. */
-import type { DatasetSpec, PoolSpec } from "../shared/model/spec.ts";
+import type { DatasetSpec, DisconnectSpec, EnvironmentSpec, PoolSpec } from "../shared/model/spec.ts";
 import type { Fleet } from "./fleet/fleet-service.ts";
 import { chooseEnvironment, type EnvironmentLoad } from "./placement/choose.ts";
 import type { Placement } from "./placement/placement.ts";
@@ -56,6 +56,10 @@ export class Desk implements PlacementDesk {
       });
     }
     return chooseEnvironment(verdicts, loads);
+  }
+
+  disconnectOf(environment: string): DisconnectSpec | undefined {
+    return (this.#log.get("environment", environment)?.spec as EnvironmentSpec | undefined)?.disconnect;
   }
 
   poolCapacity(pool: string): number | undefined {

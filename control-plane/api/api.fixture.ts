@@ -79,6 +79,7 @@ export class FakeServices implements ApiServices {
         offered: 0,
         running: 0,
         backoff: 0,
+        disconnected: 0,
         succeeded: 0,
         failed: 0,
         skipped: 0,

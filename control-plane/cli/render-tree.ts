@@ -105,6 +105,7 @@ function listed(names: readonly string[]): string {
 /** What a watcher wants to see first when not all fits. */
 const URGENCY: Record<StepRow["status"], number> = {
   failed: 0,
+  disconnected: 1,
   running: 1,
   backoff: 2,
   ready: 3,

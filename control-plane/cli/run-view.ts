@@ -1,4 +1,5 @@
 /** What a watcher knows of a run: begins as the server's view of it, and is carried on by the events. Pure. */
+import { explainAway } from "../../shared/engine/disconnection.ts";
 import type { RunEvent, RunStatus, StepStatus } from "../../shared/engine/events.ts";
 import type { RunDetail } from "../api/schemas.ts";
 import type { Hue } from "./text.ts";
@@ -77,6 +78,7 @@ const LOST = {
   "lease-expired": "its agent fell silent; it is offered again",
   "offer-expired": "nobody took the offer; it is offered again",
   interrupted: "its agent lost the process; it is offered again",
+  disconnected: "its agent did not return in time",
 };
 
 function stepChange(event: Extract<RunEvent, { step: string }>): Partial<StepRow> {
@@ -99,6 +101,16 @@ function stepChange(event: Extract<RunEvent, { step: string }>): Partial<StepRow
     case "attempt.finished":
       if (event.retryAtMs === null) return { note: event.outcome.error?.message ?? "" };
       return { status: "backoff", sinceMs: at, note: event.outcome.error?.message ?? event.outcome.status };
+    case "attempt.disconnected":
+      return {
+        status: "disconnected",
+        sinceMs: at,
+        note: explainAway(event.agent, { ...event, sinceMs: at }),
+      };
+    case "attempt.reconnected":
+      return { status: "running", sinceMs: at, note: "" };
+    case "attempt.resolved":
+      return { note: `${event.by} decided: ${event.decision}: ${event.reason}` };
     case "attempt.lost":
       return { status: "ready", sinceMs: at, agent: null, note: LOST[event.reason] };
     case "attempt.fenced":
@@ -135,6 +147,7 @@ const STEP_MARKS: Record<StepStatus, { icon: string; hue: Hue }> = {
   pending: { icon: "·", hue: "dim" },
   ready: { icon: "○", hue: "yellow" },
   offered: { icon: "○", hue: "cyan" },
+  disconnected: { icon: "◌", hue: "yellow" },
   running: { icon: "●", hue: "blue" },
   backoff: { icon: "↻", hue: "yellow" },
   succeeded: { icon: "✓", hue: "green" },

@@ -13,6 +13,8 @@ const ICONS = {
   backoff: "waiting",
   ready: "waiting",
   lost: "waiting",
+  disconnected: "waiting",
+  resolved: "idle",
   interrupted: "waiting",
   pending: "idle",
   skipped: "idle",

@@ -1,7 +1,7 @@
 /** What the runs service needs of the world. */
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
-import type { StepSpec } from "../../shared/model/spec.ts";
+import type { DisconnectSpec, StepSpec } from "../../shared/model/spec.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import type { EnvironmentVerdict } from "../placement/placement.ts";
 
@@ -41,6 +41,8 @@ export interface PlacementDesk {
   explain(pipeline: string, step: StepSpec): EnvironmentVerdict[];
   /** Picks one of the allowed environments; null when there is none. */
   choose(verdicts: readonly EnvironmentVerdict[]): string | null;
+  /** The environment's default for attempts whose agent is cut off. */
+  disconnectOf?(environment: string): DisconnectSpec | undefined;
   poolCapacity(pool: string): number | undefined;
   classificationOf(dataset: string): Offer["datasets"][number]["classification"];
 }

@@ -188,8 +188,14 @@ export function isElsewhere(error: unknown): boolean {
   return error instanceof InsituError && error.code === "shard.elsewhere";
 }
 
+const CONCLUDED_BY_NEXT: ReadonlySet<RunEvent["kind"]> = new Set([
+  "attempt.finished",
+  "attempt.lost",
+  "attempt.resolved",
+]);
+
 /**
- * Cuts a list of events into batches that fit a message. An attempt's outcome is never parted from what it
+ * Cuts a list of events into batches that fit a message. The end of an attempt is never parted from what it
  * concludes; everything else can be completed from the state after a crash (`take-over`).
  */
 function* split(events: RunEvent[]): Generator<RunEvent[]> {
@@ -199,7 +205,7 @@ function* split(events: RunEvent[]): Generator<RunEvent[]> {
     // As it is sent: outputs, messages and parameters are long, and their characters take up to three bytes.
     const size = Buffer.byteLength(JSON.stringify(event)) + 1;
     const last = batch.at(-1);
-    if (last && bytes + size > BATCH_MAX_BYTES && last.kind !== "attempt.finished") {
+    if (last && bytes + size > BATCH_MAX_BYTES && !CONCLUDED_BY_NEXT.has(last.kind)) {
       yield batch;
       batch = [];
       bytes = 0;

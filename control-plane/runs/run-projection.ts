@@ -1,5 +1,6 @@
 /** A run as readers see it: the engine's state, plus the history of its attempts. A fold over events; no I/O. */
 
+import { explainAway } from "../../shared/engine/disconnection.ts";
 import type { RunEvent, StepStatus } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
 import {
@@ -63,6 +64,21 @@ export class RunProjection {
       case "attempt.fenced":
         this.#noteFenced(event);
         return;
+      case "attempt.disconnected":
+        this.#change(event, { status: "disconnected" });
+        return;
+      case "attempt.reconnected":
+        this.#change(event, { status: "running" });
+        return;
+      case "attempt.resolved": {
+        const message = `${event.by} decided: ${event.decision}: ${event.reason}`;
+        this.#change(event, {
+          status: "resolved",
+          finishedAtMs: event.atMs,
+          error: { code: "resolved", message },
+        });
+        return;
+      }
       case "attempt.lost":
         this.#change(event, {
           ...(event.outcome ? ended({ atMs: event.atMs, outcome: event.outcome }) : {}),
@@ -162,10 +178,14 @@ export class RunProjection {
 const LOST = {
   "lease-expired": "the agent stopped renewing its lease",
   "offer-expired": "no agent took the offer in time",
+  disconnected: "the agent was cut off and did not return in time",
   interrupted: "the agent lost the process, for example because it was restarted",
 };
 
 function waitingFor(step: StepState): StepView["waiting"] {
+  if (step.status === "disconnected" && step.away) {
+    return { reason: "disconnected", message: explainAway(step.agent ?? "its agent", step.away) };
+  }
   if (step.status === "ready" && step.held) return { reason: step.held.reason, message: step.held.message };
   return null;
 }

@@ -7,9 +7,9 @@
  */
 import type { Logger } from "pino";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
-import type { StepStatus } from "../../shared/engine/events.ts";
 import {
   evolve,
+  holdsPools,
   initialState,
   isTerminalRun,
   isTerminalStep,
@@ -261,9 +261,13 @@ export class RunService implements ReportSink, LeaseKeeper {
       // Never superseded for want of knowledge: the run may be on its way here.
       if (!actor) return this.#options.isOver(key.runId) ? "superseded" : "expected";
       const current = stepOf(actor.state, key.stepId);
-      const open = current?.status === "offered" || current?.status === "running";
+      const open = current !== undefined && holdsPools(current.status);
       // The report of the start may still be on its way.
       const its = open && current.epoch === key.epoch && (current.agent ?? agent) === agent;
+      if (its && current.status === "disconnected") {
+        const back = { atMs: this.#now(), step: key.stepId, epoch: key.epoch, agent };
+        this.#detach(actor.submit({ kind: "reconnected", ...back }), "agent is back");
+      }
       return its ? "expected" : "superseded";
     });
   }
@@ -360,7 +364,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     if (!taken.acquired) return { kind: "hold", atMs, step: stepId, reason: "pool", message: taken.message };
     this.#held.delete(key);
     const { policyVersion } = desk;
-    return { kind: "offer", atMs, step: stepId, environment, policyVersion, expiresAtMs: atMs + offerTtlMs };
+    const disconnect = desk.disconnectOf?.(environment);
+    const expiresAtMs = atMs + offerTtlMs;
+    const offer = { kind: "offer", atMs, step: stepId, environment, policyVersion, expiresAtMs } as const;
+    return disconnect ? { ...offer, disconnect } : offer;
   }
 
   #replace(runId: string, stepId: string): void {
@@ -443,7 +450,7 @@ export class RunService implements ReportSink, LeaseKeeper {
   #holdPools(runId: string, state: RunState): void {
     state.plan.steps.forEach((spec, index) => {
       const { status } = state.steps.get(index);
-      if (status !== "offered" && status !== "running") return;
+      if (!holdsPools(status)) return;
       for (const pool of spec.pools) this.#pools.hold({ runId, stepId: spec.id }, pool);
     });
   }
@@ -546,7 +553,10 @@ export class RunService implements ReportSink, LeaseKeeper {
       const actor = this.#actors.get(due.value.runId);
       if (!actor) continue;
       const { timer, step } = due.value;
-      this.#detach(actor.submit({ kind: "timer", atMs, timer, step, dueAtMs: due.atMs }), "timer");
+      this.#detach(
+        actor.submit({ kind: "timer", atMs, timer, step, dueAtMs: due.atMs, random: this.#options.random() }),
+        "timer",
+      );
     }
     this.#armTimers();
   }
@@ -572,10 +582,6 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#background.add(settled);
     void settled.finally(() => this.#background.delete(settled));
   }
-}
-
-function holdsPools(status: StepStatus | undefined): boolean {
-  return status === "offered" || status === "running";
 }
 
 function isGranted(state: RunState, stepId: string, epoch: number, agent: string): boolean {

@@ -6,12 +6,15 @@
  * (`evolve`), and `owed(state)` the effects, so a crash between append and effect is a delay and not a loss.
  */
 import { assertNever, invariant } from "../errors.ts";
-import type { ParamValue, RetrySpec } from "../model/spec.ts";
+import type { RetrySpec, StepSpec } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
-import type { HoldReason, RunEvent } from "./events.ts";
+import { disconnectOf, outlivesItsLease, refuseResolution } from "./disconnection.ts";
+import type { RunEvent } from "./events.ts";
+import type { Effect, Input } from "./inputs.ts";
 import {
   describe,
   evolve,
+  isHeld,
   isPlaceable,
   isTerminalRun,
   isTerminalStep,
@@ -20,61 +23,10 @@ import {
   stepOf,
 } from "./state.ts";
 
+export type { Effect, Input, TimerKind } from "./inputs.ts";
+
 /** Grants of one attempt that may be lost to dying agents before the step fails: a step may be what kills them. */
 export const LOSSES_MAX = 5;
-
-export type TimerKind = "retry" | "offer" | "unplaceable" | "deadline";
-
-/** `atMs` is wall time of the control plane throughout. */
-export type Input = { atMs: number } & (
-  | {
-      kind: "create";
-      runId: string;
-      version: string;
-      params: Record<string, ParamValue>;
-      by: string;
-      /** Under which the run's shard is owned: an owner of before, who does not know yet, leaves the run alone. */
-      shardEpoch?: number;
-    }
-  /** Placement found an environment. */
-  | { kind: "offer"; step: string; environment: string; policyVersion: string; expiresAtMs: number }
-  /** Placement did not, or a pool is full. */
-  | { kind: "hold"; step: string; reason: HoldReason; message: string }
-  | { kind: "started"; step: string; attempt: number; epoch: number; agent: string }
-  | {
-      kind: "finished";
-      step: string;
-      attempt: number;
-      epoch: number;
-      agent: string;
-      outcome: Outcome;
-      /** In [0, 1): decides the jitter of a retry. */
-      random: number;
-    }
-  | { kind: "lease-expired"; step: string; epoch: number; agent: string }
-  | { kind: "timer"; timer: TimerKind; step: string | null; dueAtMs: number }
-  | { kind: "cancel"; by: string; reason: string }
-  /** The first input of a new owner of the run's shard: fences off the former one, and completes what it left. */
-  | { kind: "take-over"; shardEpoch: number; replica: string }
-);
-
-export type Effect =
-  /** Find an environment for the step, and answer with `offer` or `hold`. */
-  | { kind: "place"; step: string }
-  /** Publish the offer. Repeats carry the same message id. */
-  | { kind: "offer"; step: string; attempt: number; epoch: number; environment: string }
-  /** From now on the lease counts, until `lease.end`. */
-  | { kind: "lease.begin"; step: string; attempt: number; epoch: number; agent: string }
-  | { kind: "lease.end"; step: string; epoch: number; agent: string }
-  /** Tell the agent to stop the attempt, and repeat it with every heartbeat while the lease lasts. */
-  | { kind: "cancel"; step: string; attempt: number; epoch: number; agent: string; reason: string }
-  /** Tell the agent once: the attempt is not, or no longer, its own. */
-  | { kind: "supersede"; step: string; attempt: number; epoch: number; agent: string }
-  /** Feed `timer` back at `atMs`. A timer that no longer applies is ignored. */
-  | { kind: "timer"; timer: TimerKind; step: string | null; atMs: number }
-  /** The step no longer holds its pools. */
-  | { kind: "release"; step: string }
-  | { kind: "finished" };
 
 export interface Step {
   state: RunState;
@@ -103,6 +55,10 @@ class Draft {
     this.events.push(event);
   }
 
+  spec(id: string): StepSpec {
+    return this.state.plan.steps[this.state.plan.indexOf.get(id)!]!;
+  }
+
   step(id: string): StepState {
     const found = stepOf(this.state, id);
     invariant(found, `run ${this.state.runId} has no step ${id}`);
@@ -124,6 +80,10 @@ function decide(draft: Draft, input: Input): void {
       return finished(draft, input);
     case "lease-expired":
       return leaseExpired(draft, input);
+    case "reconnected":
+      return reconnected(draft, input);
+    case "resolve":
+      return resolve(draft, input);
     case "timer":
       return timer(draft, input);
     case "cancel":
@@ -161,7 +121,7 @@ function takeOver(draft: Draft, input: InputOf<"take-over">): void {
 function offer(draft: Draft, input: InputOf<"offer">): void {
   const current = draft.step(input.step);
   if (!mayBePlaced(draft.state, current, input.atMs)) return;
-  const { atMs, environment, policyVersion, expiresAtMs } = input;
+  const { atMs, environment, policyVersion, expiresAtMs, disconnect } = input;
   const [attempt, epoch] = [current.nextAttempt, current.epoch + 1];
   draft.emit({
     kind: "attempt.offered",
@@ -172,6 +132,7 @@ function offer(draft: Draft, input: InputOf<"offer">): void {
     environment,
     policyVersion,
     expiresAtMs,
+    ...(disconnect ? { disconnect } : {}),
   });
   draft.effects.push({ kind: "offer", step: input.step, attempt, epoch, environment });
   draft.effects.push({ kind: "timer", timer: "offer", step: input.step, atMs: expiresAtMs });
@@ -182,7 +143,7 @@ function hold(draft: Draft, input: InputOf<"hold">): void {
   if (!mayBePlaced(draft.state, current, input.atMs)) return;
   const { atMs, reason, message } = input;
   if (current.held?.reason === reason && current.held.message === message) return;
-  const waits = draft.state.plan.steps[draft.state.plan.indexOf.get(input.step)!]!.unplaceableMs;
+  const waits = draft.spec(input.step).unplaceableMs;
   const since = current.held?.reason === "unplaceable" ? current.held.failsAtMs : null;
   const failsAtMs = reason === "unplaceable" ? (since ?? atMs + waits) : null;
   draft.emit({ kind: "step.held", atMs, step: input.step, reason, message, failsAtMs });
@@ -196,6 +157,7 @@ function started(draft: Draft, input: InputOf<"started">): void {
   const { atMs, attempt, epoch, agent } = input;
   if (current.status === "running" && current.epoch === epoch && current.agent === agent) return;
   if (current.recorded.includes(`${epoch}:${agent}`)) return;
+  if (isAway(current, epoch, agent)) return reconnected(draft, { ...input, kind: "reconnected" });
   if (current.status !== "offered" || current.epoch !== epoch || isTerminalRun(draft.state.status)) {
     draft.effects.push({ kind: "supersede", step: input.step, attempt, epoch, agent });
     return;
@@ -214,6 +176,10 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
   if (before.status === "offered" && before.epoch === epoch) {
     draft.emit({ kind: "attempt.started", atMs, step: input.step, attempt: before.attempt, epoch, agent });
   }
+  if (isAway(before, epoch, agent)) {
+    const { attempt } = before;
+    draft.emit({ kind: "attempt.reconnected", atMs, step: input.step, attempt, epoch, agent });
+  }
   const current = draft.step(input.step);
   if (current.status !== "running" || current.epoch !== epoch || current.agent !== agent) {
     const { attempt } = input;
@@ -224,7 +190,9 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
     { kind: "lease.end", step: input.step, epoch, agent },
     { kind: "release", step: input.step },
   );
-  if (outcome.status === "interrupted") {
+  // What is started once is not offered again after that; a run that is cancelled offers nothing again.
+  const again = !draft.spec(input.step).once || draft.state.cancel !== null;
+  if (outcome.status === "interrupted" && again) {
     lose(draft, input, current, "interrupted", outcome);
     return;
   }
@@ -241,20 +209,26 @@ function conclude(draft: Draft, input: InputOf<"finished">, current: StepState):
     placeReadyDependents(draft, input.step);
     return finishRunIfDone(draft, atMs);
   }
-  const { retry } = draft.state.plan.steps[draft.state.plan.indexOf.get(input.step)!]!;
-  const cancelling = draft.state.cancel !== null;
-  if (!cancelling && attempt <= retry.max) {
-    const retryAtMs = atMs + retryDelayMs(retry, attempt, random);
+  const retryAtMs = nextRetryAtMs(draft, input.step, atMs, random);
+  if (retryAtMs !== null) {
     draft.emit({ ...base, retryAtMs });
     draft.effects.push({ kind: "timer", timer: "retry", step: input.step, atMs: retryAtMs });
     return;
   }
   draft.emit({ ...base, retryAtMs: null });
-  if (cancelling && outcome.status === "cancelled") {
+  if (draft.state.cancel !== null && outcome.status === "cancelled") {
     draft.emit({ kind: "step.cancelled", atMs, step: input.step });
     return finishRunIfDone(draft, atMs);
   }
   failStep(draft, atMs, input.step, outcome.error?.code ?? outcome.status, describe(outcome));
+}
+
+/** When another attempt follows the current one, which has failed; null: none does. */
+function nextRetryAtMs(draft: Draft, id: string, atMs: number, random: number): number | null {
+  const { retry, once } = draft.spec(id);
+  const { attempt } = draft.step(id);
+  if (draft.state.cancel !== null || once || attempt > retry.max) return null;
+  return atMs + retryDelayMs(retry, attempt, random);
 }
 
 /**
@@ -269,11 +243,94 @@ export function retryDelayMs(retry: RetrySpec, failures: number, random: number)
 function leaseExpired(draft: Draft, input: InputOf<"lease-expired">): void {
   const current = draft.step(input.step);
   if (current.status !== "running" || current.epoch !== input.epoch || current.agent !== input.agent) return;
+  const { atMs, epoch, agent } = input;
+  draft.effects.push({ kind: "lease.end", step: input.step, epoch, agent });
+  const rule = disconnectOf(draft.spec(input.step), current.disconnect);
+  if (!outlivesItsLease(rule)) {
+    draft.effects.push({ kind: "release", step: input.step });
+    return lose(draft, input, current, "lease-expired");
+  }
+  const { attempt } = current;
+  const untilMs = rule.then === "wait" ? null : atMs + rule.keepMs;
+  const base = { atMs, step: input.step, attempt, epoch, agent };
+  draft.emit({ kind: "attempt.disconnected", ...base, untilMs, then: rule.then });
+  if (untilMs !== null) {
+    draft.effects.push({ kind: "timer", timer: "disconnect", step: input.step, atMs: untilMs });
+  }
+}
+
+function isAway(current: StepState, epoch: number, agent: string): boolean {
+  return current.status === "disconnected" && current.epoch === epoch && current.agent === agent;
+}
+
+function reconnected(draft: Draft, input: InputOf<"reconnected">): void {
+  const { atMs, epoch, agent } = input;
+  const current = draft.step(input.step);
+  if (!isAway(current, epoch, agent)) return;
+  const { attempt } = current;
+  draft.emit({ kind: "attempt.reconnected", atMs, step: input.step, attempt, epoch, agent });
+  draft.effects.push({ kind: "lease.begin", step: input.step, attempt, epoch, agent });
+  // It could not hear of it while it was away.
+  for (const owing of cancelsOwed(draft.state)) {
+    if (owing.kind === "cancel" && owing.step === input.step) draft.effects.push(owing);
+  }
+}
+
+/** The time for which the attempt stayed its agent's is over. */
+function giveUp(draft: Draft, input: InputOf<"timer">, current: StepState, id: string): void {
+  const { atMs, random = 0.5 } = input;
+  draft.effects.push({ kind: "release", step: id });
+  if (current.away?.then !== "fail" || draft.state.cancel !== null) {
+    return lose(draft, { atMs, step: id }, current, "disconnected");
+  }
+  const { attempt, epoch, agent } = current;
+  const retryAtMs = nextRetryAtMs(draft, id, atMs, random);
+  draft.emit({
+    kind: "attempt.lost",
+    atMs,
+    step: id,
+    attempt,
+    epoch,
+    agent,
+    reason: "disconnected",
+    retryAtMs,
+  });
+  if (retryAtMs !== null) {
+    draft.effects.push({ kind: "timer", timer: "retry", step: id, atMs: retryAtMs });
+    return;
+  }
+  failStep(draft, atMs, id, "disconnected", `agent ${agent} was cut off and did not return in time`);
+}
+
+function resolve(draft: Draft, input: InputOf<"resolve">): void {
+  const { atMs, epoch, by, reason, decision } = input;
+  if (isTerminalRun(draft.state.status) || refuseResolution(draft.state, input) !== null) return;
+  const { attempt, agent, ...current } = draft.step(input.step);
+  if (current.epoch !== epoch) return;
+  const base = { atMs, step: input.step, attempt, epoch, agent: agent! };
+  draft.emit({ kind: "attempt.resolved", ...base, by, reason, decision });
+  // It also ends the timer of the time that the attempt stayed its agent's.
   draft.effects.push(
-    { kind: "lease.end", step: input.step, epoch: input.epoch, agent: input.agent },
+    { kind: "lease.end", step: input.step, epoch, agent: agent! },
     { kind: "release", step: input.step },
   );
-  lose(draft, input, current, "lease-expired");
+  switch (decision) {
+    case "succeeded":
+      draft.emit({ kind: "step.succeeded", atMs, step: input.step });
+      placeReadyDependents(draft, input.step);
+      return finishRunIfDone(draft, atMs);
+    case "failed":
+      return failStep(draft, atMs, input.step, "resolved", `${by} decided that it failed: ${reason}`);
+    case "reassign":
+      if (draft.state.cancel === null) {
+        draft.effects.push({ kind: "place", step: input.step });
+        return;
+      }
+      draft.emit({ kind: "step.cancelled", atMs, step: input.step });
+      return finishRunIfDone(draft, atMs);
+    default:
+      return assertNever(decision);
+  }
 }
 
 /** A grant ended without an outcome that counts: the same attempt is offered again under a higher epoch. */
@@ -281,7 +338,7 @@ function lose(
   draft: Draft,
   input: { atMs: number; step: string },
   current: StepState,
-  reason: "lease-expired" | "interrupted",
+  reason: "lease-expired" | "interrupted" | "disconnected",
   outcome?: Outcome,
 ): void {
   const { atMs } = input;
@@ -331,6 +388,9 @@ function timer(draft: Draft, input: InputOf<"timer">): void {
       draft.effects.push({ kind: "release", step: input.step }, { kind: "place", step: input.step });
       return;
     }
+    case "disconnect":
+      if (current.away?.untilMs === dueAtMs) giveUp(draft, input, current, input.step);
+      return;
     case "unplaceable":
       if (current.held?.reason === "unplaceable" && current.held.failsAtMs === dueAtMs) {
         failStep(draft, atMs, input.step, "unplaceable", current.held.message);
@@ -354,7 +414,7 @@ function settle(draft: Draft, atMs: number): void {
   if (draft.state.runId === "" || isTerminalRun(draft.state.status)) return;
   plan.steps.forEach(({ id }) => {
     const { status } = draft.step(id);
-    if (draft.state.cancel !== null && !isTerminalStep(status) && status !== "running") {
+    if (draft.state.cancel !== null && !isTerminalStep(status) && !isHeld(status)) {
       draft.emit({ kind: "step.cancelled", atMs, step: id });
       if (status === "offered") draft.effects.push({ kind: "release", step: id });
     } else if (status === "failed" || status === "skipped") {
@@ -455,6 +515,10 @@ function owedForStep(id: string, current: StepState): Effect[] {
       ];
     case "running":
       return [{ kind: "lease.begin", step: id, attempt, epoch, agent: agent! }];
+    case "disconnected": {
+      const untilMs = current.away?.untilMs ?? null;
+      return untilMs === null ? [] : [{ kind: "timer", timer: "disconnect", step: id, atMs: untilMs }];
+    }
     default:
       return [];
   }

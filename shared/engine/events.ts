@@ -4,14 +4,16 @@
  *
  * Additions only. Histories of released versions are replayed in CI.
  */
-import type { ParamValue } from "../model/spec.ts";
+import type { DisconnectSpec, ParamValue } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
+import type { Decision } from "./disconnection.ts";
 
 export type StepStatus =
   | "pending" // a need has not ended yet
   | "ready" // could run; waits for placement or a pool, see `held`
   | "offered"
   | "running"
+  | "disconnected" // its agent no longer renews the lease, and the attempt is still that agent's
   | "backoff" // waits for its next attempt
   | "succeeded"
   | "failed"
@@ -59,6 +61,8 @@ export type RunEvent =
       environment: string;
       policyVersion: string;
       expiresAtMs: number;
+      /** What the environment says of attempts whose agent is cut off. Missing: nothing, or an older release. */
+      disconnect?: DisconnectSpec;
     }
   | { kind: "attempt.started"; atMs: number; step: string; attempt: number; epoch: number; agent: string }
   | {
@@ -72,6 +76,31 @@ export type RunEvent =
       /** Set when another attempt follows. */
       retryAtMs: number | null;
     }
+  /** The lease ran out, and the attempt stays its agent's until `untilMs` (null: without end); what `then` says follows. */
+  | {
+      kind: "attempt.disconnected";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      untilMs: number | null;
+      then: DisconnectSpec["then"];
+    }
+  /** Its agent is heard of again under the same epoch. */
+  | { kind: "attempt.reconnected"; atMs: number; step: string; attempt: number; epoch: number; agent: string }
+  /** An operator decided what became of a disconnected attempt. */
+  | {
+      kind: "attempt.resolved";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      by: string;
+      reason: string;
+      decision: Decision;
+    }
   /** The grant is over without an outcome: the lease ran out, or nobody took the offer. Another epoch follows. */
   | {
       kind: "attempt.lost";
@@ -80,7 +109,9 @@ export type RunEvent =
       attempt: number;
       epoch: number;
       agent: string | null;
-      reason: "lease-expired" | "offer-expired" | "interrupted";
+      reason: "lease-expired" | "offer-expired" | "interrupted" | "disconnected";
+      /** Present: the attempt has failed, and another one follows at that time, or none (null). */
+      retryAtMs?: number | null;
       /** What the agent said of an interrupted grant. */
       outcome?: Outcome;
     }

@@ -1,7 +1,8 @@
 /** A run as a fold over its events. */
 import { assertNever, InvariantError, invariant } from "../errors.ts";
-import type { ParamValue, StepSpec } from "../model/spec.ts";
+import type { DisconnectSpec, ParamValue, StepSpec } from "../model/spec.ts";
 import type { ArtifactRef, Outcome, OutputValue } from "../wire/attempt.ts";
+import type { Decision } from "./disconnection.ts";
 import type { HoldReason, RunEvent, RunStatus, StepStatus } from "./events.ts";
 import type { Plan } from "./plan.ts";
 import { StepTable } from "./step-table.ts";
@@ -21,6 +22,12 @@ export interface StepState {
   readonly agent: string | null;
   readonly policyVersion: string;
   readonly offerExpiresAtMs: number;
+  /** What the environment of the current grant says of attempts whose agent is cut off. */
+  readonly disconnect: DisconnectSpec | null;
+  /** While the agent is cut off: until when the attempt stays its own (null: without end), and what follows. */
+  readonly away: { sinceMs: number; untilMs: number | null; then: DisconnectSpec["then"] } | null;
+  /** The last decision of an operator. */
+  readonly resolved: { epoch: number; by: string; reason: string; decision: Decision } | null;
   readonly retryAtMs: number | null;
   readonly held: { reason: HoldReason; message: string; failsAtMs: number | null } | null;
   /** Grants of the current attempt that ended without an outcome while an agent held them. */
@@ -60,6 +67,15 @@ export function isTerminalRun(status: RunStatus): boolean {
   return status === "succeeded" || status === "failed" || status === "cancelled";
 }
 
+/** An agent has the attempt, or may have it: nothing but word of it or a decision ends it, a cancel included. */
+export function isHeld(status: StepStatus): boolean {
+  return status === "running" || status === "disconnected";
+}
+
+export function holdsPools(status: StepStatus | undefined): boolean {
+  return status === "offered" || (status !== undefined && isHeld(status));
+}
+
 /** Statuses from which a step may be offered. `backoff` only once its `retryAtMs` has come, which the decision checks. */
 export function isPlaceable(status: StepStatus): boolean {
   return status === "ready" || status === "backoff";
@@ -95,6 +111,9 @@ function initialStep(spec: StepSpec): StepState {
     agent: null,
     policyVersion: "",
     offerExpiresAtMs: 0,
+    disconnect: null,
+    away: null,
+    resolved: null,
     retryAtMs: null,
     held: null,
     losses: 0,
@@ -163,6 +182,7 @@ export function evolve(state: RunState, event: RunEvent): RunState {
           agent: null,
           policyVersion: event.policyVersion,
           offerExpiresAtMs: event.expiresAtMs,
+          disconnect: event.disconnect ?? null,
           retryAtMs: null,
           losses: event.attempt === step.attempt ? step.losses : 0,
           held: null,
@@ -173,20 +193,47 @@ export function evolve(state: RunState, event: RunEvent): RunState {
         expectGrant(event, step, "offered");
         return { ...step, status: "running", agent: event.agent };
       });
+    case "attempt.disconnected":
+      return evolveStep(state, event.step, (step) => {
+        expectGrant(event, step, "running");
+        const away = { sinceMs: event.atMs, untilMs: event.untilMs, then: event.then };
+        return { ...step, status: "disconnected", away };
+      });
+    case "attempt.reconnected":
+      return evolveStep(state, event.step, (step) => {
+        expectGrant(event, step, "disconnected");
+        return { ...step, status: "running", away: null };
+      });
+    case "attempt.resolved":
+      return evolveStep(state, event.step, (step) => {
+        expectGrant(event, step, "disconnected");
+        const { epoch, by, reason, decision } = event;
+        const decided = { ...step, resolved: { epoch, by, reason, decision } };
+        return decision === "reassign" ? { ...decided, status: "ready", agent: null, away: null } : decided;
+      });
     case "attempt.finished":
       return evolveStep(state, event.step, (step) => finish(event, step));
     case "attempt.lost":
-      return evolveStep(state, event.step, (step) => {
-        expectGrant(event, step, event.reason === "offer-expired" ? "offered" : "running");
-        const recorded = event.outcome
-          ? record(event.epoch, event.agent ?? "")(step).recorded
-          : step.recorded;
-        const losses = event.agent === null ? step.losses : step.losses + 1;
-        return { ...step, status: "ready", agent: null, losses, recorded };
-      });
+      return evolveStep(state, event.step, (step) => lose(event, step));
     default:
       return assertNever(event);
   }
+}
+
+const HELD_UNTIL_LOST = {
+  "offer-expired": "offered",
+  "lease-expired": "running",
+  interrupted: "running",
+  disconnected: "disconnected",
+} as const;
+
+function lose(event: Extract<RunEvent, { kind: "attempt.lost" }>, step: StepState): StepState {
+  expectGrant(event, step, HELD_UNTIL_LOST[event.reason]);
+  const recorded = event.outcome ? record(event.epoch, event.agent ?? "")(step).recorded : step.recorded;
+  const losses = event.agent === null ? step.losses : step.losses + 1;
+  const lost: StepState = { ...step, status: "ready", agent: null, away: null, losses, recorded };
+  const { retryAtMs = null } = event;
+  return retryAtMs === null ? lost : { ...lost, status: "backoff", nextAttempt: step.attempt + 1, retryAtMs };
 }
 
 function finish(event: Extract<RunEvent, { kind: "attempt.finished" }>, step: StepState): StepState {
@@ -222,7 +269,7 @@ function evolveStep(state: RunState, id: string, change: (step: StepState) => St
 function end(state: RunState, id: string, status: StepStatus): RunState {
   const next = evolveStep(state, id, (step) => {
     invariant(!isTerminalStep(step.status), `step ${id} is ${step.status} and cannot become ${status}`);
-    return { ...step, status, held: null, retryAtMs: null };
+    return { ...step, status, held: null, retryAtMs: null, away: null };
   });
   return { ...next, open: state.open - 1 };
 }
