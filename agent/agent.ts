@@ -110,6 +110,11 @@ export class Agent {
           if (this.#attempts.stop(lease, "cancelled", "superseded"))
             this.#log.warn({ ...lease }, "attempt superseded");
         },
+        renewed: (lease) => this.#attempts.granted(lease),
+        awaitsGrant: () => this.#attempts.awaitsGrant,
+        centreTime: (wallMs) => {
+          this.#centreOffsetMs = wallMs - world.clock.monotonicMs();
+        },
         cordoned: (cordoned) => {
           if (cordoned !== this.#cordoned) this.#log.info({ cordoned }, "cordon changed");
           this.#cordoned = cordoned;

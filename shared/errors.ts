@@ -21,6 +21,7 @@ const TABLE = {
   conflict: [409, 10, 7, "Somebody else changed it first"],
   "idempotency.reused": [422, 9, 7, "The idempotency key was used for another request"],
   "placement.denied": [422, 9, 5, "No environment may run the step"],
+  "step.not-resolvable": [409, 9, 7, "The step cannot be resolved so"],
   "run.terminal": [409, 9, 7, "The run has ended"],
   "lease.stale": [409, 10, 7, "The lease has been superseded"],
   "limit.exceeded": [429, 8, 1, "A limit was reached"],

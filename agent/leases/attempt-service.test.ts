@@ -240,3 +240,29 @@ test("outputs that are too large together fail the attempt", async () => {
   await service.take(messageOf(offerOf({ step })).message);
   expect(outcomeOf()).toMatchObject({ status: "failed", error: { code: "output.too-large" }, outputs: {} });
 });
+
+test("a once step starts when the control plane has confirmed its holder, and not before", async () => {
+  const step = { ...shell(`echo ran > ${directory.path}/ran`), once: true };
+  const offer = offerOf({ step });
+  const taken = service.take(messageOf(offer).message);
+  while (!service.awaitsGrant) await systemClock.sleep(1);
+  expect(existsSync(join(directory.path, "ran"))).toBe(false);
+  service.granted(offer.lease);
+  await taken;
+  expect(existsSync(join(directory.path, "ran"))).toBe(true);
+  expect(outcomeOf()).toMatchObject({ status: "succeeded" });
+});
+
+test("a once step that another agent holds never starts", async () => {
+  const step = { ...shell(`echo ran > ${directory.path}/ran`), once: true };
+  const offer = offerOf({ step });
+  const taken = service.take(messageOf(offer).message);
+  while (!service.awaitsGrant) await systemClock.sleep(1);
+  service.stop(offer.lease, "cancelled", "superseded");
+  await taken;
+  expect(existsSync(join(directory.path, "ran"))).toBe(false);
+  expect(outcomeOf()).toMatchObject({
+    status: "cancelled",
+    error: { message: expect.stringMatching(/never started/) },
+  });
+});

@@ -65,6 +65,8 @@ interface Running {
   left?: boolean;
   execution: Execution | undefined;
   stop: { reason: StopReason; message: string } | undefined;
+  /** Set while a `once` step waits for the control plane's consent to its start. */
+  consent?: (given: boolean) => void;
   done: Promise<void>;
 }
 
@@ -184,6 +186,7 @@ export class AttemptService {
     const running = this.#running.get(keyOf(lease));
     if (!running) return false;
     running.stop ??= { reason, message };
+    running.consent?.(false);
     running.execution?.stop(reason, message);
     return true;
   }
@@ -193,6 +196,16 @@ export class AttemptService {
     const all = [...this.#running.values()];
     for (const running of all) this.stop(running.lease, reason, message);
     await Promise.all(all.map((running) => running.done));
+  }
+
+  /** The control plane has the attempt on record as this agent's. */
+  granted(lease: LeaseKey): void {
+    this.#running.get(keyOf(lease))?.consent?.(true);
+  }
+
+  /** Whether an attempt waits for its grant. */
+  get awaitsGrant(): boolean {
+    return [...this.#running.values()].some(({ consent }) => consent !== undefined);
   }
 
   /** Lets go of what runs: it goes on by itself. Nothing of it is written here any more. Returns how much it is. */
@@ -222,6 +235,12 @@ export class AttemptService {
     running.durable = true;
     message.ack();
     const startedAtMs = clock.wallMs();
+    if (offer.step.once && !(await this.#consent(running))) {
+      const { reason, message: why } = running.stop!;
+      const result = failure(reason, reason, `it was never started: ${why}`);
+      await this.#finish(offer, this.#outcome(offer, result, NO_LOG, startedAtMs, clock.wallMs()));
+      return;
+    }
     let writer: LogWriter;
     try {
       writer = this.#writer(offer);
@@ -233,6 +252,20 @@ export class AttemptService {
       return;
     }
     await this.#conclude(offer, running, writer, startedAtMs);
+  }
+
+  /**
+   * The queue gives an offer again when it misses the acknowledgement, perhaps to another agent, and both may
+   * believe that it is theirs. For a `once` step the control plane, which knows one holder, has the word.
+   */
+  #consent(running: Running): Promise<boolean> {
+    if (running.stop) return Promise.resolve(false);
+    return new Promise((resolve) => {
+      running.consent = (given) => {
+        delete running.consent;
+        resolve(given);
+      };
+    });
   }
 
   #writer(offer: Offer): LogWriter {

@@ -36,6 +36,9 @@ class Side implements AgentSide {
   welcomed = () => this.#note("welcomed");
   cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);
   superseded = (lease: LeaseKey) => this.#note(`superseded ${lease.epoch}`);
+  renewed = () => undefined;
+  awaitsGrant = () => false;
+  centreTime = () => undefined;
   cordoned = (cordoned: boolean) => {
     if (cordoned) this.#note("cordoned");
   };

@@ -44,6 +44,12 @@ export interface AgentSide {
   welcomed(welcome: Welcome__Output): void;
   cancel(lease: LeaseKey, reason: string): void;
   superseded(lease: LeaseKey): void;
+  /** The control plane has confirmed that it is this agent's. */
+  renewed(lease: LeaseKey): void;
+  /** Whether an attempt waits for that before it starts. */
+  awaitsGrant(): boolean;
+  /** Wall time of the control plane. */
+  centreTime(wallMs: number): void;
   cordoned(cordoned: boolean): void;
 }
 
@@ -75,7 +81,10 @@ export class Uplink {
   constructor(options: UplinkOptions) {
     this.#options = options;
     const { journal, log } = options;
-    this.#reports = new Delivery(reportSource(journal), log);
+    this.#reports = new Delivery(
+      reportSource(journal, () => this.#afterReports()),
+      log,
+    );
     this.#logs = new Delivery(logSource(journal), log);
     journal.onStored({ report: () => this.#reports.pump(), log: () => this.#logs.pump() });
   }
@@ -235,6 +244,11 @@ export class Uplink {
     });
   }
 
+  /** The start of a `once` step is known there: whether it may start is asked at once, not with the next heartbeat. */
+  #afterReports(): void {
+    if (this.connected && this.#session && this.#options.side.awaitsGrant()) this.#heartbeat(this.#session);
+  }
+
   #receive(message: ServerMessage__Output): void {
     const { side } = this.#options;
     switch (message.message) {
@@ -243,6 +257,8 @@ export class Uplink {
         this.#answeredSeq = Number(reply.seq);
         this.#options.gateways.learn(reply.gateways);
         side.cordoned(reply.cordoned);
+        if (Number(reply.wallMs) > 0) side.centreTime(Number(reply.wallMs));
+        for (const lease of reply.renewed) side.renewed(toKey(lease));
         for (const lease of reply.superseded) side.superseded(toKey(lease));
         for (const cancel of reply.cancels) if (cancel.lease) side.cancel(toKey(cancel.lease), cancel.reason);
         return;
@@ -277,7 +293,7 @@ function toKey(lease: Lease__Output): LeaseKey {
   return { runId: lease.runId, stepId: lease.stepId, attempt: lease.attempt, epoch: lease.epoch };
 }
 
-function reportSource(journal: Journal) {
+function reportSource(journal: Journal, acked: () => void) {
   return {
     name: "report",
     after: (seq: number, limit: number) => journal.reportsAfter(seq, limit),
@@ -286,7 +302,10 @@ function reportSource(journal: Journal) {
     batch: (reports: StoredReport[]): ReportBatch => ({
       reports: reports.map(({ seq, payload }) => ({ seq, payload })),
     }),
-    ack: (seq: number) => journal.ackReports(seq),
+    ack: (seq: number) => {
+      journal.ackReports(seq);
+      acked();
+    },
   };
 }
 

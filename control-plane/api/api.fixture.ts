@@ -147,6 +147,7 @@ export class FakeServices implements ApiServices {
       });
       return summary;
     },
+    resolve: ({ runId, reason }) => this.runs.cancel(runId, { by: "lab", reason }),
     cancel: async (id, { reason }) => {
       const run = this.details.get(id);
       if (run === undefined) throw new InsituError("not-found", `there is no run ${id}`);

@@ -5,7 +5,16 @@ import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
-import { CancelRunBody, LogLine, pageOf, RunDetail, RunStatus, RunSummary, StartRunBody } from "./schemas.ts";
+import {
+  CancelRunBody,
+  LogLine,
+  pageOf,
+  ResolveStepBody,
+  RunDetail,
+  RunStatus,
+  RunSummary,
+  StartRunBody,
+} from "./schemas.ts";
 import { bodyOf, eventFrames, logFrames } from "./streams.ts";
 
 const RunParams = z.object({ id: z.string().max(64).openapi({ description: "Id of the run" }) });
@@ -54,6 +63,20 @@ const cancel = createRoute({
   tags: ["runs"],
   summary: "Cancel a run; its steps are told to stop",
   request: { params: RunParams, headers: IdempotencyHeaders, body: jsonBody(CancelRunBody) },
+  responses: { 200: json(RunSummary, "The run"), ...problems },
+});
+
+const resolve = createRoute({
+  method: "post",
+  path: "/v1/runs/{id}/steps/{step}/resolve",
+  operationId: "resolveStep",
+  tags: ["runs"],
+  summary: "Decide what became of a step whose agent is cut off; the decision is kept in the run's history",
+  request: {
+    params: RunParams.extend({ step: Name }),
+    headers: IdempotencyHeaders,
+    body: jsonBody(ResolveStepBody),
+  },
   responses: { 200: json(RunSummary, "The run"), ...problems },
 });
 
@@ -148,6 +171,13 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   app.openapi(cancel, async (c) => {
     const request = { by: c.get("caller"), reason: c.req.valid("json").reason };
     return c.json(await runs.cancel(c.req.valid("param").id, request), 200);
+  });
+
+  app.openapi(resolve, async (c) => {
+    const { id, step } = c.req.valid("param");
+    const { as: decision, reason, evenIfItRan } = c.req.valid("json");
+    const request = { runId: id, step, decision, reason, evenIfItRan, by: c.get("caller") };
+    return c.json(await runs.resolve(request), 200);
   });
 
   app.openapi(events, (c) => {

@@ -1,5 +1,6 @@
 /** What the HTTP API says, as Zod schemas: the OpenAPI document, the CLI's types and the routes come from here. */
 import { z } from "@hono/zod-openapi";
+import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import { Digest, Name } from "../../shared/model/names.ts";
 import {
   DatasetSpec,
@@ -276,6 +277,17 @@ export const StartRunBody = z
     params: z.record(z.string(), ParamValue).default({}),
   })
   .openapi("StartRun");
+
+export const ResolveStepBody = z
+  .object({
+    as: z.enum(DECISIONS).openapi({ description: "What became of it; `reassign`: another agent gets it" }),
+    reason: z.string().min(1).max(1000),
+    evenIfItRan: z
+      .boolean()
+      .default(false)
+      .openapi({ description: "Of a step with `once`: start it again although it may have run" }),
+  })
+  .openapi("ResolveStep");
 
 export const CancelRunBody = z
   .strictObject({ reason: z.string().max(1024).default("") })

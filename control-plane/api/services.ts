@@ -1,5 +1,6 @@
 /** What the HTTP API needs of the rest of the control plane. Implemented in `main.ts` and the services. */
 
+import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
 import type {
@@ -59,6 +60,15 @@ export interface RunCommands {
   }): Promise<RunSummary>;
   /** Idempotent while the run goes on. Throws `not-found`, `run.terminal`. */
   cancel(runId: string, request: { by: string; reason: string }): Promise<RunSummary>;
+  /** What became of a step whose agent is cut off. Throws `not-found`, `run.terminal`, `step.not-resolvable`. */
+  resolve(request: {
+    runId: string;
+    step: string;
+    decision: Decision;
+    evenIfItRan: boolean;
+    by: string;
+    reason: string;
+  }): Promise<RunSummary>;
 }
 
 export interface RunQueries {

@@ -116,6 +116,16 @@ export class ApiClient {
     return this.#post(`/v1/runs/${encodeURIComponent(id)}/cancel`, { reason }, signal);
   }
 
+  resolveStep(
+    id: string,
+    step: string,
+    request: { as: string; reason: string; evenIfItRan: boolean },
+    signal: AbortSignal,
+  ): Promise<RunSummary> {
+    const path = `/v1/runs/${encodeURIComponent(id)}/steps/${encodeURIComponent(step)}/resolve`;
+    return this.#post(path, request, signal);
+  }
+
   /**
    * A full id, the beginning of one that no other run shares, or "last".
    *

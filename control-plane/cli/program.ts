@@ -262,6 +262,25 @@ function runCommands(program: Command, act: Act): void {
     .option("--reason <text>", "kept with the run", "")
     .action(act(async () => (await commands()).cancel));
   examples(cancel, ['insitu runs cancel last --reason "wrong day"'], ids);
+  const resolve = runs
+    .command("resolve <run> <step>")
+    .description("decide what became of a step whose agent is cut off; kept in the run's history")
+    .addOption(
+      new Option("--as <what>", "what became of it; reassign: another agent gets it")
+        .choices(["succeeded", "failed", "reassign"])
+        .makeOptionMandatory(),
+    )
+    .requiredOption("--reason <text>", "how you know; kept with the run")
+    .option("--even-if-it-ran", "start a step that is `once` again although it may have run")
+    .action(act(async () => (await commands()).resolve));
+  examples(
+    resolve,
+    [
+      'insitu runs resolve last load --as failed --reason "the host burnt down"',
+      'insitu runs resolve 01k9 load --as reassign --reason "never started, says the site"',
+    ],
+    ids,
+  );
 }
 
 function agentCommands(program: Command, act: Act): void {

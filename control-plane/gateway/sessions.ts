@@ -126,7 +126,7 @@ class Session implements OpenCall {
   }
 
   tell(verdict: HeartbeatVerdict): boolean {
-    return this.send({ heartbeatReply: heartbeatReply(this.#lastSeq, verdict) });
+    return this.send({ heartbeatReply: heartbeatReply(this.#lastSeq, verdict, this.#deps.clock) });
   }
 
   fail(err: InsituError): void {
@@ -194,7 +194,10 @@ class Session implements OpenCall {
     const changed = String(gateways) !== this.#told;
     this.#told = String(gateways);
     this.send({
-      heartbeatReply: { ...heartbeatReply(pulse.seq, verdict), gateways: changed ? gateways : [] },
+      heartbeatReply: {
+        ...heartbeatReply(pulse.seq, verdict, this.#deps.clock),
+        gateways: changed ? gateways : [],
+      },
     });
   }
 
@@ -209,12 +212,13 @@ class Session implements OpenCall {
   }
 }
 
-function heartbeatReply(seq: number, verdict: HeartbeatVerdict) {
+function heartbeatReply(seq: number, verdict: HeartbeatVerdict, clock: Clock) {
   return {
     seq: String(seq),
     renewed: verdict.renewed,
     cancels: verdict.cancels.map(({ lease, reason }) => ({ lease, reason })),
     superseded: verdict.superseded,
     cordoned: false,
+    wallMs: String(clock.wallMs()),
   };
 }

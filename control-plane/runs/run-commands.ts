@@ -5,6 +5,7 @@ import type { RunSummary } from "../api/schemas.ts";
 import type { ResourceService, RunCommands } from "../api/services.ts";
 import { resolveParams } from "./params.ts";
 import type { RunRouter } from "./run-router.ts";
+import type { StepResolution } from "./run-service.ts";
 
 export interface RunReads {
   summary(runId: string): RunSummary | undefined;
@@ -12,11 +13,15 @@ export interface RunReads {
 }
 
 export class Commands implements RunCommands {
-  readonly #runs: Pick<RunRouter, "create" | "cancel">;
+  readonly #runs: Pick<RunRouter, "create" | "cancel" | "resolve">;
   readonly #reads: RunReads;
   readonly #resources: ResourceService;
 
-  constructor(runs: Pick<RunRouter, "create" | "cancel">, reads: RunReads, resources: ResourceService) {
+  constructor(
+    runs: Pick<RunRouter, "create" | "cancel" | "resolve">,
+    reads: RunReads,
+    resources: ResourceService,
+  ) {
     this.#runs = runs;
     this.#reads = reads;
     this.#resources = resources;
@@ -36,14 +41,24 @@ export class Commands implements RunCommands {
   }
 
   async cancel(runId: string, request: { by: string; reason: string }): Promise<RunSummary> {
-    const before = this.#reads.summary(runId);
-    if (!before) throw new InsituError("not-found", `there is no run ${runId}`);
-    if (before.finishedAtMs !== null) {
-      throw new InsituError("run.terminal", `run ${runId} has ended already: ${before.status}`);
-    }
+    this.#unfinished(runId);
     const { seq } = await this.#runs.cancel(runId, request.by, request.reason);
     await this.#reads.waitFor(seq);
     return this.#summary(runId);
+  }
+
+  async resolve(request: StepResolution): Promise<RunSummary> {
+    this.#unfinished(request.runId);
+    const { seq } = await this.#runs.resolve(request);
+    await this.#reads.waitFor(seq);
+    return this.#summary(request.runId);
+  }
+
+  #unfinished(runId: string): void {
+    const before = this.#reads.summary(runId);
+    if (!before) throw new InsituError("not-found", `there is no run ${runId}`);
+    if (before.finishedAtMs !== null)
+      throw new InsituError("run.terminal", `run ${runId} has ended already: ${before.status}`);
   }
 
   async #pipeline(

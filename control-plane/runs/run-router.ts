@@ -3,6 +3,7 @@
  * through the durable inbox, renewals of leases by a message that may get lost.
  */
 import { z } from "zod";
+import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import { InsituError } from "../../shared/errors.ts";
 import { ParamValue } from "../../shared/model/spec.ts";
 import type { Clock } from "../../shared/system.ts";
@@ -11,7 +12,7 @@ import { shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import type { Inbox, InboxItem, PeerBus, ShardView } from "../shards/ports.ts";
 import { isElsewhere } from "./run-actor.ts";
-import type { RunService } from "./run-service.ts";
+import type { RunService, StepResolution } from "./run-service.ts";
 
 /** A shard moves within a few seconds; a command waits that long for its owner. */
 const COMMAND_WITHIN_MS = 12_000;
@@ -28,6 +29,15 @@ export const RunCommand = z.discriminatedUnion("kind", [
     by: z.string(),
   }),
   z.object({ kind: z.literal("cancel"), runId: z.string(), by: z.string(), reason: z.string() }),
+  z.object({
+    kind: z.literal("resolve"),
+    runId: z.string(),
+    step: z.string(),
+    decision: z.enum(DECISIONS),
+    evenIfItRan: z.boolean(),
+    by: z.string(),
+    reason: z.string(),
+  }),
 ]);
 export type RunCommand = z.infer<typeof RunCommand>;
 
@@ -78,6 +88,10 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     return this.command({ kind: "cancel", runId, by, reason });
   }
 
+  resolve(request: StepResolution): Promise<{ seq: number }> {
+    return this.command({ kind: "resolve", ...request });
+  }
+
   /** Resolves with the sequence of what follows. @throws what the owner throws; unavailable when there is none */
   async command(command: RunCommand): Promise<{ seq: number }> {
     const { clock, shards } = this.#options;
@@ -105,11 +119,16 @@ export class RunRouter implements ReportSink, LeaseKeeper {
   /** Here, for whoever asks. @throws shard.elsewhere */
   async perform(command: RunCommand): Promise<{ seq: number }> {
     const { runs } = this.#options;
-    const { seq } =
-      command.kind === "create"
-        ? await runs.create(command)
-        : await runs.cancel(command.runId, command.by, command.reason);
-    return { seq };
+    switch (command.kind) {
+      case "create": {
+        const { seq } = await runs.create(command);
+        return { seq };
+      }
+      case "cancel":
+        return await runs.cancel(command.runId, command.by, command.reason);
+      default:
+        return await runs.resolve(command);
+    }
   }
 
   async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {

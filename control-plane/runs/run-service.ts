@@ -1,4 +1,6 @@
 /**
+ * Long because everything that a run asks of the world meets here: offers, leases, pools, timers and shards.
+ *
  * Runs the runs of the shards that this replica owns: one actor each, offers out, reports in, leases and timers
  * watched.
  *
@@ -6,6 +8,7 @@
  * former owner, and performs the effects that they are owed again.
  */
 import type { Logger } from "pino";
+import { type Decision, refuseResolution } from "../../shared/engine/disconnection.ts";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
 import {
   evolve,
@@ -36,6 +39,15 @@ const OFFER_RETRY_MS = 500;
 const REOPENED_MAX = 256;
 /** Offers on their way to the queue at the same time. */
 const PUBLISH_CONCURRENCY = 64;
+
+export interface StepResolution {
+  runId: string;
+  step: string;
+  decision: Decision;
+  evenIfItRan: boolean;
+  by: string;
+  reason: string;
+}
 
 export interface RunServiceOptions {
   clock: Clock;
@@ -199,6 +211,24 @@ export class RunService implements ReportSink, LeaseKeeper {
     const actor = this.#actors.get(runId);
     if (!actor) throw new InsituError("run.terminal", `run ${runId} is not active`);
     await actor.submit({ kind: "cancel", atMs: this.#now(), by, reason });
+    return { seq: actor.seq };
+  }
+
+  /**
+   * An operator's decision about a step whose agent is cut off.
+   *
+   * @throws run.terminal, step.not-resolvable, shard.elsewhere
+   */
+  async resolve(request: StepResolution): Promise<{ seq: number }> {
+    const { runId, step, decision, evenIfItRan, by, reason } = request;
+    if (!this.owns(runId)) throw elsewhere(runId);
+    const actor = this.#actors.get(runId);
+    if (!actor) throw new InsituError("run.terminal", `run ${runId} is not active`);
+    const refusal = refuseResolution(actor.state, request);
+    if (refusal !== null) throw new InsituError("step.not-resolvable", refusal);
+    const { epoch } = stepOf(actor.state, step)!;
+    const about = { step, epoch, by, reason, decision, evenIfItRan };
+    await actor.submit({ kind: "resolve", atMs: this.#now(), ...about });
     return { seq: actor.seq };
   }
 

@@ -140,6 +140,7 @@ export class Agent implements AgentEnd, Host {
         return this.#deliver();
       case "reply":
         this.#beats.answered = Math.max(this.#beats.answered, message.seq);
+        this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         for (const lease of message.verdict.superseded) this.#stop(lease);
         for (const { lease } of message.verdict.cancels) this.#stop(lease);
         return;

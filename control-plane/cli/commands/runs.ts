@@ -69,3 +69,18 @@ export async function cancel(
   else await output.data(summary);
   return EXIT.ok;
 }
+
+export async function resolve(
+  invocation: Invocation,
+  [run = "", step = ""]: string[],
+  options: { as: string; reason: string; evenIfItRan?: boolean },
+): Promise<number> {
+  const client = await invocation.client();
+  const { output, signal } = invocation;
+  const request = { as: options.as, reason: options.reason, evenIfItRan: options.evenIfItRan ?? false };
+  const id = await client.resolveRunId(run, signal);
+  const summary = await client.resolveStep(id, step, request, signal);
+  if (output.people) await output.line(`run/${summary.id} step ${step} resolved as ${options.as}`);
+  else await output.data(summary);
+  return EXIT.ok;
+}

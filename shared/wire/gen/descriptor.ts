@@ -358,6 +358,10 @@ export const DESCRIPTOR = {
                       "rule": "repeated",
                       "type": "string",
                       "id": 6
+                    },
+                    "wallMs": {
+                      "type": "uint64",
+                      "id": 7
                     }
                   }
                 },

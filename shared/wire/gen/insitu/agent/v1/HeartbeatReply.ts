@@ -11,6 +11,7 @@ export interface HeartbeatReply {
   'superseded'?: (_insitu_agent_v1_Lease)[];
   'cordoned'?: (boolean);
   'gateways'?: (string)[];
+  'wallMs'?: (number | string | Long);
 }
 
 export interface HeartbeatReply__Output {
@@ -20,4 +21,5 @@ export interface HeartbeatReply__Output {
   'superseded': (_insitu_agent_v1_Lease__Output)[];
   'cordoned': (boolean);
   'gateways': (string)[];
+  'wallMs': (string);
 }
