@@ -238,3 +238,52 @@ test("the read model is built again when its folder is deleted", { timeout: LIMI
   await plant.startServer({ gatewayPort: plant.gatewayPort });
   expect(await plant.run(id)).toEqual(before);
 });
+
+test("a step that may be kept goes on over a pause of its agent, and ends once, under its first epoch", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = await newPlant();
+  const { document, open } = gated(plant);
+  const [wait] = document.steps;
+  const kept = { ...wait, disconnect: { keep: "10m", then: "reassign" } };
+  await plant.apply(SITE, { ...document, steps: [kept] });
+  const agent = await plant.startAgent("site", "only");
+  const { id } = await plant.start("gated");
+  await plant.events(id, (events) => started(events).length === 1);
+  agent.kill("SIGSTOP");
+  const kinds = (events: RunEvent[]) => events.map(({ kind }) => kind);
+  await plant.events(id, (events) => kinds(events).includes("attempt.disconnected"));
+  expect((await plant.run(id)).steps[0]).toMatchObject({ status: "disconnected" });
+  agent.kill("SIGCONT");
+  await plant.events(id, (events) => kinds(events).includes("attempt.reconnected"));
+  open();
+  const events = await plant.events(id, () => false);
+  expect(events.at(-1)).toMatchObject({ kind: "run.finished", status: "succeeded" });
+  expect(events.filter(({ kind }) => kind === "attempt.finished")).toMatchObject([{ attempt: 1, epoch: 1 }]);
+});
+
+test("a once step whose agent is gone is offered to nobody, and an operator decides", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = await newPlant();
+  const { document } = gated(plant);
+  const [wait] = document.steps;
+  await plant.apply(SITE, { ...document, steps: [{ ...wait, once: true }] });
+  const agent = await plant.startAgent("site", "a");
+  const { id } = await plant.start("gated");
+  await plant.events(id, (events) => started(events).length === 1);
+  await plant.startAgent("site", "b");
+  await kill(agent);
+  await plant.events(id, (events) => events.some(({ kind }) => kind === "attempt.disconnected"));
+  const decide = (as: string) =>
+    plant.call("POST", `/v1/runs/${id}/steps/wait/resolve`, { as, reason: "the host burnt down" });
+  await expect(decide("reassign")).rejects.toThrow(/409.*even-if-it-ran/);
+  await decide("failed");
+  const events = await plant.events(id, () => false);
+  expect(events.at(-1)).toMatchObject({ kind: "run.finished", status: "failed" });
+  expect(started(events)).toHaveLength(1);
+  expect(events.find(({ kind }) => kind === "attempt.resolved")).toMatchObject({
+    decision: "failed",
+    reason: "the host burnt down",
+  });
+});
