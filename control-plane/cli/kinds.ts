@@ -35,7 +35,7 @@ export function parseResource(args: readonly string[]): { kind: Kind; name: stri
   if (kind === "run" || kind === "agent") {
     throw new InsituError(
       "request.invalid",
-      `a ${kind} cannot be deleted${kind === "run" ? "; `insitu runs cancel` stops it" : ""}`,
+      `${kind}s cannot be deleted${kind === "run" ? "; `insitu runs cancel` stops one" : ""}`,
     );
   }
   if (!name) throw new InsituError("request.invalid", `which ${kind}? Name it: insitu delete ${kind} NAME`);

@@ -86,7 +86,7 @@ function build(world: World, state: { code: number }): Command {
     .helpCommand(false)
     .exitOverride();
   examples(program, [
-    "insitu dev                                  everything on this machine, with three demonstration sites",
+    "insitu dev                                  everything on this machine, with demonstration sites",
     "insitu apply -f pipelines/",
     "insitu plan penguins                        where each step may run, and why not elsewhere",
     "insitu run penguins --watch",
@@ -181,7 +181,7 @@ function resourceCommands(program: Command, act: Act): void {
     .option("-f, --file <path>", "documents that need not be applied yet; may be repeated", collect)
     .option("--version <digest>", "another version than the newest")
     .action(act(async () => (await documents()).plan));
-  examples(plan, ["insitu plan penguins", "insitu plan -f examples/penguins/wrong-move.yaml"]);
+  examples(plan, ["insitu plan penguins", "insitu plan -f examples/penguins/refused/wrong-move.yaml"]);
 }
 
 function runCommands(program: Command, act: Act): void {

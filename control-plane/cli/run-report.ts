@@ -135,7 +135,7 @@ const EGRESS_COLUMNS = [
   { title: "ERROR TEXT", value: ({ error }: SiteEgress) => bytes(error), right: true },
   { title: "ARTIFACTS", value: ({ artifact }: SiteEgress) => bytes(artifact), right: true },
   { title: "SENT", value: ({ sent }: SiteEgress) => bytes(sent), right: true },
-  { title: "KEPT BY POLICY", value: ({ kept }: SiteEgress) => bytes(kept), right: true },
+  { title: "KEPT", value: ({ kept }: SiteEgress) => bytes(kept), right: true },
 ];
 
 function section(title: string, lines: readonly string[], paint: Paint): string[] {
