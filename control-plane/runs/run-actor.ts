@@ -106,6 +106,8 @@ export class RunActor {
   /** Decides, appends, performs. When another writer came first, reads what it wrote and decides again. */
   async #commit(inputs: Input[]): Promise<void> {
     for (;;) {
+      // Also without a conflict: a run that was read again after it was lost is up to date, and not ours.
+      if (this.state.shardEpoch > this.#world.shardEpoch()) throw elsewhere(this.runId);
       const decided = this.#decide(inputs);
       const appended = await this.#append(decided.events);
       if (!appended) continue;
@@ -143,9 +145,8 @@ export class RunActor {
       const messageId = this.#world.nextMessageId();
       const result = await this.#appendBatch(batch, messageId);
       if (result.kind === "conflict") {
-        await this.#catchUp();
         // The fence: whoever took the run over has written so before anything else.
-        if (this.state.shardEpoch > this.#world.shardEpoch()) throw elsewhere(this.runId);
+        await this.#catchUp();
         return false;
       }
       this.seq = result.seq;

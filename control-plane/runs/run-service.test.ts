@@ -174,6 +174,11 @@ describe("a shard that two replicas believe to own", () => {
     });
     expect(await store.read(runId, 0)).toEqual(written);
     expect(former.service.stateOf(runId)).toBeUndefined();
+    // Read again, the run is up to date there: it is not the former owner's all the same.
+    await expect(former.service.accept("site/a", finished)).rejects.toMatchObject({
+      code: "shard.elsewhere",
+    });
+    expect(await store.read(runId, 0)).toEqual(written);
     expect(await latter.service.accept("site/a", finished)).toEqual({ accepted: true });
     const kinds = (await store.read(runId, 0)).flatMap(({ events }) => events.map(({ kind }) => kind));
     expect(kinds.filter((kind) => kind === "run.taken-over")).toHaveLength(1);

@@ -164,7 +164,13 @@ export class ShardService implements ShardView {
     }
     const gained = new Map([...owned].filter(([shard]) => !this.#held.has(shard)));
     if (gained.size === 0) return;
-    await this.#options.own(gained);
+    try {
+      await this.#options.own(gained);
+    } catch (err) {
+      // Half owned would be forgotten here and decided for there, also after another replica has taken over.
+      await this.#options.disown(new Set(gained.keys()));
+      throw err;
+    }
     for (const [shard, epoch] of gained) this.#held.set(shard, epoch);
     log.info({ gained: gained.size, owned: this.#held.size }, "shards taken over");
   }
