@@ -1,4 +1,5 @@
 /** The control plane's configuration: flags over environment over defaults, every fault reported at once. */
+import { isIPv4 } from "node:net";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { z } from "zod";
@@ -175,5 +176,8 @@ function isSafe(url: string): boolean {
 
 function isLoopbackUrl(url: string): boolean {
   const { hostname } = new URL(url);
-  return hostname === "localhost" || hostname === "[::1]" || /^127\./.test(hostname);
+  // Only an address: 127.0.0.1.example.org is a name, of whoever owns it.
+  return (
+    hostname === "localhost" || hostname === "[::1]" || (isIPv4(hostname) && hostname.startsWith("127."))
+  );
 }

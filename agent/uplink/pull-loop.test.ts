@@ -47,7 +47,10 @@ class Puller {
   free: number;
   readonly loop: PullLoop;
 
-  constructor(slots: number, change: { password?: string; onOffer?: (message: OfferMessage) => void } = {}) {
+  constructor(
+    slots: number,
+    change: { scheme?: "nats" | "tls"; password?: string; onOffer?: (message: OfferMessage) => void } = {},
+  ) {
     this.free = slots;
     this.loop = new PullLoop({
       clock: systemClock,
@@ -61,7 +64,7 @@ class Puller {
         },
       ),
       access: {
-        servers: [nats.url],
+        servers: [nats.url.replace(/^nats:/, `${change.scheme ?? "nats"}:`)],
         user: nats.user,
         password: change.password ?? nats.password,
         inboxPrefix: "_INBOX.a1",
@@ -202,6 +205,15 @@ test("credentials that are refused are said, and tried again", async () => {
   await puller.said("work queue trouble");
   expect(puller.log[0]?.text).toMatch(/authorization/i);
   expect(puller.loop.connected).toBe(false);
+});
+
+test("a tls:// address is never spoken to in the clear, also without a CA of its own", async () => {
+  await publish("1");
+  const puller = new Puller(1, { scheme: "tls" });
+  await puller.said("work queue trouble");
+  expect(puller.log[0]?.text).toMatch(/tls/i);
+  expect(puller.log.filter(({ msg }) => msg === "work queue connected")).toEqual([]);
+  expect([puller.loop.connected, puller.texts()]).toEqual([false, []]);
 });
 
 test("closes while the server is away", async () => {
