@@ -5,6 +5,10 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { readDocumentSet } from "../control-plane/cli/documents.ts";
+import { createCedarPlacement } from "../control-plane/placement/cedar-placement.ts";
+import { isPlaceable } from "../control-plane/placement/choose.ts";
+import { loadDocuments } from "../shared/model/load-documents.ts";
 import { comparison } from "./comparison.mjs";
 import type { Demo } from "./demo.ts";
 import federated from "./federated/demo.mjs";
@@ -51,6 +55,39 @@ describe("the sites' answers merge into the answer over the pooled data", () => 
     },
     120_000,
   );
+});
+
+/** Steps with no place, of all that `-f` takes from these files and folders. */
+async function nowhere(paths: string[]): Promise<string[]> {
+  const cwd = fileURLToPath(new URL("..", import.meta.url));
+  const set = await readDocumentSet(paths, { cwd, readStdin: async () => "" });
+  const loaded = loadDocuments({ files: set.documents, readAttachment: (path) => set.attachments[path] });
+  expect(loaded.errors).toEqual([]);
+  const { resources } = loaded;
+  const environments = resources.flatMap((one) => (one.kind === "environment" ? [one.spec] : []));
+  const datasets = new Map(
+    resources.flatMap((one) => (one.kind === "dataset" ? [[one.spec.name, one.spec] as const] : [])),
+  );
+  const placement = createCedarPlacement();
+  return resources.flatMap((one) => {
+    if (one.kind !== "pipeline") return [];
+    const { name, steps } = one.spec;
+    return steps
+      .filter((step) => !isPlaceable(placement.explain(name, step, { environments, datasets })))
+      .map((step) => `${name}/${step.id}`);
+  });
+}
+
+test.each([
+  ["penguins", []],
+  ["flights", []],
+  ["federated", ["examples/penguins/resources.yaml"]], // it has the same sites
+])("the folder of %s can be applied whole, with all that lies in it", async (name, also) => {
+  expect(await nowhere([...also, `examples/${name}/`])).toEqual([]);
+});
+
+test("the example of a refusal is one", async () => {
+  expect(await nowhere(["examples/penguins/", "examples/refused/"])).toEqual(["penguins-pooled/pool"]);
 });
 
 test("an answer that is off by a millionth is told from the right one", async () => {

@@ -181,7 +181,7 @@ function resourceCommands(program: Command, act: Act): void {
     .option("-f, --file <path>", "documents that need not be applied yet; may be repeated", collect)
     .option("--version <digest>", "another version than the newest")
     .action(act(async () => (await documents()).plan));
-  examples(plan, ["insitu plan penguins", "insitu plan -f examples/penguins/refused/wrong-move.yaml"]);
+  examples(plan, ["insitu plan penguins", "insitu plan -f examples/refused/wrong-move.yaml"]);
 }
 
 function runCommands(program: Command, act: Act): void {

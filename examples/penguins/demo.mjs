@@ -11,7 +11,7 @@ export default {
   title: "How does body mass depend on flipper length, over three islands whose rows may not leave?",
   documents: [here("resources.yaml"), here("pipeline.yaml")],
   pipeline: "penguins",
-  refused: here("refused/wrong-move.yaml"),
+  refused: here("../refused/wrong-move.yaml"),
   environments: {
     ...Object.fromEntries(
       SITES.map((site) => [site, { datasets: { [`penguins-${site}`]: "data/penguins.json" } }]),
