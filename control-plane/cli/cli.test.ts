@@ -316,6 +316,17 @@ describe("help and completion", () => {
     }
   });
 
+  test.each([
+    ["run", "error: runs cannot be deleted; `insitu runs cancel` stops one\n"],
+    ["agents", "error: agents cannot be deleted\n"],
+    ["spool", 'error: there is no kind "spool"; it is one of pipeline, dataset, environment, pool\n'],
+  ])("delete %s is refused, and what can be deleted is told", async (kind, told) => {
+    const { code, stderr } = await insitu(["delete", kind, "x"]);
+    expect([code, stderr]).toEqual([2, told]);
+    const { stdout } = await insitu(["delete", "--help"]);
+    expect(stdout).toContain("Kinds: pipelines, datasets, environments, pools. Runs and agents cannot");
+  });
+
   test("an unknown command or flag gives 2", async () => {
     const { code, stderr } = await insitu(["rnu"]);
     expect([code, stderr]).toEqual([2, expect.stringContaining("Did you mean run?")]);
@@ -332,6 +343,8 @@ describe("help and completion", () => {
     };
     expect(await complete("pl")).toEqual(["plan"]);
     expect(await complete("get", "po")).toEqual(["pools"]);
+    expect(await complete("get", "r")).toEqual(["runs"]);
+    expect(await complete("delete", "r")).toEqual([]);
     expect(await complete("get", "pipeline", "")).toEqual(["penguins"]);
     expect(await complete("run", "pen")).toEqual(["penguins"]);
     expect(await complete("runs", "list", "--st")).toEqual(["--status"]);

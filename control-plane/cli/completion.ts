@@ -166,10 +166,9 @@ async function argumentsOf(
       if (at === 0 && current.includes("/"))
         return names(invocation, current.split("/")[0]!, `${current.split("/")[0]}/`);
       if (at === 0)
-        return ["pipelines", "datasets", "environments", "pools", "runs", "agents"].map((word) => ({
-          word,
-          about: "",
-        }));
+        return ["pipelines", "datasets", "environments", "pools"]
+          .concat(command.name() === "delete" ? [] : ["runs", "agents"])
+          .map((word) => ({ word, about: "" }));
       return at === 1 ? names(invocation, given[0]!, "") : [];
     case "plan":
     case "run":

@@ -13,10 +13,15 @@ const SPELLINGS: Record<ShownKind, readonly string[]> = {
   agent: ["agent", "agents"],
 };
 
-export const SHOWN_KINDS = Object.keys(SPELLINGS) as ShownKind[];
+const SHOWN_KINDS = Object.keys(SPELLINGS) as ShownKind[];
+/** Runs and agents come and go by themselves: they are seen, and not deleted. */
+const DELETED_KINDS = SHOWN_KINDS.filter((kind) => kind !== "run" && kind !== "agent") as Kind[];
 
 /** Accepts `KIND/NAME` in one word too, as `apply` prints it. */
-export function parseKind(args: readonly string[]): { kind: ShownKind; name: string | undefined } {
+export function parseKind(
+  args: readonly string[],
+  offered: readonly ShownKind[] = SHOWN_KINDS,
+): { kind: ShownKind; name: string | undefined } {
   const [first = "", second] = args;
   const cut = first.indexOf("/");
   const word = (cut < 0 ? first : first.slice(0, cut)).toLowerCase();
@@ -24,14 +29,14 @@ export function parseKind(args: readonly string[]): { kind: ShownKind; name: str
   if (kind === undefined) {
     throw new InsituError(
       "request.invalid",
-      `there is no kind "${word}"; it is one of ${SHOWN_KINDS.join(", ")}`,
+      `there is no kind "${word}"; it is one of ${offered.join(", ")}`,
     );
   }
   return { kind, name: cut < 0 ? second : first.slice(cut + 1) };
 }
 
 export function parseResource(args: readonly string[]): { kind: Kind; name: string } {
-  const { kind, name } = parseKind(args);
+  const { kind, name } = parseKind(args, DELETED_KINDS);
   if (kind === "run" || kind === "agent") {
     throw new InsituError(
       "request.invalid",

@@ -11,6 +11,7 @@ import type { Screen } from "./terminal.ts";
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
 
 const KINDS = "Kinds: pipelines, datasets, environments, pools, runs, agents.";
+const DELETED_KINDS = "Kinds: pipelines, datasets, environments, pools. Runs and agents cannot be deleted.";
 
 /** Runs one command line, without the program's name. Gives the exit code; prints errors itself. */
 export async function runCommand(argv: readonly string[], world: World): Promise<number> {
@@ -173,7 +174,7 @@ function resourceCommands(program: Command, act: Act): void {
     .command("delete <kind> [name]")
     .description("delete a resource")
     .action(act(async () => (await resources()).remove));
-  examples(remove, ["insitu delete pipeline penguins", "insitu delete pool/licences"], KINDS);
+  examples(remove, ["insitu delete pipeline penguins", "insitu delete pool/licences"], DELETED_KINDS);
 
   const plan = program
     .command("plan [name]")
