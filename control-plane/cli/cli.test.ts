@@ -142,6 +142,27 @@ describe("documents", () => {
     expect(stderr).toContain("error: the set was refused");
   });
 
+  test("a fault that the message tells already is not told twice; several are told one by one", async () => {
+    const faults = [
+      { pointer: "/params/day", detail: "parameter day is required" },
+      { pointer: "/params/n", detail: "parameter n must be a number" },
+    ];
+    const [first] = faults;
+    await using server = await SmallServer.start({
+      "POST /v1/runs": [
+        problem("request.invalid", 400, first!.detail, { errors: [first] }),
+        problem("request.invalid", 400, "2 parameters are not valid", { errors: faults }),
+      ],
+    });
+    const one = await insitu(["run", "p"], { server: server.url });
+    expect([one.code, one.stderr]).toEqual([2, "error: parameter day is required\n"]);
+    const two = await insitu(["run", "p"], { server: server.url });
+    expect(two.stderr).toBe(
+      "error: 2 parameters are not valid\n" +
+        "  /params/day: parameter day is required\n  /params/n: parameter n must be a number\n",
+    );
+  });
+
   test("a plan with a step that may run nowhere ends with 5", async () => {
     const view = { pipeline: "p", version: "v", policyVersion: "w", placeable: false, steps: [] };
     await using server = await SmallServer.start({ "POST /v1/plan": json({ plans: [view] }) });

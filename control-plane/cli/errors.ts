@@ -32,9 +32,14 @@ export async function reportError(error: InsituError, terminal: Terminal): Promi
     lines.push(formatDocumentErrors(errors, { color, ...(sources ? { sources } : {}) }).trimEnd());
   }
   // A single fault is the message already.
-  const said = placed.length > 0 && faults.some(({ detail }) => error.message.includes(detail));
+  const inMessage = ({ detail }: Fault): boolean => error.message.includes(detail);
+  const said = placed.length > 0 && faults.some(inMessage);
   if (!said) lines.push(`${paint("red", "error:")} ${printable(error.message)}`);
-  for (const fault of faults.filter((one) => !isPlaced(one))) lines.push(...faultLines(fault, paint));
+  for (const fault of faults) {
+    if (isPlaced(fault)) continue;
+    if (said || !inMessage(fault)) lines.push(...faultLines(fault, paint));
+    else if (fault.hint) lines.push(hintLine(fault.hint, paint));
+  }
   if (error.code === "internal" && error.cause instanceof Error && error.cause.stack) {
     lines.push(paint("dim", error.cause.stack));
   }
@@ -49,7 +54,11 @@ function isPlaced(fault: Fault): fault is Fault & { file: string; line: number; 
 function faultLines(fault: Fault, paint: Paint): string[] {
   const where = fault.file ?? fault.pointer ?? "";
   const head = `  ${where === "" ? "" : `${paint("bold", oneLine(where))}: `}${printable(fault.detail)}`;
-  return fault.hint ? [head, `    ${paint("cyan", "hint:")} ${printable(fault.hint)}`] : [head];
+  return fault.hint ? [head, hintLine(fault.hint, paint)] : [head];
+}
+
+function hintLine(hint: string, paint: Paint): string {
+  return `    ${paint("cyan", "hint:")} ${printable(hint)}`;
 }
 
 function faultsOf(error: InsituError): Fault[] {

@@ -59,6 +59,7 @@ function faultsOf(params: Record<string, ParamSpec>, given: Record<string, Param
 test("every fault is told at once, each with the place it is about", () => {
   const err = faultsOf({ a: { type: "number" }, b: { type: "string" } }, { a: "x", toString: 1 });
   expect(err.code).toBe("request.invalid");
+  expect(err.message).toBe("3 parameters of pipeline nightly are not valid");
   expect(err.details.errors).toEqual([
     { pointer: "/params/toString", detail: "pipeline nightly has no parameter toString (a, b)" },
     { pointer: "/params/a", detail: 'parameter a must be a number, not "x"' },

@@ -24,7 +24,10 @@ export function resolveParams(
     else resolved[name] = value!;
   }
   if (faults.length > 0) {
-    const message = faults.map((fault) => fault.detail).join("; ");
+    const message =
+      faults.length === 1
+        ? faults[0]!.detail
+        : `${faults.length} parameters of pipeline ${spec.name} are not valid`;
     throw new InsituError("request.invalid", message, { details: { errors: faults } });
   }
   return resolved;
