@@ -280,7 +280,7 @@ async function open(
   const tokens = createJoinTokens({
     kv: tokenKv,
     clock,
-    environmentExists: (environment) => resourceLog.get("environment", environment) !== undefined,
+    environments: () => resourceLog.list("environment").map(({ name }) => name),
     format: ({ environment, secret }) =>
       encodeJoinToken({
         environment,

@@ -9,6 +9,7 @@ import { createHash } from "node:crypto";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
 import type { JoinTokens } from "../api/services.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
@@ -59,7 +60,8 @@ export interface JoinTokenService extends JoinTokens {
 export interface JoinTokenDeps {
   kv: KvStore<JoinTokenRecord>;
   clock: Clock;
-  environmentExists(environment: string): boolean;
+  /** By name. */
+  environments(): string[];
   /** The line that a person copies, made of the secret and where to bring it. */
   format(parts: { environment: string; secret: string }): string;
 }
@@ -68,7 +70,7 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
   const { kv, clock } = deps;
   return {
     async create(request) {
-      refuseOddRequest(request, deps.environmentExists);
+      refuseOddRequest(request, deps.environments());
       const secret = newSecret(SECRET_BYTES);
       const createdAtMs = clock.wallMs();
       const expiresAtMs = createdAtMs + request.ttlMs;
@@ -155,10 +157,11 @@ function keyOf(secret: string): string {
 
 function refuseOddRequest(
   request: { environment: string; ttlMs: number; uses: number },
-  environmentExists: (environment: string) => boolean,
+  environments: readonly string[],
 ): void {
-  if (!environmentExists(request.environment)) {
-    throw new InsituError("not-found", `there is no environment ${request.environment}; apply it first`);
+  if (!environments.includes(request.environment)) {
+    const asked = { kind: "environment", name: request.environment, known: environments };
+    throw new InsituError("not-found", unknownName(asked));
   }
   if (!Number.isInteger(request.ttlMs) || request.ttlMs < 1 || request.ttlMs > JOIN_TOKEN_TTL_MAX_MS) {
     throw new InsituError("request.invalid", "a join token is valid for 1 ms to 30 days (ttlMs)");

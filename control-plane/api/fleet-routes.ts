@@ -1,6 +1,7 @@
 /** Agents, and the tokens that let new ones join. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
@@ -57,7 +58,11 @@ export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, servers, joinToke
   app.openapi(get, (c) => {
     const { environment, name } = c.req.valid("param");
     const agent = fleet.get(`${environment}/${name}`);
-    if (agent === undefined) throw new InsituError("not-found", `there is no agent ${environment}/${name}`);
+    if (agent === undefined) {
+      const known = fleet.list().map(({ id }) => id);
+      const asked = { kind: "agent", name: `${environment}/${name}`, known };
+      throw new InsituError("not-found", unknownName(asked));
+    }
     return c.json(agent, 200);
   });
 

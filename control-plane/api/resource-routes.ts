@@ -1,6 +1,7 @@
 /** Pipelines, datasets, environments and pools: apply, plan, read, delete. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import { KINDS, type Kind } from "../../shared/model/spec.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
@@ -122,7 +123,8 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
     const { name } = c.req.valid("param");
     const found: StoredResource | undefined = resources.get(kind, name);
     if (found === undefined) {
-      throw new InsituError("not-found", `there is no ${kind} named ${name}; GET /v1/${plural} lists them`);
+      const known = resources.list(kind).map((resource) => resource.name);
+      throw new InsituError("not-found", unknownName({ kind, name, known }));
     }
     return c.json(kind === "pipeline" ? { ...found, versions: resources.versions(name) } : found, 200);
   });

@@ -3,6 +3,7 @@ import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
 import {
@@ -196,7 +197,11 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
     const { step, attempt, follow } = c.req.valid("query");
     const run = existing(c.req.valid("param").id);
     if (step !== undefined && !run.steps.some((one) => one.id === step)) {
-      throw new InsituError("not-found", `run ${run.id} has no step ${step}`);
+      const known = run.steps.map((one) => one.id);
+      throw new InsituError(
+        "not-found",
+        unknownName({ kind: "step", name: step, within: `run ${run.id}`, known }),
+      );
     }
     const query = {
       runId: run.id,

@@ -324,7 +324,7 @@ describe("logs", () => {
   test("a step that the run does not have is named, with those that it has", async () => {
     await using server = await SmallServer.start({ [`GET /v1/runs/${ID}`]: json(done) });
     const { code, stderr } = await insitu(["runs", "logs", ID, "three"], { server: server.url });
-    expect([code, stderr]).toEqual([4, expect.stringContaining("it has one, two")]);
+    expect([code, stderr]).toEqual([4, `error: there is no step three in run ${ID}; there are one, two\n`]);
   });
 });
 
@@ -340,7 +340,8 @@ describe("help and completion", () => {
   test.each([
     ["run", "error: runs cannot be deleted; `insitu runs cancel` stops one\n"],
     ["agents", "error: agents cannot be deleted\n"],
-    ["spool", 'error: there is no kind "spool"; it is one of pipeline, dataset, environment, pool\n'],
+    ["spool", "error: there is no kind spool; did you mean 'pool'?\n"],
+    ["thing", "error: there is no kind thing; there are pipeline, dataset, environment, pool\n"],
   ])("delete %s is refused, and what can be deleted is told", async (kind, told) => {
     const { code, stderr } = await insitu(["delete", kind, "x"]);
     expect([code, stderr]).toEqual([2, told]);

@@ -1,5 +1,6 @@
 /** What `get`, `describe` and `delete` take for a kind: any usual way to write it. */
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { Kind } from "../../shared/model/spec.ts";
 
 export type ShownKind = Kind | "run" | "agent";
@@ -27,10 +28,7 @@ export function parseKind(
   const word = (cut < 0 ? first : first.slice(0, cut)).toLowerCase();
   const kind = SHOWN_KINDS.find((one) => SPELLINGS[one].includes(word));
   if (kind === undefined) {
-    throw new InsituError(
-      "request.invalid",
-      `there is no kind "${word}"; it is one of ${offered.join(", ")}`,
-    );
+    throw new InsituError("request.invalid", unknownName({ kind: "kind", name: word, known: offered }));
   }
   return { kind, name: cut < 0 ? second : first.slice(cut + 1) };
 }

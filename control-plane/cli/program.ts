@@ -1,6 +1,7 @@
 /** The commands, their options and their help. What they do is loaded when they are called, so that all start fast. */
 import { Command, CommanderError, Option } from "commander";
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
@@ -355,7 +356,7 @@ function otherCommands(program: Command, act: Act, world: World): void {
         if (!next)
           throw new InsituError(
             "request.invalid",
-            `there is no command "${words.join(" ")}"; see insitu --help`,
+            unknownName({ kind: "command", name: word, known: command.commands.map((one) => one.name()) }),
           );
         command = next;
       }

@@ -75,7 +75,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
   const tokens = createJoinTokens({
     kv: tokenStore,
     clock,
-    environmentExists: (name) => ["dream", "biscoe"].includes(name),
+    environments: () => ["biscoe", "dream"],
     format: ({ secret }) => secret,
   });
   const plane = new Plane();

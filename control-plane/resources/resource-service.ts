@@ -2,6 +2,7 @@
 import { InsituError } from "../../shared/errors.ts";
 import { digestOf } from "../../shared/model/canonical.ts";
 import { type LocatedResource, loadDocuments } from "../../shared/model/load-documents.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { DatasetSpec, EnvironmentSpec, Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type KnownResources, validateSet } from "../../shared/model/validate-set.ts";
 import { type Clock, newId } from "../../shared/system.ts";
@@ -109,9 +110,8 @@ export class Resources implements ResourceService {
   }
 
   #notFound(kind: Kind, name: string): InsituError {
-    const names = this.list(kind).map((resource) => resource.name);
-    const known = names.length === 0 ? `there is no ${kind} yet` : `known: ${names.slice(0, 10).join(", ")}`;
-    return new InsituError("not-found", `there is no ${kind} ${name}; ${known}`);
+    const known = this.list(kind).map((resource) => resource.name);
+    return new InsituError("not-found", unknownName({ kind, name, known }));
   }
 
   /** @throws document.invalid with every error of every document in `details.errors` */

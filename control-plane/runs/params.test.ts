@@ -61,7 +61,10 @@ test("every fault is told at once, each with the place it is about", () => {
   expect(err.code).toBe("request.invalid");
   expect(err.message).toBe("3 parameters of pipeline nightly are not valid");
   expect(err.details.errors).toEqual([
-    { pointer: "/params/toString", detail: "pipeline nightly has no parameter toString (a, b)" },
+    {
+      pointer: "/params/toString",
+      detail: "there is no parameter toString in pipeline nightly; there are a, b",
+    },
     { pointer: "/params/a", detail: 'parameter a must be a number, not "x"' },
     { pointer: "/params/b", detail: "parameter b is required" },
   ]);

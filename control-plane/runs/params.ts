@@ -1,5 +1,6 @@
 /** Checks the parameters of a run against what its pipeline declares, and fills in defaults. */
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { ParamSpec, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 
 /** @throws request.invalid with every fault at once in `details.errors` */
@@ -11,11 +12,9 @@ export function resolveParams(
   const resolved: Record<string, ParamValue> = {};
   for (const name of Object.keys(given)) {
     if (Object.hasOwn(spec.params, name)) continue;
-    const known = Object.keys(spec.params).join(", ") || "it has none";
-    faults.push({
-      pointer: pointerTo(name),
-      detail: `pipeline ${spec.name} has no parameter ${name} (${known})`,
-    });
+    const known = Object.keys(spec.params);
+    const detail = unknownName({ kind: "parameter", name, within: `pipeline ${spec.name}`, known });
+    faults.push({ pointer: pointerTo(name), detail });
   }
   for (const [name, param] of Object.entries(spec.params)) {
     const value = Object.hasOwn(given, name) ? coerce(param, given[name]!) : param.default;

@@ -1,5 +1,6 @@
 /** Starts and cancels runs on behalf of people and programs. */
 import { InsituError } from "../../shared/errors.ts";
+import { unknownName } from "../../shared/model/nearest.ts";
 import type { ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import type { RunSummary } from "../api/schemas.ts";
 import type { ResourceService, RunCommands } from "../api/services.ts";
@@ -56,7 +57,7 @@ export class Commands implements RunCommands {
 
   #unfinished(runId: string): void {
     const before = this.#reads.summary(runId);
-    if (!before) throw new InsituError("not-found", `there is no run ${runId}`);
+    if (!before) throw new InsituError("not-found", `there is no run ${runId}; GET /v1/runs lists them`);
     if (before.finishedAtMs !== null)
       throw new InsituError("run.terminal", `run ${runId} has ended already: ${before.status}`);
   }
@@ -68,9 +69,8 @@ export class Commands implements RunCommands {
     const stored = this.#resources.get("pipeline", name);
     const version = wanted ?? stored?.version;
     if (!stored || !version) {
-      const names = this.#resources.list("pipeline").map((pipeline) => pipeline.name);
-      const known = names.length === 0 ? "there is none yet" : `there are: ${names.slice(0, 10).join(", ")}`;
-      throw new InsituError("not-found", `there is no pipeline ${name}; ${known}`);
+      const known = this.#resources.list("pipeline").map((pipeline) => pipeline.name);
+      throw new InsituError("not-found", unknownName({ kind: "pipeline", name, known }));
     }
     const spec = await this.#resources.version(version);
     if (spec?.name !== name) {

@@ -29,6 +29,35 @@ export function didYouMean(name: string, candidates: Iterable<string>): { hint?:
   return nearest === undefined ? {} : { hint: `did you mean '${nearest}'?` };
 }
 
+/** How many of those that there are a message names. */
+const NAMED_MAX = 10;
+
+/**
+ * What is said wherever a name is not known: what was probably meant, else what there is.
+ *
+ * @param asked.within where it was looked for, when not everywhere: "run 01k9"
+ * @param asked.known in the order in which they are shown
+ */
+export function unknownName(asked: {
+  kind: string;
+  name: string;
+  known: readonly string[];
+  within?: string;
+}): string {
+  const { kind, name, known, within } = asked;
+  // What is no plain word could be read as a part of the sentence.
+  const shown = /^[\w./:-]+$/.test(name) ? name : JSON.stringify(name);
+  return `there is no ${kind} ${shown}${within === undefined ? "" : ` in ${within}`}; ${insteadOf(name, known)}`;
+}
+
+function insteadOf(name: string, known: readonly string[]): string {
+  const nearest = nearestName(name, known);
+  if (nearest !== undefined) return `did you mean '${nearest}'?`;
+  if (known.length === 0) return "there is none";
+  const more = known.length > NAMED_MAX ? ` and ${known.length - NAMED_MAX} more` : "";
+  return `there ${known.length === 1 ? "is" : "are"} ${known.slice(0, NAMED_MAX).join(", ")}${more}`;
+}
+
 /** Damerau–Levenshtein distance in its restricted form: an exchange of neighbours counts as one edit. */
 export function editDistance(one: string, other: string): number {
   // Generated names differ at one end only, and there may be twenty thousand of them.

@@ -1,5 +1,6 @@
 /** `insitu runs logs`. */
 import { InsituError } from "../../../shared/errors.ts";
+import { unknownName } from "../../../shared/model/nearest.ts";
 import type { LogLine, RunDetail } from "../../api/schemas.ts";
 import { EXIT } from "../exit-codes.ts";
 import { type Invocation, parseCount } from "../invocation.ts";
@@ -26,11 +27,8 @@ export async function logs(
   const id = await client.resolveRunId(run, signal);
   const before = await client.getRun(id, signal);
   if (step !== undefined && !before.steps.some((one) => one.id === step)) {
-    const names = before.steps.map((one) => one.id);
-    throw new InsituError(
-      "not-found",
-      `run ${id} has no step "${step}"; it has ${names.slice(0, 12).join(", ")}${names.length > 12 ? ", …" : ""}`,
-    );
+    const known = before.steps.map((one) => one.id);
+    throw new InsituError("not-found", unknownName({ kind: "step", name: step, within: `run ${id}`, known }));
   }
   const attempt = options.attempt === undefined ? undefined : parseCount(options.attempt, "--attempt");
   const single = step !== undefined || before.steps.length === 1;
