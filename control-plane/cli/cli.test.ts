@@ -142,6 +142,26 @@ describe("documents", () => {
     expect(stderr).toContain("error: the set was refused");
   });
 
+  test("what speaks against a step is told as a list below its line, and not in the message again", async () => {
+    await writeFile(join(directory, "pool.yaml"), good);
+    const opening = "step pool reads rows";
+    const hint = "hq, lab: rows must stay in DE\nno environment may run it as it is written";
+    const errors = [{ file: "pool.yaml", line: 2, column: 7, detail: opening, hint }];
+    await using server = await SmallServer.start({
+      "POST /v1/apply": problem("placement.denied", 422, `${opening}; and much more`, { errors }),
+    });
+    const { code, stderr } = await insitu(["apply", "-f", "pool.yaml"], {
+      server: server.url,
+      cwd: directory,
+    });
+    expect(code).toBe(5);
+    expect(stderr).toBe(
+      "pool.yaml:2:7: error: step pool reads rows\n  2 | name: licences\n    |       ^\n" +
+        "    = hq, lab: rows must stay in DE\n    = no environment may run it as it is written\n\n" +
+        "1 error in 1 file\n",
+    );
+  });
+
   test("a fault that the message tells already is not told twice; several are told one by one", async () => {
     const faults = [
       { pointer: "/params/day", detail: "parameter day is required" },

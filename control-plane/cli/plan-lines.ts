@@ -1,5 +1,6 @@
 /** A plan as a matrix: where each step may run, and below it why not elsewhere. */
 import type { PlanView, StepPlan } from "../api/schemas.ts";
+import { sharedReasons } from "../placement/choose.ts";
 import { oneLine, type Paint, pad, shortDigest, widthOf, wrap } from "./text.ts";
 
 const GAP = "  ";
@@ -62,31 +63,19 @@ function listLines(view: PlanView, first: number, paint: Paint): string[] {
 
 /** Environments that are refused for the same reason share a line. */
 function refusalLines(step: StepPlan, width: number, paint: Paint): string[] {
-  const byReason = new Map<string, { environments: string[]; message: string }>();
-  for (const { environment, allowed, reasons } of step.environments) {
-    if (allowed) continue;
-    const messages = reasons.length > 0 ? reasons.map(({ message }) => message) : ["no policy allows it"];
-    for (const message of messages) {
-      const shared = message.replace(wholeName(environment), "these");
-      const same = byReason.get(shared);
-      if (same) same.environments.push(environment);
-      else byReason.set(shared, { environments: [environment], message });
-    }
-  }
-  if (byReason.size === 0) return [];
+  const refused = step.environments.map((one) =>
+    one.reasons.length > 0 ? one : { ...one, reasons: [{ message: "no policy allows it" }] },
+  );
+  const shared = sharedReasons(refused);
+  if (shared.length === 0) return [];
   const lines = [`  ${mayRun(step) ? step.step : paint("red", step.step)}`];
-  for (const [shared, { environments, message }] of byReason) {
-    const text = oneLine(`${environments.join(", ")}: ${environments.length > 1 ? shared : message}`);
+  for (const { environments, message } of shared) {
+    const text = oneLine(`${environments.join(", ")}: ${message}`);
     wrap(text, Math.max(40, width - 6)).forEach((line, index) => {
       lines.push(`${index === 0 ? `    ${paint("dim", "✗")} ` : "      "}${line}`);
     });
   }
   return lines;
-}
-
-/** The name where it stands for itself, not as a part of a longer one. */
-function wholeName(name: string): RegExp {
-  return new RegExp(`(?<![a-z0-9-])${name}(?![a-z0-9-])`, "g");
 }
 
 /** Places that are the only ones for some step, and have nobody to run it. */

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { DatasetSpec, EnvironmentSpec, StepSpec } from "../../shared/model/spec.ts";
 import { createCedarPlacement } from "./cedar-placement.ts";
-import { explainRefusal } from "./choose.ts";
+import { explainRefusal, refusalLines } from "./choose.ts";
 import { DEFAULT_POLICIES } from "./default-policies.ts";
 import type { PlacementFacts } from "./placement.ts";
 
@@ -77,7 +77,7 @@ describe("the default policies", () => {
         {
           policy: "residency",
           dataset: "penguins-biscoe",
-          message: "dataset penguins-biscoe must stay in DE; hq lies in US (rule residency)",
+          message: "dataset penguins-biscoe must stay in DE; US is not part of it (rule residency)",
         },
       ],
     });
@@ -129,12 +129,23 @@ describe("the default policies", () => {
     expect(allowed(step, facts(SITES, PENGUINS))).toEqual([]);
   });
 
+  test("a reason that several environments share is a sentence about them all", () => {
+    const here = [environment("hq", "US"), environment("lab", "US")];
+    const step = aStep({ reads: ["penguins-biscoe"] });
+    const verdicts = createCedarPlacement().explain("penguins", step, facts(here, PENGUINS));
+    expect(refusalLines(step, verdicts)).toEqual([
+      "hq, lab: dataset penguins-biscoe is held by biscoe, not by these (rule holds)",
+      "hq, lab: dataset penguins-biscoe must stay in DE; US is not part of it (rule residency)",
+      "no environment may run it as it is written",
+    ]);
+  });
+
   test("the refusal of a pipeline names the step, the data, the rules and where it could run", () => {
     const step = aStep({ id: "merge", reads: ["penguins-biscoe"], environments: ["hq"] });
     const verdicts = createCedarPlacement().explain("penguins", step, facts(SITES, PENGUINS));
     expect(explainRefusal(step, verdicts)).toBe(
       "step merge reads penguins-biscoe and is pinned to hq; rules holds, residency forbid it in hq " +
-        "(dataset penguins-biscoe is held by biscoe, not by hq; dataset penguins-biscoe must stay in DE; hq lies in US); " +
+        "(dataset penguins-biscoe is held by biscoe, not by hq; dataset penguins-biscoe must stay in DE; US is not part of it); " +
         "it could run in: biscoe",
     );
   });

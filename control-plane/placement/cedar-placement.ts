@@ -178,7 +178,8 @@ function refusal(
   }
   if (rule === "residency") {
     const residency = dataset.residency.join(", ");
-    return `dataset ${name} must stay in ${residency}; ${environment.name} lies in ${environment.jurisdiction} (rule residency)`;
+    // Without the environment's name: several of one jurisdiction share the sentence.
+    return `dataset ${name} must stay in ${residency}; ${environment.jurisdiction} is not part of it (rule residency)`;
   }
   const doing = `${action === "read" ? "reading" : "writing"} dataset ${name} in ${environment.name}`;
   return rule === null ? `no rule permits ${doing}` : `rule ${rule} forbids ${doing}`;

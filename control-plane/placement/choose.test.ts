@@ -1,5 +1,11 @@
 import { describe, expect, test } from "vitest";
-import { chooseEnvironment, type EnvironmentLoad, explainRefusal, isPlaceable } from "./choose.ts";
+import {
+  chooseEnvironment,
+  type EnvironmentLoad,
+  explainRefusal,
+  isPlaceable,
+  refusalLines,
+} from "./choose.ts";
 import type { EnvironmentVerdict } from "./placement.ts";
 
 const yes = (environment: string): EnvironmentVerdict => ({ environment, allowed: true, reasons: [] });
@@ -57,6 +63,21 @@ describe("the refusal of a step", () => {
     expect(explainRefusal({ ...step, environments: ["moon"] }, [no("a", "pinned")])).toBe(
       "step merge reads rows and is pinned to moon; environment moon does not exist; it could run in: a",
     );
+  });
+
+  test("is a list for a terminal, where environments that share a reason share a line", () => {
+    expect(refusalLines(step, [no("a"), no("b"), no("c", "residency")])).toEqual([
+      "a, b: dataset rows is not in these (rule holds)",
+      "c: dataset rows is not in c (rule residency)",
+      "no environment may run it as it is written",
+    ]);
+    const pinned = { ...step, environments: ["a", "moon"] };
+    expect(refusalLines(pinned, [no("a"), no("b"), no("c", "pinned")])).toEqual([
+      "environment moon does not exist",
+      "a: dataset rows is not in a (rule holds)",
+      "it could run in: c",
+    ]);
+    expect(refusalLines(step, [])).toEqual(["there is no environment at all"]);
   });
 
   test("says so when there is no environment at all", () => {

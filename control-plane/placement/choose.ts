@@ -61,8 +61,8 @@ export function explainRefusal(
   verdicts: readonly EnvironmentVerdict[],
 ): string {
   const pinned = step.environments.length > 0;
-  const opening = `step ${step.id} ${describeWishes(step)}`;
-  if (verdicts.length === 0) return `${opening}; there is no environment at all`;
+  const opening = describeStep(step);
+  if (verdicts.length === 0) return `${opening}; ${closing(verdicts)}`;
 
   const known = new Set(verdicts.map((verdict) => verdict.environment));
   const parts = step.environments
@@ -77,15 +77,74 @@ export function explainRefusal(
     const subject = rules.length === 1 ? `rule ${rules[0]} forbids` : `rules ${rules.join(", ")} forbid`;
     parts.push(`${subject} it in ${verdict.environment} (${messages.map(withoutRule).join("; ")})`);
   }
+  parts.push(closing(verdicts));
+  return `${opening}; ${parts.join("; ")}`;
+}
+
+/**
+ * The same as a list, for a terminal: one line for each reason, shared by the environments that it is true of.
+ * The step and its data are not in it.
+ */
+export function refusalLines(
+  step: Pick<StepSpec, "environments">,
+  verdicts: readonly EnvironmentVerdict[],
+): string[] {
+  const known = new Set(verdicts.map((verdict) => verdict.environment));
+  const missing = step.environments.filter((name) => !known.has(name));
+  const relevant = verdicts.map((verdict) => ({
+    ...verdict,
+    reasons: verdict.reasons.filter((reason) => reason.policy !== "pinned"),
+  }));
+  const asked =
+    step.environments.length === 0
+      ? relevant
+      : relevant.filter(({ environment }) => step.environments.includes(environment));
+  return [
+    ...missing.map((name) => `environment ${name} does not exist`),
+    ...sharedReasons(asked).map(({ environments, message }) => `${environments.join(", ")}: ${message}`),
+    closing(verdicts),
+  ];
+}
+
+/** Environments that are refused for the same reason share it; its message says "these" for their names then. */
+export function sharedReasons(
+  verdicts: readonly { environment: string; allowed: boolean; reasons: readonly { message: string }[] }[],
+): { environments: string[]; message: string }[] {
+  const byReason = new Map<string, { environments: string[]; message: string }>();
+  for (const { environment, allowed, reasons } of verdicts) {
+    if (allowed) continue;
+    for (const { message } of reasons) {
+      const shared = message.replace(wholeName(environment), "these");
+      const same = byReason.get(shared);
+      if (same) same.environments.push(environment);
+      else byReason.set(shared, { environments: [environment], message });
+    }
+  }
+  return [...byReason].map(([shared, { environments, message }]) => ({
+    environments,
+    message: environments.length > 1 ? shared : message,
+  }));
+}
+
+/** The name where it stands for itself, not as a part of a longer one. */
+function wholeName(name: string): RegExp {
+  return new RegExp(`(?<![a-z0-9-])${name}(?![a-z0-9-])`, "g");
+}
+
+/** Where else the step could run, if it were not pinned. */
+function closing(verdicts: readonly EnvironmentVerdict[]): string {
+  if (verdicts.length === 0) return "there is no environment at all";
   const elsewhere = verdicts
     .filter((verdict) => verdict.reasons.every((reason) => reason.policy === "pinned"))
     .map((verdict) => verdict.environment);
-  parts.push(
-    elsewhere.length > 0
-      ? `it could run in: ${elsewhere.join(", ")}`
-      : "no environment may run it as it is written",
-  );
-  return `${opening}; ${parts.join("; ")}`;
+  return elsewhere.length > 0
+    ? `it could run in: ${elsewhere.join(", ")}`
+    : "no environment may run it as it is written";
+}
+
+/** What a step asks for: its id, its data, where it is pinned. `explainRefusal` begins with it. */
+export function describeStep(step: Pick<StepSpec, "id" | "reads" | "writes" | "environments">): string {
+  return `step ${step.id} ${describeWishes(step)}`;
 }
 
 function describeWishes(step: Pick<StepSpec, "reads" | "writes" | "environments">): string {

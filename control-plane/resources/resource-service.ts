@@ -8,7 +8,7 @@ import { type KnownResources, validateSet } from "../../shared/model/validate-se
 import { type Clock, newId } from "../../shared/system.ts";
 import type { AppliedChange, PlanView } from "../api/schemas.ts";
 import type { DocumentSet, ResourceService, StoredResource } from "../api/services.ts";
-import { explainRefusal, isPlaceable } from "../placement/choose.ts";
+import { describeStep, explainRefusal, isPlaceable, refusalLines } from "../placement/choose.ts";
 import type { Placement, PlacementFacts } from "../placement/placement.ts";
 import { planApply, usersOf } from "./plan-apply.ts";
 import type { ResourceChange, ResourceJournal } from "./resource-journal.ts";
@@ -141,20 +141,24 @@ export class Resources implements ResourceService {
   #refuseUnplaceable(incoming: readonly LocatedResource[]): void {
     const facts = this.#facts(incoming);
     const { placement } = this.#options;
-    const errors = incoming.flatMap((resource) => {
+    const refusals = incoming.flatMap((resource) => {
       if (resource.kind !== "pipeline") return [];
       return resource.spec.steps.flatMap((step, index) => {
         const verdicts = placement.explain(resource.spec.name, step, facts);
         if (isPlaceable(verdicts)) return [];
         const { line, column } = resource.locate(["steps", index]);
         const path = `steps[${index}]`;
-        return [{ file: resource.file, line, column, path, message: explainRefusal(step, verdicts) }];
+        const message = describeStep(step);
+        const hint = refusalLines(step, verdicts).join("\n");
+        const whole = explainRefusal(step, verdicts);
+        return [{ whole, error: { file: resource.file, line, column, path, message, hint } }];
       });
     });
-    const [first] = errors;
+    const [first] = refusals;
     if (!first) return;
-    const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : "";
-    throw new InsituError("placement.denied", `${first.message}${more}`, { details: { errors } });
+    const more = refusals.length > 1 ? ` (and ${refusals.length - 1} more)` : "";
+    const errors = refusals.map(({ error }) => error);
+    throw new InsituError("placement.denied", `${first.whole}${more}`, { details: { errors } });
   }
 
   #facts(incoming: readonly LocatedResource[]): PlacementFacts {

@@ -12,7 +12,7 @@ export interface DocumentError {
   message: string;
   /** What would be right. */
   expected?: string;
-  /** What was probably meant, or what to do. */
+  /** What was probably meant, or what to do; a list has a line for each item. */
   hint?: string;
   /** For programs: one of a small set, like "name.unknown", "cycle", "limit.depth". */
   code?: string;
@@ -80,7 +80,8 @@ function formatOne(error: DocumentError, source: readonly string[] | undefined, 
     out.push(`  ${paint("34", `${error.line} |`)} ${printable(shown)}`);
     out.push(`  ${paint("34", `${gutter} |`)} ${" ".repeat(before)}${paint("1;31", "^".repeat(width))}`);
   }
-  if (error.hint !== undefined) out.push(`  ${paint("34", `${gutter} =`)} ${printable(error.hint)}`);
+  for (const line of error.hint?.split("\n") ?? [])
+    out.push(`  ${paint("34", `${gutter} =`)} ${printable(line)}`);
   return out.join("\n");
 }
 
