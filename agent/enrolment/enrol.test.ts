@@ -40,7 +40,11 @@ async function newCa(): Promise<Ca> {
 }
 
 /** A leaf of `issuer` with what else is shown after it. */
-async function chainOf(issuer: Ca, shown: Ca, change: { fromMs?: number; name?: string } = {}) {
+async function chainOf(
+  issuer: Ca,
+  shown: Ca,
+  change: { fromMs?: number; name?: string; address?: string } = {},
+) {
   const nowMs = systemClock.wallMs();
   const fromMs = change.fromMs ?? nowMs - HOUR_MS;
   const keys = await newKeys();
@@ -55,7 +59,11 @@ async function chainOf(issuer: Ca, shown: Ca, change: { fromMs?: number; name?: 
       signingKey: issuer.keys.privateKey,
       signingAlgorithm: P256,
       extensions: [
-        new x509.SubjectAlternativeNameExtension([{ type: "dns", value: change.name ?? "localhost" }]),
+        new x509.SubjectAlternativeNameExtension(
+          change.address === undefined
+            ? [{ type: "dns", value: change.name ?? "localhost" }]
+            : [{ type: "ip", value: change.address }],
+        ),
       ],
     },
     webcrypto as never,
@@ -107,11 +115,11 @@ async function serve(pair: Awaited<ReturnType<typeof chainOf>>) {
   return { port, secrets };
 }
 
-const join = (port: number) =>
+const join = (port: number, host = "localhost") =>
   enrol({
     joinToken: encodeJoinToken({
       environment: "dream",
-      gateway: `localhost:${port}`,
+      gateway: `${host}:${port}`,
       caPin: pinOf(real),
       secret: SECRET,
     }),
@@ -146,6 +154,27 @@ test("who shows the pinned CA behind a leaf of another one is not given the secr
 test("a gateway of the pinned CA under another name is not given the secret, and the name is told", async () => {
   const { port, secrets } = await serve(await chainOf(real, real, { name: "elsewhere.example" }));
   await expect(join(port)).rejects.toThrow(/for another name/);
+  expect(secrets).toEqual([]);
+});
+
+test("a gateway is found under its IP address, which no server name is sent for", async () => {
+  const warnings: Error[] = [];
+  const note = (warning: Error): unknown => warnings.push(warning);
+  process.on("warning", note);
+  const { port, secrets } = await serve(await chainOf(real, real, { address: "127.0.0.1" }));
+  await expect(join(port, "127.0.0.1")).rejects.toMatchObject({ code: "token.invalid" });
+  process.off("warning", note);
+  expect(secrets).toEqual([SECRET]);
+  expect(warnings).toEqual([]); // DEP0123
+});
+
+test.each([
+  ["for names alone", {}],
+  ["for another address", { address: "127.0.0.2" }],
+  ["for the name that is sent instead", { name: "gateway.invalid" }],
+])("a certificate %s is not good for an IP address, and the secret is kept", async (_, change) => {
+  const { port, secrets } = await serve(await chainOf(real, real, change));
+  await expect(join(port, "127.0.0.1")).rejects.toThrow(/for another name/);
   expect(secrets).toEqual([]);
 });
 

@@ -7,13 +7,15 @@
  */
 import "reflect-metadata"; // @peculiar/x509 needs it first, and does not bring it along.
 import { createHash, webcrypto, X509Certificate } from "node:crypto";
+import { isIP } from "node:net";
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
-import { credentials, type ServiceError } from "@grpc/grpc-js";
+import type { ServiceError } from "@grpc/grpc-js";
 import * as x509 from "@peculiar/x509";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import type { AgentGatewayClient } from "../../shared/wire/grpc.ts";
 import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts";
+import { hostAndPort, openGateway } from "../uplink/gateway-client.ts";
 import { explainTls } from "../uplink/tls-trouble.ts";
 import { softwareVersion } from "../uplink/version.ts";
 import type { NewIdentity } from "./identity.ts";
@@ -30,7 +32,7 @@ export async function enrol(options: {
   const token = decodeJoinToken(options.joinToken);
   const caPem = await fetchPinnedCa(token);
   const { keyPem, csrDer } = await makeRequest(options.name);
-  const client = new AgentGatewayClient(token.gateway, credentials.createSsl(caPem));
+  const client = openGateway(token.gateway, { caPem });
   try {
     const answer = await call(client, token, options, csrDer);
     return { ...answer, name: options.name, gateway: token.gateway, keyPem };
@@ -98,8 +100,7 @@ async function fetchPinnedCa(token: JoinToken): Promise<Buffer> {
 }
 
 function presentedChain(gateway: string): Promise<X509Certificate[]> {
-  const at = gateway.lastIndexOf(":");
-  const [host, port] = [gateway.slice(0, at).replace(/^\[|\]$/g, ""), Number(gateway.slice(at + 1))];
+  const { host, port } = hostAndPort(gateway);
   return new Promise((resolve, reject) => {
     // Nothing is believed of this connection: only the certificates are looked at.
     const socket = connect({
@@ -107,7 +108,7 @@ function presentedChain(gateway: string): Promise<X509Certificate[]> {
       port,
       rejectUnauthorized: false,
       ALPNProtocols: ["h2"],
-      servername: nameOf(host),
+      servername: isIP(host) === 0 ? host : "", // RFC 6066 §3: no IP addresses in SNI
     });
     const fail = (reason: string, cause?: unknown): void => {
       socket.destroy();
@@ -122,10 +123,6 @@ function presentedChain(gateway: string): Promise<X509Certificate[]> {
       resolve(chain);
     });
   });
-}
-
-function nameOf(host: string): string {
-  return /^[\d.]+$|:/.test(host) ? "" : host; // RFC 6066 §3: no IP addresses in SNI
 }
 
 function unfold(leaf: DetailedPeerCertificate): X509Certificate[] {

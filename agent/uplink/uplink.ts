@@ -2,7 +2,7 @@
  * The agent's one connection to the control plane: session, reports and logs over mutual TLS, opened from here,
  * opened again with jitter whenever it ends.
  */
-import { type ClientDuplexStream, credentials, type ServiceError } from "@grpc/grpc-js";
+import type { ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
@@ -12,12 +12,13 @@ import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts
 import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
-import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import type { AgentGatewayClient } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
 import { Delivery } from "./delivery.ts";
+import { openGateway } from "./gateway-client.ts";
 import type { Gateways } from "./gateways.ts";
 import { explainTls } from "./tls-trouble.ts";
 import { softwareVersion } from "./version.ts";
@@ -129,19 +130,15 @@ export class Uplink {
 
   #client(address: string): InstanceType<typeof AgentGatewayClient> {
     const { identity } = this.#options;
-    return new AgentGatewayClient(
-      address,
-      credentials.createSsl(identity.caPem, identity.keyPem, identity.certificatePem),
-      {
-        "grpc.keepalive_time_ms": 20_000,
-        "grpc.keepalive_timeout_ms": 10_000,
-        "grpc.keepalive_permit_without_calls": 1,
-        "grpc.use_local_subchannel_pool": 1,
-        "grpc.initial_reconnect_backoff_ms": BACKOFF_MIN_MS,
-        "grpc.max_reconnect_backoff_ms": BACKOFF_MAX_MS,
-        "grpc.max_receive_message_length": 8 * 1024 * 1024,
-      },
-    );
+    return openGateway(address, identity, {
+      "grpc.keepalive_time_ms": 20_000,
+      "grpc.keepalive_timeout_ms": 10_000,
+      "grpc.keepalive_permit_without_calls": 1,
+      "grpc.use_local_subchannel_pool": 1,
+      "grpc.initial_reconnect_backoff_ms": BACKOFF_MIN_MS,
+      "grpc.max_reconnect_backoff_ms": BACKOFF_MAX_MS,
+      "grpc.max_receive_message_length": 8 * 1024 * 1024,
+    });
   }
 
   /** One life of the three streams. Resolves when any of them has ended. */
