@@ -9,7 +9,7 @@ import { systemClock, systemRandom } from "../shared/system.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
-import { type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
+import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
 import { softwareVersion } from "./uplink/version.ts";
 
 const HELP = `insitu-agent — runs steps next to the data, over connections that it opens itself
@@ -117,7 +117,12 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
   const { enrol } = await import("./enrolment/enrol.ts");
   saveIdentity(
     config.stateDir,
-    await enrol({ joinToken: config.joinToken, name: config.name, clock: systemClock }),
+    await enrol({
+      joinToken: config.joinToken,
+      name: config.name,
+      keyPem: enrolmentKey(config.stateDir),
+      clock: systemClock,
+    }),
   );
   const identity = loadIdentity(config.stateDir)!;
   log.info({ agent: identity.id, notAfter: new Date(identity.notAfterMs).toISOString() }, "enrolled");

@@ -1,6 +1,6 @@
 /** What can go wrong on the way to a gateway. Joining a real one is tested in test/e2e/join.test.ts. */
 import "reflect-metadata"; // before @peculiar/x509
-import { createHash, webcrypto, X509Certificate } from "node:crypto";
+import { createHash, generateKeyPairSync, webcrypto, X509Certificate } from "node:crypto";
 import { type AddressInfo, createServer } from "node:net";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import * as x509 from "@peculiar/x509";
@@ -115,8 +115,14 @@ async function serve(pair: Awaited<ReturnType<typeof chainOf>>) {
   return { port, secrets };
 }
 
+const KEY = generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey.export({
+  type: "pkcs8",
+  format: "pem",
+});
+
 const join = (port: number, host = "localhost") =>
   enrol({
+    keyPem: Buffer.from(KEY),
     joinToken: encodeJoinToken({
       environment: "dream",
       gateway: `${host}:${port}`,

@@ -2,11 +2,11 @@
  * Exchanges a join token for an identity.
  *
  * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
- * ends in exactly that CA. The key is made here and never leaves the host. Loaded only while enrolling: the
+ * ends in exactly that CA. The key never leaves the host. Loaded only while enrolling: the
  * library for certificates would cost a running agent 17 MB.
  */
 import "reflect-metadata"; // @peculiar/x509 needs it first, and does not bring it along.
-import { createHash, webcrypto, X509Certificate } from "node:crypto";
+import { createHash, createPrivateKey, createPublicKey, webcrypto, X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
 import type { ServiceError } from "@grpc/grpc-js";
@@ -27,15 +27,17 @@ const ENROL_TIMEOUT_MS = 20_000;
 export async function enrol(options: {
   joinToken: string;
   name: string;
+  /** Of an EC P-256 key, PKCS#8. The same at every try, so that an answer that was lost costs no use of the token. */
+  keyPem: Buffer;
   clock: Clock;
 }): Promise<NewIdentity> {
   const token = decodeJoinToken(options.joinToken);
   const caPem = await fetchPinnedCa(token);
-  const { keyPem, csrDer } = await makeRequest(options.name);
+  const csrDer = await makeRequest(options.name, options.keyPem);
   const client = openGateway(token.gateway, { caPem });
   try {
     const answer = await call(client, token, options, csrDer);
-    return { ...answer, name: options.name, gateway: token.gateway, keyPem };
+    return { ...answer, name: options.name, gateway: token.gateway, keyPem: options.keyPem };
   } finally {
     client.close();
   }
@@ -143,19 +145,22 @@ function pinOf(certificate: X509Certificate): string {
   return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
 }
 
-/** EC P-256 key and PKCS#10 request. */
-async function makeRequest(name: string): Promise<{ keyPem: Buffer; csrDer: Buffer }> {
+/** PKCS#10, signed with the key. */
+async function makeRequest(name: string, keyPem: Buffer): Promise<Buffer> {
   x509.cryptoProvider.set(webcrypto as unknown as Parameters<typeof x509.cryptoProvider.set>[0]);
   const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
-  const keys = await webcrypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
+  const key = createPrivateKey(keyPem);
+  const pkcs8 = key.export({ type: "pkcs8", format: "der" });
+  const spki = createPublicKey(key).export({ type: "spki", format: "der" });
+  const { subtle } = webcrypto;
+  const keys = {
+    privateKey: await subtle.importKey("pkcs8", pkcs8, algorithm, false, ["sign"]),
+    publicKey: await subtle.importKey("spki", spki, algorithm, true, ["verify"]),
+  };
   const request = await x509.Pkcs10CertificateRequestGenerator.create({
     name: `CN=${name}`,
     keys,
     signingAlgorithm: algorithm,
   });
-  const pkcs8 = await webcrypto.subtle.exportKey("pkcs8", keys.privateKey);
-  return {
-    keyPem: Buffer.from(x509.PemConverter.encode(pkcs8, "PRIVATE KEY")),
-    csrDer: Buffer.from(request.rawData),
-  };
+  return Buffer.from(request.rawData);
 }

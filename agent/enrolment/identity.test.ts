@@ -1,9 +1,10 @@
-import { readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createPrivateKey, generateKeyPairSync } from "node:crypto";
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { testDirectory } from "../agent.fixture.ts";
 import { createAuthority } from "../uplink/gateway.fixture.ts";
-import { loadIdentity, saveIdentity } from "./identity.ts";
+import { enrolmentKey, loadIdentity, saveIdentity } from "./identity.ts";
 
 const authority = await createAuthority();
 
@@ -30,6 +31,33 @@ test("a crash before the last file leaves none, rather than half of one", () => 
   saveIdentity(directory.path, authority.identity(7443));
   rmSync(join(directory.path, "identity", "identity.json")); // it is written last
   expect(loadIdentity(directory.path)).toBeUndefined();
+});
+
+test("the key is kept before it is used, for the agent's user alone, and is the same at every try", () => {
+  using directory = testDirectory();
+  const key = enrolmentKey(directory.path);
+  const file = join(directory.path, "identity", "key.pem");
+  expect(readFileSync(file)).toEqual(key);
+  expect(statSync(file).mode & 0o777).toBe(0o600);
+  expect(loadIdentity(directory.path)).toBeUndefined();
+  expect(enrolmentKey(directory.path)).toEqual(key);
+  expect(createPrivateKey(key).asymmetricKeyDetails).toMatchObject({ namedCurve: "prime256v1" });
+});
+
+test.each([
+  ["that is torn", "-----BEGIN PRIVATE KEY-----\nMIGH"],
+  [
+    "of another kind",
+    generateKeyPairSync("ed25519").privateKey.export({ type: "pkcs8", format: "pem" }).toString(),
+  ],
+])("a key %s is not enrolled with", (_, damaged) => {
+  using directory = testDirectory();
+  enrolmentKey(directory.path);
+  const file = join(directory.path, "identity", "key.pem");
+  writeFileSync(file, damaged);
+  const key = enrolmentKey(directory.path);
+  expect(key.toString()).not.toBe(damaged);
+  expect(readFileSync(file)).toEqual(key);
 });
 
 test("a key that does not belong to the certificate is told, with what to do", async () => {

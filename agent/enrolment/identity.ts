@@ -1,5 +1,5 @@
 /** The agent's identity on disk: key, certificate, roots and who it is. Made by enrolment, read at every start. */
-import { createPrivateKey, X509Certificate } from "node:crypto";
+import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
@@ -29,6 +29,9 @@ export interface Identity {
 }
 
 export type NewIdentity = Omit<Identity, "id" | "notAfterMs">;
+
+/** P-256, as Node names it. */
+const CURVE = "prime256v1";
 
 const FILES = {
   key: "key.pem",
@@ -70,16 +73,45 @@ export function loadIdentity(stateDir: string): Identity | undefined {
   }
 }
 
-/** Written so that a crash leaves either no identity or a whole one. */
-export function saveIdentity(stateDir: string, identity: NewIdentity): void {
+/**
+ * The key of the identity to come. It is on disk before it is used for the first time: a join token knows by it who
+ * has spent a use, so whoever comes again after a lost answer or a crash needs no other token.
+ */
+export function enrolmentKey(stateDir: string): Buffer {
+  const kept = readKey(join(stateDir, "identity", FILES.key));
+  if (kept !== undefined) return kept;
+  const { privateKey } = generateKeyPairSync("ec", { namedCurve: CURVE });
+  const keyPem = Buffer.from(privateKey.export({ type: "pkcs8", format: "pem" }));
+  writerInto(stateDir)(FILES.key, keyPem);
+  return keyPem;
+}
+
+/** Undefined when there is none that a request can be made with. */
+function readKey(file: string): Buffer | undefined {
+  try {
+    const keyPem = readFileSync(file);
+    return createPrivateKey(keyPem).asymmetricKeyDetails?.namedCurve === CURVE ? keyPem : undefined;
+  } catch {
+    return undefined; // none yet, or damaged: nothing was enrolled with it, or another use of the token is spent
+  }
+}
+
+type Write = (file: string, content: Buffer | string) => void;
+
+function writerInto(stateDir: string): Write {
   const directory = join(stateDir, "identity");
   mkdirSync(directory, { recursive: true, mode: 0o700 });
-  const write = (file: string, content: Buffer | string): void => {
+  return (file, content) => {
     writeFileSync(join(directory, `.${file}`), content, { mode: 0o600, flush: true } as Parameters<
       typeof writeFileSync
     >[2]);
     renameSync(join(directory, `.${file}`), join(directory, file));
   };
+}
+
+/** Written so that a crash leaves either no identity or a whole one. */
+export function saveIdentity(stateDir: string, identity: NewIdentity): void {
+  const write = writerInto(stateDir);
   write(FILES.key, identity.keyPem);
   write(FILES.certificate, identity.certificatePem);
   write(FILES.ca, identity.caPem);

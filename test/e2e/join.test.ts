@@ -1,10 +1,16 @@
 /** The agent's own way to join, against a real gateway. */
+import { generateKeyPairSync } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { enrol } from "../../agent/enrolment/enrol.ts";
 import { openSession, startWorld, type World } from "../../control-plane/gateway/gateway.fixture.ts";
 import { systemClock } from "../../shared/system.ts";
 import { encodeJoinToken } from "../../shared/wire/join-token.ts";
 
+const anotherKey = () =>
+  Buffer.from(
+    generateKeyPairSync("ec", { namedCurve: "P-256" }).privateKey.export({ type: "pkcs8", format: "pem" }),
+  );
+const keyPem = anotherKey();
 let world: World;
 beforeAll(async () => {
   world = await startWorld();
@@ -23,7 +29,7 @@ const line = async (changes: { caPin?: string; secret?: string } = {}) =>
   });
 
 test("an agent with a join token gets an identity that opens a session", async () => {
-  const identity = await enrol({ joinToken: await line(), name: "a1", clock: systemClock });
+  const identity = await enrol({ joinToken: await line(), name: "a1", keyPem, clock: systemClock });
   expect(identity).toMatchObject({ environment: "dream", name: "a1", trustDomain: "insitu.test" });
   const { welcome, stream } = await openSession(
     world.client({ keyPem: identity.keyPem.toString(), certificatePem: identity.certificatePem.toString() }),
@@ -32,10 +38,24 @@ test("an agent with a join token gets an identity that opens a session", async (
   stream.end();
 });
 
+test("an agent whose answer was lost comes again with the same key, and spends no second use", async () => {
+  const secret = await world.token();
+  const again = { joinToken: await line({ secret }), name: "a4", keyPem: anotherKey(), clock: systemClock };
+  await enrol(again);
+  const identity = await enrol(again);
+  expect((await world.tokens.inspect(secret)).redemptions).toHaveLength(1);
+  const { certificatePem } = identity;
+  const { stream } = await openSession(
+    world.client({ keyPem: again.keyPem.toString(), certificatePem: certificatePem.toString() }),
+  );
+  stream.end();
+  await expect(enrol({ ...again, keyPem: anotherKey() })).rejects.toThrow();
+});
+
 test("an agent gives its secret to no gateway but the one that the token pins", async () => {
   const secret = await world.token();
   const joinToken = await line({ caPin: `sha256:${"0".repeat(64)}`, secret });
-  await expect(enrol({ joinToken, name: "a2", clock: systemClock })).rejects.toMatchObject({
+  await expect(enrol({ joinToken, name: "a2", keyPem, clock: systemClock })).rejects.toMatchObject({
     code: "auth.denied",
   });
   expect((await world.tokens.inspect(secret)).redemptions).toEqual([]);
@@ -43,7 +63,7 @@ test("an agent gives its secret to no gateway but the one that the token pins", 
 
 test("an agent with a bad token is told what to do", async () => {
   const joinToken = await line({ secret: "x".repeat(43) });
-  await expect(enrol({ joinToken, name: "a3", clock: systemClock })).rejects.toMatchObject({
+  await expect(enrol({ joinToken, name: "a3", keyPem, clock: systemClock })).rejects.toMatchObject({
     code: "token.invalid",
     message: expect.stringMatching(/insitu join-token create/),
   });
