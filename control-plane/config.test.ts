@@ -30,3 +30,24 @@ describe("the address of an existing NATS", () => {
     expect(() => load(url)).toThrow(/natsUrl: must be nats:/);
   });
 });
+
+describe("the number of servers that keep each stream", () => {
+  const CLUSTER = "nats://127.0.0.1:1,nats://127.0.0.1:2,nats://127.0.0.1:3";
+
+  test("comes from the flag, else from the environment, else from the streams that exist", () => {
+    const env = { INSITU_STREAM_REPLICAS: "3", INSITU_NATS_URL: CLUSTER };
+    expect(loadConfig([], env)).toMatchObject({ streamReplicas: 3 });
+    expect(loadConfig(["--stream-replicas", "5"], env)).toMatchObject({ streamReplicas: 5 });
+    expect(load(CLUSTER)).toHaveProperty("streamReplicas", undefined);
+  });
+
+  test.each(["0", "2", "4", "7", "three"])("%s is refused", (text) => {
+    expect(() => loadConfig(["--nats-url", CLUSTER, "--stream-replicas", text], {})).toThrow(
+      /streamReplicas: must be 1, 3 or 5/,
+    );
+  });
+
+  test("more than one needs a cluster", () => {
+    expect(() => loadConfig(["--stream-replicas", "3"], {})).toThrow(/streamReplicas: .*--nats-url/);
+  });
+});

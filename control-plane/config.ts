@@ -30,7 +30,13 @@ const Config = z
     natsServer: z.string().optional(),
     agentNatsUser: z.string(),
     agentNatsPassword: z.string(),
-    replicas: z.coerce.number().int().min(1).max(5),
+    /** Servers of a NATS cluster that each stream is kept on; undefined leaves those that exist as they are. */
+    streamReplicas: z
+      .enum(["1", "3", "5"], {
+        error: "must be 1, 3 or 5: an even number survives no more lost servers than the odd one below it",
+      })
+      .transform(Number)
+      .optional(),
     heartbeatMs: z.coerce.number().int().min(100).max(60_000),
     leaseTtlMs: z.coerce.number().int().min(500).max(600_000),
     offerTtlMs: z.coerce.number().int().min(2_000).max(3_600_000),
@@ -45,6 +51,10 @@ const Config = z
   .refine(({ natsUrl }) => natsUrl === undefined || natsUrls(natsUrl).every(isSafe), {
     path: ["natsUrl"],
     error: "there is no plaintext mode off loopback: use tls://",
+  })
+  .refine(({ natsUrl, streamReplicas = 1 }) => natsUrl !== undefined || streamReplicas === 1, {
+    path: ["streamReplicas"],
+    error: "needs a NATS cluster: give --nats-url its servers, with commas between them",
   });
 export type ServerConfig = Readonly<z.infer<typeof Config>>;
 
@@ -65,6 +75,8 @@ Flags (environment variable, default)
                                                             (INSITU_PUBLIC_HOSTS, comma-separated)
   --nats-url URL          an existing NATS with JetStream   (INSITU_NATS_URL); user and password may be part of it;
                           the servers of a cluster with commas between them
+  --stream-replicas N     of a cluster's servers, how many keep each stream: 1, 3 or 5. Streams that exist are raised
+                          to it, never lowered        (INSITU_STREAM_REPLICAS, what they have; 1 for new ones)
   --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
   --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
   --nats-sync WHEN        of the embedded one, from 2.10 on: "always" survives a power cut, "interval" is faster
@@ -76,13 +88,15 @@ Flags (environment variable, default)
   --context FILE          also write { server, token } there, for the command line
   --log-level LEVEL       debug, info, warn, error          (INSITU_LOG_LEVEL, info)
 
-More for an existing NATS: INSITU_NATS_CA_FILE, INSITU_AGENT_NATS_USER, INSITU_AGENT_NATS_PASSWORD,
-INSITU_STREAM_REPLICAS. The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
+More for an existing NATS: INSITU_NATS_CA_FILE, INSITU_AGENT_NATS_USER, INSITU_AGENT_NATS_PASSWORD.
+The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
 
 Examples
   insitu server
   insitu server --host 0.0.0.0 --gateway-host 0.0.0.0 --nats-host 0.0.0.0 --public-host insitu.example.org
   insitu server --nats-url tls://nats.example.org:4222
+  insitu server --nats-url tls://n1.example.org:4222,tls://n2.example.org:4222,tls://n3.example.org:4222 \\
+                --stream-replicas 3
   insitu server --nats-url tls://nats.example.org:4222 --secrets /etc/insitu/secrets --data /var/lib/insitu/b
 `;
 
@@ -95,6 +109,7 @@ const FLAGS = {
   "gateway-port": { type: "string" },
   "public-host": { type: "string", multiple: true },
   "nats-url": { type: "string" },
+  "stream-replicas": { type: "string" },
   "nats-host": { type: "string" },
   "nats-port": { type: "string" },
   "nats-sync": { type: "string" },
@@ -133,7 +148,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     natsServer: env.INSITU_NATS_SERVER,
     agentNatsUser: env.INSITU_AGENT_NATS_USER ?? "",
     agentNatsPassword: env.INSITU_AGENT_NATS_PASSWORD ?? "",
-    replicas: env.INSITU_STREAM_REPLICAS ?? 1,
+    streamReplicas: flags["stream-replicas"] ?? env.INSITU_STREAM_REPLICAS,
     heartbeatMs: flags.heartbeat ?? env.INSITU_HEARTBEAT_MS ?? 5_000,
     leaseTtlMs: flags["lease-ttl"] ?? env.INSITU_LEASE_TTL_MS ?? 30_000,
     offerTtlMs: flags["offer-ttl"] ?? env.INSITU_OFFER_TTL_MS ?? 120_000,

@@ -54,6 +54,7 @@ import {
 } from "./store/nats-server.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
+import { settleReplicas } from "./store/stream-replicas.ts";
 
 const DRAIN_MS = 1_000;
 const CONTROL_PLANE_USER = "control-plane";
@@ -136,8 +137,8 @@ async function open(
 
   const engine = await openEngine(config, { ...world, pki, secrets }, signal, closers);
   const { connection } = engine;
-  await ensureStreams(await connection.jetstreamManager(), config.replicas);
-  const { replicas } = config;
+  const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
+  await ensureStreams(await connection.jetstreamManager(), replicas);
 
   const resourceLog = await ResourceLog.open({ connection, clock, log, replicas });
   closers.add("resources", () => resourceLog.close());

@@ -5,6 +5,7 @@ import {
   connect,
   DeliverPolicy,
   DiscardPolicy,
+  ErrorCode,
   Events,
   type JetStreamManager,
   type NatsConnection,
@@ -97,16 +98,35 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
   ];
 }
 
-/** Creates the streams that are missing. Those that exist are left as an operator has set them. */
+/**
+ * Creates the streams that are missing. Those that exist are left as an operator has set them.
+ *
+ * @throws request.invalid when the cluster has fewer servers than `replicas`
+ */
 export async function ensureStreams(manager: JetStreamManager, replicas: number): Promise<void> {
   for (const config of streamConfigs(replicas)) {
+    const { name } = config;
     try {
-      await manager.streams.info(config.name);
+      await manager.streams.info(name);
     } catch (err) {
-      if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${config.name}`);
-      await manager.streams.add(config);
+      if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${name}`);
+      await manager.streams.add(config).catch((thrown: unknown) => {
+        if (errorCode(thrown) === NAME_IN_USE) return; // another replica was faster, with another number of copies
+        throw refusedReplicas(thrown, config.name, replicas) ?? storeError(thrown, `stream ${name}`);
+      });
     }
   }
+}
+
+/** What to say when a stream cannot have that many replicas; undefined when that is not the trouble. */
+export function refusedReplicas(err: unknown, stream: string, replicas: number): InsituError | undefined {
+  const code = errorCode(err);
+  if (code !== NO_SUITABLE_PEERS && code !== INSUFFICIENT_RESOURCES) return undefined;
+  return new InsituError(
+    "request.invalid",
+    `the stream ${stream} cannot be kept on ${replicas} servers of NATS: fewer of them are in the cluster and have room. Start those that are missing, or lower --stream-replicas (INSITU_STREAM_REPLICAS)`,
+    { cause: err },
+  );
 }
 
 /** The durable pull consumer of an environment; agents bind to it by name and never create one. */
@@ -127,6 +147,9 @@ export async function ensureWorkConsumer(
   });
 }
 
+const NO_SUITABLE_PEERS = 10_005;
+const INSUFFICIENT_RESOURCES = 10_023;
+const NAME_IN_USE = 10_058;
 export const STREAM_NOT_FOUND = 10_059;
 export const WRONG_LAST_SEQUENCE = 10_071;
 
@@ -134,11 +157,34 @@ export function errorCode(err: unknown): number | undefined {
   return err instanceof NatsError ? err.api_error?.err_code : undefined;
 }
 
-/** A failure of NATS in our terms: time-outs, lost connections and missing responders may pass. */
+/** What servers answer while a cluster elects a leader, starts, or has lost its majority. */
+const PASSING = new Set([
+  10_007, // the cluster is not assigned to this server
+  10_008, // JetStream system temporarily unavailable
+  10_009, // not the leader
+  INSUFFICIENT_RESOURCES,
+  10_039, // not enabled for the account, as a server says that is still starting
+  10_076, // not enabled, likewise
+  10_118, // the stream is offline
+  10_119, // the consumer is offline
+  10_158, // a message of this id is on its way
+  10_163, // the last sequence of the subject is not known yet
+  10_167, // too many requests
+]);
+
+/** True for what the same call may survive later: time-outs, lost connections, no responders, no leader. */
+export function passes(err: unknown): boolean {
+  if (err instanceof InsituError) return err.retryable;
+  if (!(err instanceof NatsError)) return false;
+  if (err.api_error) return PASSING.has(err.api_error.err_code ?? 0);
+  return err.code !== ErrorCode.MaxPayloadExceeded;
+}
+
+/** A failure of NATS in our terms. */
 export function storeError(err: unknown, what: string): InsituError {
   if (err instanceof InsituError) return err;
   const message = err instanceof Error ? err.message : String(err);
-  const passing = err instanceof NatsError && err.api_error === undefined;
+  const passing = passes(err);
   return new InsituError(passing ? "store.unavailable" : "internal", `${what}: ${message}`, {
     retryable: passing,
     cause: err,
