@@ -13,6 +13,7 @@ import {
   nanos,
   RetentionPolicy,
   StorageType,
+  type StoredMsg,
   type StreamConfig,
 } from "nats";
 import { InsituError } from "../../shared/errors.ts";
@@ -150,6 +151,7 @@ export async function ensureWorkConsumer(
 const NO_SUITABLE_PEERS = 10_005;
 const INSUFFICIENT_RESOURCES = 10_023;
 const NAME_IN_USE = 10_058;
+const NO_MESSAGE_FOUND = 10_037;
 export const STREAM_NOT_FOUND = 10_059;
 export const WRONG_LAST_SEQUENCE = 10_071;
 
@@ -189,6 +191,26 @@ export function storeError(err: unknown, what: string): InsituError {
     retryable: passing,
     cause: err,
   });
+}
+
+/**
+ * The last message of the subject, which may hold wildcards, as the stream's leader has it: other servers of a
+ * cluster may lag behind.
+ *
+ * @throws store.unavailable (retryable) when the store does not answer
+ */
+export async function lastMessageOf(
+  connection: NatsConnection,
+  stream: string,
+  subject: string,
+): Promise<StoredMsg | undefined> {
+  try {
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    return await manager.streams.getMessage(stream, { last_by_subj: subject });
+  } catch (err) {
+    if (errorCode(err) === NO_MESSAGE_FOUND) return undefined;
+    throw storeError(err, `last message of ${subject} in ${stream}`);
+  }
 }
 
 const reconnectListeners = new WeakMap<NatsConnection, Set<() => void>>();

@@ -153,6 +153,7 @@ export class Plant {
     const stop = new AbortController();
     const headers = { authorization: `Bearer ${this.token}`, "accept-encoding": "gzip" };
     const response = await fetch(`${this.url}/v1/runs/${runId}/events`, { headers, signal: stop.signal });
+    if (!response.ok) throw new Error(`events of ${runId}: ${response.status} ${await response.text()}`);
     const events: RunEventBatch["events"] = [];
     const decoder = new TextDecoder();
     let rest = "";
