@@ -1,0 +1,115 @@
+/** One run of chaos: start everything, break it as the seed says, heal it, wait for the end of all runs, compare. */
+import { systemClock } from "../../shared/system.ts";
+import { shardOf } from "../../shared/wire/subjects.ts";
+import { Client } from "./client.ts";
+import { type Fault, type FaultKind, scheduleFaults } from "./faults.ts";
+import { check, type History, type Violation } from "./history.ts";
+import { type DoneFault, type Recovery, recoveries } from "./recovery.ts";
+import { type Seen, Traffic } from "./traffic.ts";
+import { expectations } from "./workload.ts";
+import { World, type WorldOptions } from "./world.ts";
+
+/** From the last heal until every run has ended, and then until all was read. */
+const SETTLE_MAX_MS = 120_000;
+const COLLECT_MAX_MS = 300_000;
+
+export interface ChaosOptions extends WorldOptions {
+  seed: number;
+  durationMs: number;
+  meanMs: number;
+  concurrentMax: number;
+  /** Runs at the same time. */
+  width: number;
+  say: (line: string) => void;
+  signal: AbortSignal;
+}
+
+export interface Verdict {
+  seed: number;
+  durationMs: number;
+  /** From the start of the faults until every run had ended. */
+  settledMs: number;
+  faults: DoneFault[];
+  skipped: { kind: FaultKind; reason: string }[];
+  history: History;
+  seen: Seen[];
+  violations: Violation[];
+  recoveries: Recovery[];
+  ends: { name: string; how: string }[];
+}
+
+export async function chaos(options: ChaosOptions): Promise<Verdict> {
+  const { seed, durationMs, say, signal } = options;
+  say("starting");
+  await using world = await World.start(options);
+  for (const [kind, reason] of world.skipped)
+    if (options.kinds.includes(kind)) say(`skipped: ${kind}: ${reason}`);
+  const schedule = scheduleFaults({ ...options, kinds: world.kinds, cast: world.cast });
+  const startedMs = systemClock.monotonicMs();
+  const nowMs = (): number => systemClock.monotonicMs() - startedMs;
+  const traffic = new Traffic({ client: new Client(world.replicas, world.token), seed, nowMs });
+  const enough = new AbortController();
+  const settle = new AbortController();
+  const flow = traffic.flow(options.width, enough.signal, AbortSignal.any([settle.signal, signal]));
+  const faults = await breakThings({ ...options, world, traffic, schedule, nowMs });
+  say(`${faults.length} faults done and healed; ${traffic.acknowledged} runs were started`);
+  enough.abort();
+  const late = systemClock.after(SETTLE_MAX_MS, () => settle.abort());
+  await flow;
+  late.cancel();
+  signal.throwIfAborted();
+  const settledMs = nowMs();
+  say(settle.signal.aborted ? `not all runs ended within ${SETTLE_MAX_MS / 1_000} s` : "every run has ended");
+  const collecting = new AbortController();
+  const giveUp = systemClock.after(COLLECT_MAX_MS, () => collecting.abort());
+  const expected = expectations(Object.keys(world.cast.sites));
+  const history = await traffic.collect(
+    expected,
+    world.witness(),
+    AbortSignal.any([collecting.signal, signal]),
+  );
+  giveUp.cancel();
+  return {
+    seed,
+    durationMs,
+    settledMs,
+    faults,
+    skipped: [...world.skipped].map(([kind, reason]) => ({ kind, reason })),
+    history,
+    seen: traffic.seen,
+    violations: check(history),
+    recoveries: recoveries(faults, traffic.seen, shardOf),
+    ends: world.ends,
+  };
+}
+
+/** Resolves when the last fault is healed. */
+async function breakThings(
+  options: ChaosOptions & { world: World; traffic: Traffic; schedule: Fault[]; nowMs: () => number },
+): Promise<DoneFault[]> {
+  const { world, traffic, schedule, nowMs, durationMs, say, signal } = options;
+  const until = (atMs: number): Promise<void> => systemClock.sleep(Math.max(0, atMs - nowMs()), signal);
+  const doOne = async (fault: Fault): Promise<DoneFault> => {
+    await until(fault.atMs);
+    const shards = fault.kind === "kill replica" ? await shardsOf(fault.target, world, traffic) : [];
+    const beganMs = nowMs();
+    await world.begin(fault);
+    say(`${(beganMs / 1_000).toFixed(1)} s: ${describe(fault)}`);
+    await until(Math.min(beganMs + fault.lengthMs, durationMs));
+    world.heal(fault);
+    return { ...fault, beganMs, healedMs: nowMs(), shards };
+  };
+  const done = await Promise.all(schedule.map(doOne));
+  await until(durationMs);
+  return done;
+}
+
+async function shardsOf(replica: string, world: World, traffic: Traffic): Promise<number[]> {
+  const url = world.replicas.find(({ name }) => name === replica)?.url ?? "";
+  return (await traffic.owners()).get(url) ?? [];
+}
+
+function describe({ kind, target, lengthMs, amountMs }: Fault): string {
+  const amount = amountMs === 0 ? "" : ` by ${amountMs} ms`;
+  return `${kind} ${target}${amount} for ${(lengthMs / 1_000).toFixed(1)} s`;
+}

@@ -1,0 +1,165 @@
+/** What is broken when: a list that follows from the seed alone, made before anything starts. */
+import { Chance } from "../simulation/chance.ts";
+
+export const FAULT_KINDS = [
+  "kill replica",
+  "kill nats",
+  "kill agent",
+  "kill supervisor",
+  "kill host",
+  "stop replica",
+  "stop nats",
+  "stop agent",
+  "stop supervisor",
+  "cut",
+  "silence",
+  "slow",
+  "disk full",
+  "clock jump",
+] as const;
+export type FaultKind = (typeof FAULT_KINDS)[number];
+
+/** Who takes part. Names are unique over all of them. */
+export interface Cast {
+  replicas: readonly string[];
+  nats: readonly string[];
+  /** Site, then its agents. */
+  sites: Readonly<Record<string, readonly string[]>>;
+}
+
+export interface Fault {
+  id: number;
+  kind: FaultKind;
+  /** The party that it befalls; of links: what stands on one side. For people and the report. */
+  target: string;
+  /** From the start of the faults until it begins. */
+  atMs: number;
+  /** From its begin until it is healed. */
+  lengthMs: number;
+  /** Of faults of the network: every pair of parties that it stands between. */
+  pairs: readonly (readonly [string, string])[];
+  /** Of `slow`: by how long each piece is late. Of `clock jump`: by how much the clock is wrong. */
+  amountMs: number;
+}
+
+export interface ScheduleOptions {
+  seed: number;
+  cast: Cast;
+  kinds: readonly FaultKind[];
+  durationMs: number;
+  /** Between the begins of two faults, on average. */
+  meanMs: number;
+  /** Faults at the same time. */
+  concurrentMax: number;
+}
+
+/** By kind: how likely, and for how long. */
+const SHAPE: Record<FaultKind, { weight: number; minMs: number; maxMs: number }> = {
+  "kill replica": { weight: 4, minMs: 200, maxMs: 8_000 },
+  "kill nats": { weight: 3, minMs: 200, maxMs: 8_000 },
+  "kill agent": { weight: 4, minMs: 200, maxMs: 10_000 },
+  "kill supervisor": { weight: 2, minMs: 0, maxMs: 0 },
+  "kill host": { weight: 2, minMs: 500, maxMs: 10_000 },
+  "stop replica": { weight: 3, minMs: 500, maxMs: 12_000 },
+  "stop nats": { weight: 2, minMs: 500, maxMs: 10_000 },
+  "stop agent": { weight: 3, minMs: 500, maxMs: 12_000 },
+  "stop supervisor": { weight: 2, minMs: 500, maxMs: 8_000 },
+  cut: { weight: 5, minMs: 500, maxMs: 12_000 },
+  silence: { weight: 4, minMs: 500, maxMs: 12_000 },
+  slow: { weight: 3, minMs: 2_000, maxMs: 12_000 },
+  "disk full": { weight: 2, minMs: 2_000, maxMs: 10_000 },
+  "clock jump": { weight: 2, minMs: 2_000, maxMs: 15_000 },
+};
+const SLOW_MAX_MS = 250;
+const JUMP_MAX_MS = 90_000;
+
+/** Ordered by `atMs`. A party is under one fault at a time; what would come on top of another is left out. */
+export function scheduleFaults(options: ScheduleOptions): Fault[] {
+  const { seed, kinds, durationMs, meanMs, concurrentMax } = options;
+  const chance = new Chance(seed);
+  const faults: Fault[] = [];
+  const lastingUntil = new Map<string, number>();
+  let atMs = 0;
+  for (;;) {
+    atMs += chance.wait(meanMs);
+    if (atMs >= durationMs) return faults;
+    const kind = pickKind(chance, kinds);
+    const { minMs, maxMs } = SHAPE[kind];
+    // All is drawn before anything is left out, so that an option changes what it says and nothing else.
+    const fault = {
+      ...(isOfNetwork(kind) ? drawPairs(chance, options.cast) : drawTarget(chance, kind, options.cast)),
+      lengthMs: chance.int(minMs, maxMs),
+      amountMs: drawAmount(chance, kind),
+    };
+    const running = [...lastingUntil.values()].filter((untilMs) => untilMs > atMs).length;
+    const busy = isOfNetwork(kind) ? `net ${fault.target}` : fault.target;
+    if (running >= concurrentMax || (lastingUntil.get(busy) ?? 0) > atMs) continue;
+    lastingUntil.set(busy, atMs + fault.lengthMs + 500);
+    faults.push({ id: faults.length + 1, kind, atMs, ...fault });
+  }
+}
+
+export function isOfNetwork(kind: FaultKind): boolean {
+  return kind === "cut" || kind === "silence" || kind === "slow";
+}
+
+function pickKind(chance: Chance, kinds: readonly FaultKind[]): FaultKind {
+  const total = kinds.reduce((sum, kind) => sum + SHAPE[kind].weight, 0);
+  let at = chance.next() * total;
+  for (const kind of kinds) {
+    at -= SHAPE[kind].weight;
+    if (at < 0) return kind;
+  }
+  return kinds[kinds.length - 1]!;
+}
+
+function drawTarget(chance: Chance, kind: FaultKind, cast: Cast): Pick<Fault, "target" | "pairs"> {
+  const agents = agentsOf(cast);
+  const candidates = kind.endsWith("replica")
+    ? cast.replicas
+    : kind.endsWith("nats")
+      ? cast.nats
+      : kind === "clock jump"
+        ? [...agents, ...cast.replicas]
+        : agents;
+  return { target: chance.pick(candidates), pairs: [] };
+}
+
+function drawAmount(chance: Chance, kind: FaultKind): number {
+  const share = chance.next();
+  if (kind === "slow") return Math.ceil(share * SLOW_MAX_MS);
+  if (kind === "clock jump") return Math.round((share * 2 - 1) * JUMP_MAX_MS);
+  return 0;
+}
+
+/** Where the network breaks: one site from everything, one party from everything, or one party from one tier. */
+function drawPairs(chance: Chance, cast: Cast): Pick<Fault, "target" | "pairs"> {
+  const everyone = [...cast.replicas, ...cast.nats, ...agentsOf(cast)];
+  const between = (some: readonly string[], others: readonly string[]) =>
+    some.flatMap((one) =>
+      others.filter((other) => !some.includes(other)).map((other) => [one, other] as const),
+    );
+  const shape = chance.int(1, 6);
+  const site = chance.pick(Object.keys(cast.sites));
+  const agent = chance.pick(agentsOf(cast));
+  const replica = chance.pick(cast.replicas);
+  const node = chance.pick(cast.nats);
+  switch (shape) {
+    case 1:
+      return { target: `site ${site}`, pairs: between(cast.sites[site]!, everyone) };
+    case 2:
+      return { target: `${agent} / replicas`, pairs: between([agent], cast.replicas) };
+    case 3:
+      return { target: `${agent} / nats`, pairs: between([agent], cast.nats) };
+    case 4:
+      return { target: `${replica} / nats`, pairs: between([replica], cast.nats) };
+    case 5:
+      return { target: node, pairs: between([node], everyone) };
+    default:
+      return { target: replica, pairs: between([replica], everyone) };
+  }
+}
+
+function agentsOf(cast: Cast): string[] {
+  return Object.values(cast.sites).flat();
+}

@@ -1,0 +1,111 @@
+/**
+ * `npm run chaos -- [--minutes M] [--seed N] [--replicas N] [--nats N] [--sites N] [--every MS] [--plant BUG]`.
+ *
+ * The last line is a summary; the exit status is not zero when anything failed.
+ */
+import { mkdirSync, writeFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import { findNatsServer } from "../../scripts/find-nats-server.mjs";
+import { chaos, type Verdict } from "./chaos.ts";
+import { FAULT_KINDS, type FaultKind } from "./faults.ts";
+import { reportOf } from "./report.ts";
+import { PLANTS } from "./workload.ts";
+
+const SHOWN_MAX = 40;
+
+process.exitCode = await main();
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      minutes: { type: "string", default: "5" },
+      seed: { type: "string", default: "1" },
+      replicas: { type: "string", default: "3" },
+      nats: { type: "string", default: "3" },
+      sites: { type: "string", default: "3" },
+      every: { type: "string", default: "2000" },
+      concurrent: { type: "string", default: "3" },
+      runs: { type: "string", default: "8" },
+      only: { type: "string" },
+      plant: { type: "string" },
+      report: { type: "string" },
+    },
+  });
+  const number = (
+    name: "minutes" | "seed" | "replicas" | "nats" | "sites" | "every" | "concurrent" | "runs",
+  ) => Number(values[name]);
+  const plant = PLANTS.find((name) => name === values.plant);
+  const only = values.only?.split(",").map((name) => name.trim());
+  const kinds = FAULT_KINDS.filter((kind) => only === undefined || only.includes(kind));
+  const faults = [
+    ...(number("minutes") > 0 ? [] : ["--minutes takes a number above 0"]),
+    ...(Number.isSafeInteger(number("seed")) && number("seed") >= 0
+      ? []
+      : ["--seed takes a whole number from 0"]),
+    ...(values.plant === undefined || plant ? [] : [`--plant takes one of ${PLANTS.join(", ")}`]),
+    ...(kinds.length > 0 && (only ?? []).every((name) => kinds.includes(name as FaultKind))
+      ? []
+      : [`--only takes some of: ${FAULT_KINDS.join(", ")}`]),
+    ...([1, 3, 5].includes(number("nats")) ? [] : ["--nats takes 1, 3 or 5"]),
+  ];
+  if (faults.length > 0) {
+    console.error(faults.join("\n"));
+    return 2;
+  }
+  const stop = new AbortController();
+  for (const name of ["SIGINT", "SIGTERM"] as const)
+    process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
+  const report = resolve(values.report ?? join(".insitu", "chaos", `seed-${values.seed}.html`));
+  const verdict = await chaos({
+    dist: fileURLToPath(new URL("..", import.meta.url)),
+    natsBinary: (await findNatsServer()).path,
+    replicas: number("replicas"),
+    nats: number("nats"),
+    sites: number("sites"),
+    agentsPerSite: 2,
+    kinds,
+    plant,
+    seed: number("seed"),
+    durationMs: number("minutes") * 60_000,
+    meanMs: number("every"),
+    concurrentMax: number("concurrent"),
+    width: number("runs"),
+    say: (line) => console.log(line),
+    signal: stop.signal,
+  });
+  return tell(verdict, report, values.minutes);
+}
+
+function tell(verdict: Verdict, report: string, minutes: string): number {
+  const { violations, faults, history, seed, ends } = verdict;
+  const summary = `chaos: seed ${seed}, ${minutes} min, ${faults.length} faults, ${history.runs.length} runs, ${violations.length} violations`;
+  mkdirSync(dirname(report), { recursive: true });
+  writeFileSync(report, reportOf(verdict, summary));
+  writeFileSync(`${report.replace(/\.html$/, "")}.json`, JSON.stringify(verdict));
+  for (const { kind, runId, message } of violations.slice(0, SHOWN_MAX))
+    console.log(`violation: ${kind}: run ${runId}: ${message}`);
+  if (violations.length > SHOWN_MAX) console.log(`and ${violations.length - SHOWN_MAX} more`);
+  for (const {
+    kind,
+    faults: count,
+    medianMs,
+    worstMs,
+    decisionMedianMs,
+    decisionWorstMs,
+  } of verdict.recoveries) {
+    const ended = `next run ended after ${told(medianMs)} (median), ${told(worstMs)} (worst)`;
+    const decided = `; next decision after ${told(decisionMedianMs)}, ${told(decisionWorstMs)}`;
+    console.log(`${kind}: ${count} times, ${ended}${decisionMedianMs === null ? "" : decided}`);
+  }
+  for (const { name, how } of ends) console.log(`${name} ended by itself: ${how}`);
+  for (const { kind, reason } of verdict.skipped) console.log(`not done: ${kind}: ${reason}`);
+  console.log(`report: ${report}`);
+  console.log(summary);
+  return violations.length > 0 ? 1 : 0;
+}
+
+function told(ms: number | null): string {
+  return ms === null ? "never" : `${(ms / 1_000).toFixed(1)} s`;
+}

@@ -1,0 +1,305 @@
+/** All the processes of one run of chaos, the network between them, and what breaks them and makes them whole. */
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { systemClock } from "../../shared/system.ts";
+import type { Cast, Fault, FaultKind } from "./faults.ts";
+import { FAULT_KINDS, isOfNetwork } from "./faults.ts";
+import { NATS_PASSWORD, NATS_USER, startNats } from "./nats-nodes.ts";
+import { Network } from "./network.ts";
+import { Party } from "./party.ts";
+import { ownPorts } from "./ports.ts";
+import { canMount, Host } from "./site.ts";
+import { parseWitness, type WitnessLine } from "./witness.ts";
+import { documents, type Plant } from "./workload.ts";
+
+const POLL_MS = 100;
+const READY_MAX_MS = 60_000;
+const SERVER_FLAGS = ["--heartbeat", "500", "--lease-ttl", "5000", "--offer-ttl", "15000"];
+
+export interface WorldOptions {
+  dist: string;
+  natsBinary: string;
+  replicas: number;
+  nats: number;
+  sites: number;
+  agentsPerSite: number;
+  /** Refuses kinds that this machine cannot do. */
+  kinds: readonly FaultKind[];
+  plant?: Plant | undefined;
+}
+
+interface Replica {
+  name: string;
+  url: string;
+  party: Party;
+}
+
+export class World implements AsyncDisposable {
+  readonly directory = mkdtempSync(join(tmpdir(), "insitu-chaos-"));
+  readonly replicas: Replica[] = [];
+  /** Kinds of faults that this machine cannot do, with the reason. */
+  readonly skipped = new Map<FaultKind, string>();
+  token = "";
+  readonly #options: WorldOptions;
+  readonly #network: Network;
+  readonly #hosts = new Map<string, Host>();
+  readonly #nats = new Map<string, Party>();
+  readonly #clockLibrary: string | undefined;
+  readonly cast: Cast;
+
+  private constructor(options: WorldOptions) {
+    this.#options = options;
+    this.#clockLibrary = clockLibrary();
+    this.#network = new Network(() => this.#pids());
+    const count = (letter: string, size: number) =>
+      Array.from({ length: size }, (_, i) => `${letter}${i + 1}`);
+    const sites = [..."abcdef"]
+      .slice(0, options.sites)
+      .map((site) => [site, count(site, options.agentsPerSite)]);
+    this.cast = {
+      replicas: count("r", options.replicas),
+      nats: count("n", options.nats),
+      sites: Object.fromEntries(sites) as Record<string, string[]>,
+    };
+    if (!canMount(join(this.directory, "probe")))
+      this.skipped.set("disk full", "a disk of its own per agent needs root and mount");
+    if (!this.#clockLibrary) this.skipped.set("clock jump", "libfaketime is not installed");
+  }
+
+  /** Resolves when every agent is connected. What was started is ended again when anything fails. */
+  static async start(options: WorldOptions): Promise<World> {
+    const world = new World(options);
+    try {
+      await world.#open();
+      return world;
+    } catch (err) {
+      await world[Symbol.asyncDispose]();
+      throw err;
+    }
+  }
+
+  get kinds(): FaultKind[] {
+    return FAULT_KINDS.filter((kind) => this.#options.kinds.includes(kind) && !this.skipped.has(kind));
+  }
+
+  /** Ends that nobody asked for, by party. */
+  get ends(): { name: string; how: string }[] {
+    return this.#parties().flatMap(({ name, ends }) => ends.map((how) => ({ name, how })));
+  }
+
+  async begin(fault: Fault): Promise<void> {
+    const { id, kind, target, pairs, amountMs } = fault;
+    if (isOfNetwork(kind))
+      return this.#network.break(id, pairs, { mode: kind as "cut" | "silence" | "slow", delayMs: amountMs });
+    const host = this.#hosts.get(target);
+    const party = this.#party(target);
+    switch (kind) {
+      case "kill replica":
+      case "kill nats":
+      case "kill agent":
+        return await party.kill();
+      case "kill supervisor":
+        return host!.killSupervisors();
+      case "kill host":
+        return await host!.powerOff();
+      case "stop replica":
+      case "stop nats":
+      case "stop agent":
+        return party.halt();
+      case "stop supervisor":
+        return host!.haltSupervisors();
+      case "disk full":
+        return host!.fillDisk();
+      case "clock jump":
+        return this.#setClock(target, amountMs);
+    }
+  }
+
+  heal({ id, kind, target }: Fault): void {
+    if (isOfNetwork(kind)) return this.#network.heal(id);
+    const host = this.#hosts.get(target);
+    if (kind === "stop supervisor") return host!.letSupervisorsGoOn();
+    if (kind === "disk full") return host!.freeDisk();
+    if (kind === "clock jump") return this.#setClock(target, 0);
+    if (kind.startsWith("stop ")) return this.#party(target).goOn();
+    if (kind !== "kill supervisor") this.#party(target).start();
+  }
+
+  witness(): WitnessLine[] {
+    const directory = join(this.directory, "sites");
+    return readdirSync(directory)
+      .filter((name) => name.endsWith(".journal"))
+      .flatMap((name) => parseWitness(readFileSync(join(directory, name), "utf8")));
+  }
+
+  async call(replica: Replica, method: string, path: string, body?: unknown): Promise<unknown> {
+    const response = await fetch(replica.url + path, {
+      method,
+      headers: {
+        authorization: `Bearer ${this.token}`,
+        ...(body ? { "content-type": "application/json" } : {}),
+      },
+      ...(body ? { body: JSON.stringify(body) } : {}),
+    });
+    const text = await response.text();
+    if (!response.ok) throw new Error(`${method} ${path}: ${response.status} ${text}`);
+    return text === "" ? undefined : JSON.parse(text);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const party of this.#parties()) party.goOn();
+    await Promise.all([...this.#hosts.values()].map((host) => host.close()));
+    await Promise.all(this.#parties().map((party) => party.kill()));
+    await this.#network[Symbol.asyncDispose]();
+    rmSync(this.directory, { recursive: true, force: true });
+  }
+
+  async #open(): Promise<void> {
+    const { natsBinary: binary, nats } = this.#options;
+    const nodes = await startNats({
+      count: nats,
+      binary,
+      directory: join(this.directory, "nats"),
+      network: this.#network,
+    });
+    for (const party of nodes.parties) this.#nats.set(party.name, party);
+    await this.#openReplicas(nodes.url);
+    const [first] = this.replicas;
+    const context = join(this.directory, first!.name, "context.json");
+    this.token = (JSON.parse(readFileSync(context, "utf8")) as { token: string }).token;
+    const sites = Object.keys(this.cast.sites);
+    const text = documents(sites, this.#options.plant)
+      .map((one) => JSON.stringify(one))
+      .join("\n---\n");
+    await this.call(first!, "POST", "/v1/apply", {
+      documents: [{ file: "chaos.yaml", text }],
+      attachments: {},
+    });
+    await this.#openSites();
+  }
+
+  async #openReplicas(natsUrl: string): Promise<void> {
+    const { dist, nats, replicas } = this.#options;
+    const ports = await ownPorts(replicas * 2);
+    for (const [i, name] of this.cast.replicas.entries()) {
+      const [port, gatewayPort] = ports.slice(i * 2) as [number, number];
+      // Agents are told this address, and behind it is the network.
+      const publicHost = `127.0.1.${i + 1}`;
+      await this.#network.listen(name, { host: publicHost, port: gatewayPort }, gatewayPort);
+      const party = new Party({
+        name,
+        command: process.execPath,
+        args: [
+          join(dist, "insitu.js"),
+          "server",
+          ...["--data", join(this.directory, name), "--secrets", join(this.directory, "secrets")],
+          ...["--port", String(port), "--gateway-port", String(gatewayPort), "--public-host", publicHost],
+          ...["--nats-url", natsUrl, ...(nats > 1 ? ["--stream-replicas", String(nats)] : [])],
+          ...SERVER_FLAGS,
+        ],
+        env: {
+          INSITU_AGENT_NATS_USER: NATS_USER,
+          INSITU_AGENT_NATS_PASSWORD: NATS_PASSWORD,
+          ...this.#clockEnv(name),
+        },
+        logFile: join(this.directory, `${name}.log`),
+        speaks: true,
+      });
+      this.replicas.push({ name, url: `http://127.0.0.1:${port}`, party });
+      party.start();
+      await party.ready();
+    }
+  }
+
+  async #openSites(): Promise<void> {
+    const directory = join(this.directory, "sites");
+    mkdirSync(directory);
+    const names = Object.keys(this.cast.sites);
+    const holder = names[1 % names.length];
+    for (const [site, agents] of Object.entries(this.cast.sites)) {
+      const body = { environment: site, uses: agents.length };
+      const { token } = (await this.call(this.replicas[0]!, "POST", "/v1/join-tokens", body)) as {
+        token: string;
+      };
+      for (const name of agents) {
+        const host = new Host({
+          name,
+          site,
+          directory,
+          dist: this.#options.dist,
+          joinToken: token,
+          journal: join(directory, `${site}.journal`),
+          holdsData: site === holder,
+          ownDisk: this.kinds.includes("disk full"),
+          clockEnv: this.#clockEnv(name),
+        });
+        this.#hosts.set(name, host);
+        host.party.start();
+      }
+    }
+    await this.#until("every agent is connected", async () => {
+      const { items } = (await this.call(this.replicas[0]!, "GET", "/v1/agents")) as {
+        items: { connected: boolean }[];
+      };
+      return items.filter(({ connected }) => connected).length === this.#hosts.size;
+    });
+  }
+
+  async #until(what: string, holds: () => Promise<boolean>): Promise<void> {
+    const giveUpAtMs = systemClock.monotonicMs() + READY_MAX_MS;
+    while (!(await holds().catch(() => false))) {
+      if (systemClock.monotonicMs() > giveUpAtMs) throw new Error(`not within ${READY_MAX_MS} ms: ${what}`);
+      await systemClock.sleep(POLL_MS);
+    }
+  }
+
+  #clockEnv(name: string): NodeJS.ProcessEnv {
+    if (!this.kinds.includes("clock jump")) return {};
+    this.#setClock(name, 0);
+    return {
+      LD_PRELOAD: this.#clockLibrary,
+      FAKETIME_TIMESTAMP_FILE: this.#clockFile(name),
+      FAKETIME_CACHE_DURATION: "1",
+      FAKETIME_DONT_FAKE_MONOTONIC: "1",
+    };
+  }
+
+  #clockFile(name: string): string {
+    return join(this.directory, `${name}.clock`);
+  }
+
+  #setClock(name: string, offsetMs: number): void {
+    const seconds = (offsetMs / 1_000).toFixed(3);
+    writeFileSync(this.#clockFile(name), `${offsetMs < 0 ? "" : "+"}${seconds}\n`);
+  }
+
+  #party(name: string): Party {
+    const party = this.#parties().find((one) => one.name === name);
+    if (!party) throw new Error(`nobody is called ${name}`);
+    return party;
+  }
+
+  #parties(): Party[] {
+    const agents = [...this.#hosts.values()].map(({ party }) => party);
+    return [...this.replicas.map(({ party }) => party), ...agents, ...this.#nats.values()];
+  }
+
+  *#pids(): Generator<readonly [number, string]> {
+    for (const { pid, name } of this.#parties()) if (pid !== undefined) yield [pid, name];
+  }
+}
+
+/** Debian's place for it. */
+function clockLibrary(): string | undefined {
+  for (const entry of readdirSync("/usr/lib", { withFileTypes: true })) {
+    if (!entry.isDirectory()) continue;
+    const directory = join("/usr/lib", entry.name, "faketime");
+    try {
+      if (readdirSync(directory).includes("libfaketime.so.1")) return join(directory, "libfaketime.so.1");
+    } catch {
+      // not there
+    }
+  }
+  return undefined;
+}
