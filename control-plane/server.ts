@@ -1,6 +1,6 @@
 /** One replica: opens its parts in order, and closes them in the reverse one. */
 import { createHash, createHmac } from "node:crypto";
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, rename, writeFile } from "node:fs/promises";
 import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
@@ -23,7 +23,7 @@ import { loadConsole } from "./api/console.ts";
 import { LOOPBACK_HOSTS } from "./api/context.ts";
 import { IDEMPOTENCY_TTL_MS } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
-import { natsUrls, type ServerConfig } from "./config.ts";
+import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
@@ -37,7 +37,7 @@ import { RunService } from "./runs/run-service.ts";
 import { explainWaiting } from "./runs/waiting.ts";
 import { ClusterRecord } from "./shards/shard-book.ts";
 import { ShardService } from "./shards/shard-service.ts";
-import { connectNats, ensureStreams, ensureWorkConsumer, type NatsTarget } from "./store/jetstream.ts";
+import { connectNats, ensureStreams, ensureWorkConsumer } from "./store/jetstream.ts";
 import { JetStreamInbox } from "./store/jetstream-inbox.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
@@ -52,6 +52,7 @@ import {
   type NatsUser,
   startNatsServer,
 } from "./store/nats-server.ts";
+import { externalTarget } from "./store/nats-target.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
@@ -433,30 +434,6 @@ async function openEngine(
       await embedded?.setEnvironments(environments);
     },
   };
-}
-
-/** User and password are those of the first address that has them. */
-async function externalTarget(config: ServerConfig): Promise<Omit<NatsTarget, "name">> {
-  const urls = natsUrls(config.natsUrl!).map((url) => new URL(url));
-  const signed = urls.find(({ username }) => username !== "");
-  return {
-    servers: urls.map((url) => `${url.protocol}//${url.host}`),
-    ...(signed
-      ? { user: decodeURIComponent(signed.username), password: decodeURIComponent(signed.password) }
-      : {}),
-    ...(config.natsCaFile ? { caPem: await readCa(config.natsCaFile) } : {}),
-  };
-}
-
-async function readCa(file: string): Promise<string> {
-  try {
-    return await readFile(file, "utf8");
-  } catch (err) {
-    const reason = (err as NodeJS.ErrnoException).code ?? "unreadable";
-    throw new InsituError("request.invalid", `INSITU_NATS_CA_FILE: cannot read ${file} (${reason})`, {
-      cause: err,
-    });
-  }
 }
 
 /** A nats-server of our own: a user for the control plane, and one per environment that reaches only its own queue. */

@@ -23,6 +23,7 @@ const TABLE = {
   "placement.denied": [422, 9, 5, "No environment may run the step"],
   "step.not-resolvable": [409, 9, 7, "The step cannot be resolved so"],
   "run.terminal": [409, 9, 7, "The run has ended"],
+  "backup.damaged": [422, 15, 1, "The backup is damaged"],
   "lease.stale": [409, 10, 7, "The lease has been superseded"],
   "limit.exceeded": [429, 8, 1, "A limit was reached"],
   "shard.elsewhere": [503, 14, 8, "Another replica decides for the run"],

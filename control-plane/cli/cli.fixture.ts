@@ -50,6 +50,7 @@ export async function insitu(argv: string[], options: CliOptions = {}): Promise<
       caFile: null,
       userContextFile: "/nonexistent/context.json",
       cwd,
+      backupPassphrase: null,
       noColor: true,
     },
     clock: options.clock ?? systemClock,

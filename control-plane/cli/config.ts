@@ -9,6 +9,8 @@ export interface Settings {
   token: string | null;
   /** INSITU_CA_FILE */
   caFile: string | null;
+  /** INSITU_BACKUP_PASSPHRASE */
+  backupPassphrase: string | null;
   /** The file to fall back on: `~/.config/insitu/context.json`, or below XDG_CONFIG_HOME. */
   userContextFile: string;
   cwd: string;
@@ -22,6 +24,7 @@ export function readSettings(env: NodeJS.ProcessEnv, cwd: string): Settings {
     server: env.INSITU_SERVER || null,
     token: env.INSITU_TOKEN || null,
     caFile: env.INSITU_CA_FILE || null,
+    backupPassphrase: env.INSITU_BACKUP_PASSPHRASE || null,
     userContextFile: join(configHome, "insitu", "context.json"),
     cwd,
     noColor: Boolean(env.NO_COLOR) || env.TERM === "dumb",

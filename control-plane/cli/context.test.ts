@@ -17,6 +17,7 @@ beforeEach(async () => {
     caFile: null,
     userContextFile: join(root, "user.json"),
     cwd: join(root, "a", "b"),
+    backupPassphrase: null,
     noColor: true,
   };
 });

@@ -32,6 +32,12 @@ export const ClusterRecord = z.object({
   members: z.array(Member),
   /** By shard, from 0. */
   shards: z.array(Shard).length(SHARD_COUNT),
+  /** After a restore: grants of runs that were in flight then have epochs above this one. */
+  epochFloor: z
+    .int()
+    .min(0)
+    .max(2 ** 32 - 1)
+    .optional(),
 });
 export type ClusterRecord = z.infer<typeof ClusterRecord>;
 
@@ -157,6 +163,20 @@ export function farewell(record: ClusterRecord, me: Pick<Member, "id" | "instanc
     ...left,
     members: left.members.filter(({ id, instance }) => id !== me.id || instance !== me.instance),
   };
+}
+
+/**
+ * The record as a restore leaves it: nobody is there, every shard is free, under the epoch that it had.
+ *
+ * What was granted between the backup and its restore is unknown, and agents may still report it. So that no later
+ * grant has the epoch of one of those, they begin above the seconds of the restore: a step is granted less often
+ * than once a second. `atMs` undefined: nothing was granted in between.
+ */
+export function restored(record: ClusterRecord, atMs: number | undefined): ClusterRecord {
+  const shards = record.shards.map(({ epoch }) => ({ owner: null, instance: null, epoch }));
+  const freed = { ...record, members: [], shards };
+  if (atMs === undefined) return freed;
+  return { ...freed, epochFloor: Math.max(Math.floor(atMs / 1_000), (record.epochFloor ?? 0) + 1) };
 }
 
 /** Equal shares; the first by name have one more when it does not come out even. */

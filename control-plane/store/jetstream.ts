@@ -34,12 +34,15 @@ export interface NatsTarget {
   /** PEM of the authority to trust; without it the system's. */
   caPem?: string;
   name: string;
+  /** False: a connection that is lost stays so, and whoever waits for something on it hears of that. */
+  reconnect?: boolean;
 }
 
 export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
   const options: ConnectionOptions = {
     servers: target.servers,
     name: target.name,
+    reconnect: target.reconnect ?? true,
     maxReconnectAttempts: -1,
     reconnectTimeWait: 200,
     reconnectJitter: 200,

@@ -197,6 +197,8 @@ class ChildNatsServer implements NatsServer {
         { ms: START_TIMEOUT_MS, what: "did not listen in time", clock, ...(signal && { signal }) },
       );
       await this.#answers();
+      // Names the port that was free, for whoever reads there how to reach this server.
+      await this.#writeConfig();
     } catch (err) {
       await this.#terminate();
       if (signal?.aborted) throw signal.reason;

@@ -1,0 +1,74 @@
+/** How to reach the NATS of a configuration: the one that is named, or the one that a server keeps in its data directory. */
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { InsituError } from "../../shared/errors.ts";
+import { natsUrls, type ServerConfig } from "../config.ts";
+import type { NatsTarget } from "./jetstream.ts";
+
+type Target = Omit<NatsTarget, "name">;
+
+/** As much as is needed of what `startNatsServer` writes. */
+const Written = z.object({
+  port: z.int().min(1),
+  authorization: z.object({ users: z.array(z.object({ user: z.string(), password: z.string() })).min(1) }),
+  tls: z.object({ ca_file: z.string() }).optional(),
+});
+
+/** Where the nats-server of the data directory has its configuration and its streams. */
+export function embeddedDirectory(config: Pick<ServerConfig, "data">): string {
+  return join(config.data, "nats");
+}
+
+/**
+ * Of a NATS that runs already, for commands beside the server.
+ *
+ * @throws not-found when the data directory is of no server that runs a NATS of its own
+ */
+export async function runningTarget(config: ServerConfig): Promise<Target> {
+  if (config.natsUrl !== undefined) return await externalTarget(config);
+  const file = join(embeddedDirectory(config), "nats.conf.json");
+  let text: string;
+  try {
+    text = await readFile(file, "utf8");
+  } catch (err) {
+    const reason = (err as NodeJS.ErrnoException).code ?? "unreadable";
+    throw new InsituError(
+      "not-found",
+      `no server has a NATS of its own in ${config.data} (${reason}): name its data directory with --data, or its NATS with --nats-url`,
+      { cause: err },
+    );
+  }
+  const { port, authorization, tls } = Written.parse(JSON.parse(text));
+  const { user, password } = authorization.users[0]!;
+  return {
+    servers: [tls ? `tls://localhost:${port}` : `nats://127.0.0.1:${port}`],
+    user,
+    password,
+    ...(tls ? { caPem: await readFile(tls.ca_file, "utf8") } : {}),
+  };
+}
+
+/** User and password are those of the first address that has them. */
+export async function externalTarget(config: ServerConfig): Promise<Target> {
+  const urls = natsUrls(config.natsUrl!).map((url) => new URL(url));
+  const signed = urls.find(({ username }) => username !== "");
+  return {
+    servers: urls.map((url) => `${url.protocol}//${url.host}`),
+    ...(signed
+      ? { user: decodeURIComponent(signed.username), password: decodeURIComponent(signed.password) }
+      : {}),
+    ...(config.natsCaFile ? { caPem: await readCa(config.natsCaFile) } : {}),
+  };
+}
+
+async function readCa(file: string): Promise<string> {
+  try {
+    return await readFile(file, "utf8");
+  } catch (err) {
+    const reason = (err as NodeJS.ErrnoException).code ?? "unreadable";
+    throw new InsituError("request.invalid", `INSITU_NATS_CA_FILE: cannot read ${file} (${reason})`, {
+      cause: err,
+    });
+  }
+}
