@@ -13,7 +13,7 @@ import type { Identity } from "./enrolment/identity.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
 import { Journal } from "./journal/journal.ts";
-import { AttemptService } from "./leases/attempt-service.ts";
+import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
@@ -22,6 +22,10 @@ import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
 const DISK_CHECK_MS = 5_000;
+/** What was seen longer ago is looked at again before an offer is taken. */
+const DISK_FRESH_MS = 50;
+/** Until the queue gives an offer again that there is no room for. */
+const GIVE_BACK_MS = 1_000;
 /** When the agent stops: how long it tries to deliver what it has. The rest is delivered by the next start. */
 const FLUSH_MS = 3_000;
 
@@ -42,6 +46,7 @@ export class Agent {
   #cordoned = false;
   #stopping = false;
   #diskFull = false;
+  #diskCheckedMs = Number.NEGATIVE_INFINITY;
   #pausedBy = "";
 
   constructor(
@@ -128,7 +133,9 @@ export class Agent {
     await this.#attempts.recover();
     await this.#checkDisk();
     this.#timer = this.#clock.every(DISK_CHECK_MS, () => {
-      this.#checkDisk().catch((err: unknown) => this.#log.error({ err }, "disk space cannot be read"));
+      this.#checkDisk()
+        .then(() => this.#diskFull || this.#pulls?.poke())
+        .catch((err: unknown) => this.#log.error({ err }, "disk space cannot be read"));
     });
     this.#uplink.start();
     // While the control plane is away, work that is queued already can go on.
@@ -199,13 +206,18 @@ export class Agent {
       access,
       freeSlots: () => (this.#mayTakeWork() ? this.#attempts.freeSlots : 0),
       onOffer: (message) => {
-        this.#attempts
-          .take(message)
-          .catch((err: unknown) => this.#log.error({ err }, "offer could not be handled"));
+        this.#take(message).catch((err: unknown) => this.#log.error({ err }, "offer could not be handled"));
       },
     });
     this.#pulls.start();
     void former?.close();
+  }
+
+  /** The disk may have filled since the offer was asked for, and what is taken needs room to run and to report. */
+  async #take(message: OfferMessage): Promise<void> {
+    if (this.#clock.monotonicMs() - this.#diskCheckedMs > DISK_FRESH_MS) await this.#checkDisk();
+    if (this.#diskFull) return message.giveBack(GIVE_BACK_MS);
+    await this.#attempts.take(message);
   }
 
   #accessFile(): string {
@@ -215,8 +227,8 @@ export class Agent {
   async #checkDisk(): Promise<void> {
     const { bavail, bsize } = await statfs(this.#config.stateDir);
     const full = bavail * bsize < this.#config.diskFreeMinBytes;
+    this.#diskCheckedMs = this.#clock.monotonicMs();
     if (full !== this.#diskFull) this.#log.warn({ freeBytes: bavail * bsize, full }, "disk space changed");
     this.#diskFull = full;
-    if (!full) this.#pulls?.poke();
   }
 }

@@ -203,7 +203,14 @@ function failed(thrown: unknown): ExecutionResult {
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   if (thrown instanceof InsituError && thrown.code === "offer.refused")
     return failure("refused", thrown.code, message);
+  // The host's trouble and not the step's: another grant may do better.
+  if (isDiskFull(thrown))
+    return failure("interrupted", "disk-full", `no room on the agent's disk: ${message}`);
   return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
+}
+
+function isDiskFull(thrown: unknown): boolean {
+  return ["ENOSPC", "EDQUOT"].includes((thrown as NodeJS.ErrnoException).code ?? "");
 }
 
 /** Where the supervisor keeps output and exit record. */

@@ -33,6 +33,8 @@ const SLOT = "exit.slot";
 export const EXIT_FILE = "exit.json";
 export const FRAMES = "frames";
 const MESSAGE_MAX_CHARS = 2_000;
+/** Between two tries to write an exit record to a disk that is full. */
+const KEEP_AGAIN_MS = 500;
 
 export interface SupervisorOptions {
   socketPath: string;
@@ -115,12 +117,16 @@ export class Supervisor {
     // Never twice: also when the agent was killed between asking and remembering that it did.
     if (this.#attempts.has(spec.key) || existsSync(join(spec.directory, EXIT_FILE))) return;
     const { clock } = this.#options;
-    const attempt = new Attempt(spec, clock, this.#leftovers, {
-      attached: () => this.#agents.size > 0,
-      say: (message) => {
-        for (const agent of this.#agents) tell(agent, message);
-      },
-    });
+    const say = (message: FromSupervisor): void => {
+      for (const agent of this.#agents) tell(agent, message);
+    };
+    let attempt: Attempt;
+    try {
+      attempt = new Attempt(spec, clock, this.#leftovers, { attached: () => this.#agents.size > 0, say });
+    } catch {
+      // No room for its files: it never began, and the steps that run here are not to fall with it.
+      return say({ say: "exit", key: spec.key });
+    }
     this.#attempts.set(spec.key, attempt);
     attempt.done = attempt.run().finally(() => {
       this.#attempts.delete(spec.key);
@@ -213,14 +219,27 @@ class Attempt implements OutputSink {
       end: this.#spool.end,
       droppedBytes: this.#spool.droppedBytes + this.#droppedBytes,
     };
-    // With the agent there, its journal has the outcome on disk within milliseconds.
-    try {
-      keep(this.#spec.directory, slot, record, !this.#world.attached());
-    } catch {
-      // The agent has given the attempt up and removed its directory: nobody wants to know.
-    }
+    await this.#keep(record, slot);
     this.#world.say({ say: "exit", key: this.#spec.key });
   }
+
+  /** The true end is worth waiting for: on a full disk it is tried until there is room. */
+  async #keep(record: ExitRecord, slot: number | undefined): Promise<void> {
+    for (;;) {
+      try {
+        // With the agent there, its journal has the outcome on disk within milliseconds.
+        return keep(this.#spec.directory, slot, record, !this.#world.attached());
+      } catch (thrown) {
+        // Else the agent has given the attempt up and removed its directory: nobody wants to know.
+        if (!isFull(thrown)) return;
+      }
+      await this.#clock.sleep(KEEP_AGAIN_MS);
+    }
+  }
+}
+
+function isFull(thrown: unknown): boolean {
+  return ["ENOSPC", "EDQUOT"].includes((thrown as NodeJS.ErrnoException).code ?? "");
 }
 
 function shortened<T extends { message: string }>(stopped: T): T {
@@ -228,23 +247,35 @@ function shortened<T extends { message: string }>(stopped: T): T {
 }
 
 function reserve(directory: string): number | undefined {
+  let fd: number | undefined;
   try {
-    const fd = openSync(join(directory, SLOT), "w", 0o600);
-    writeSync(fd, Buffer.alloc(SLOT_BYTES, " "));
+    fd = openSync(join(directory, SLOT), "w", 0o600);
+    writeWhole(fd, Buffer.alloc(SLOT_BYTES, " "));
     return fd;
   } catch {
+    if (fd !== undefined) closeSync(fd);
     return undefined; // the disk is full already: tried again at the end
   }
 }
 
-/** In place, then under its name: it is complete or absent. */
+/** In place, then under its name: it is complete or absent. @throws ENOSPC; may be called again then */
 function keep(directory: string, reserved: number | undefined, record: ExitRecord, durable: boolean): void {
   const fd = reserved ?? openSync(join(directory, SLOT), "w", 0o600);
-  writeSync(fd, JSON.stringify(record), 0);
-  if (durable) fsyncSync(fd);
+  try {
+    writeWhole(fd, Buffer.from(JSON.stringify(record)));
+    if (durable) fsyncSync(fd);
+  } catch (thrown) {
+    if (reserved === undefined) closeSync(fd);
+    throw thrown;
+  }
   closeSync(fd);
   renameSync(join(directory, SLOT), join(directory, EXIT_FILE));
   if (durable) syncDirectory(directory);
+}
+
+/** Of a disk with little room, a write takes what there is, and only the next one fails. */
+function writeWhole(fd: number, bytes: Buffer): void {
+  for (let at = 0; at < bytes.length; ) at += writeSync(fd, bytes, at, bytes.length - at, at);
 }
 
 function syncDirectory(directory: string): void {

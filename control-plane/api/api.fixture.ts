@@ -4,6 +4,7 @@ import type { RunEvent, RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
+import type { RepeatSeed } from "../runs/ports.ts";
 import { tokenAccess } from "./access.ts";
 import { createApi } from "./api.ts";
 import { type ApiOptions, LOOPBACK_HOSTS } from "./context.ts";
@@ -53,6 +54,9 @@ export class FakeServices implements ApiServices {
   #started = 0;
   /** Set to make the next start wait. */
   startGate: Promise<void> = Promise.resolve();
+  startFails: InsituError | undefined;
+  /** What each start with an Idempotency-Key was given. */
+  readonly seeds: (RepeatSeed | undefined)[] = [];
 
   addResource(kind: Kind, name: string, spec: object = { name }): void {
     const list = this.resourcesByKind.get(kind) ?? [];
@@ -130,8 +134,10 @@ export class FakeServices implements ApiServices {
   };
 
   readonly runs: ApiServices["runs"] = {
-    start: async ({ pipeline, params, by }) => {
+    start: async ({ pipeline, params, by, seed }) => {
       await this.startGate;
+      this.seeds.push(seed);
+      if (this.startFails) throw this.startFails;
       if (pipeline === "unplaceable")
         throw new InsituError("placement.denied", "step merge cannot be placed");
       if (pipeline === "explodes") throw new Error("a secret of the inside");

@@ -39,7 +39,7 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
     await next();
   });
   app.use("/v1/*", bodyReader);
-  for (const path of IDEMPOTENT_PATHS) app.on("POST", path, idempotent(options.idempotency));
+  for (const path of IDEMPOTENT_PATHS) app.on("POST", path, idempotent(options.idempotency, options.log));
 
   const deps: RouteDeps = { ...services, ...options, heartbeatMs: options.heartbeatMs ?? 15_000 };
   addRoutes(app, deps);

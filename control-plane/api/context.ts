@@ -1,6 +1,7 @@
 /** What every route sees besides the request. */
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
+import type { RepeatSeed } from "../runs/ports.ts";
 import type { Access } from "./access.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { IdempotencyStore } from "./idempotency.ts";
@@ -35,6 +36,8 @@ export interface ApiEnv {
     requestId: string;
     /** The body as JSON text; "" for none. */
     bodyText: string;
+    /** Of a request with an Idempotency-Key. */
+    repeatSeed?: RepeatSeed;
   };
 }
 

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { InsituError } from "../../shared/errors.ts";
 import { testApi } from "./api.fixture.ts";
 import { IDEMPOTENCY_TTL_MS, MemoryIdempotencyStore } from "./idempotency.ts";
 import { ManualClock } from "./manual-clock.fixture.ts";
@@ -43,6 +44,21 @@ describe("an Idempotency-Key", () => {
     const api = testApi();
     expect((await start(api, "k1", "unplaceable")).status).toBe(422);
     expect((await start(api, "k1")).status).toBe(201);
+  });
+
+  test("gives each try of one start the same seed, also after one that failed half-way", async () => {
+    const clock = new ManualClock();
+    const api = testApi({ clock });
+    api.services.startFails = new InsituError("unavailable", "no replica decides", { retryable: true });
+    expect((await start(api, "k1")).status).toBe(503);
+    api.services.startFails = undefined;
+    clock.advance(5_000);
+    expect((await start(api, "k1")).status).toBe(201);
+    await start(api, "k2");
+    const [first, again, other] = api.services.seeds;
+    expect(first).toMatchObject({ key: expect.stringMatching(/^[0-9a-f]{64}$/) });
+    expect(again).toEqual(first);
+    expect(other?.key).not.toBe(first?.key);
   });
 
   test("is good for one path only", async () => {

@@ -150,7 +150,14 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
 
   app.openapi(start, async (c) => {
     const { pipeline, version, params } = c.req.valid("json");
-    const request = { pipeline, params, by: c.get("caller"), ...(version === undefined ? {} : { version }) };
+    const seed = c.get("repeatSeed");
+    const request = {
+      pipeline,
+      params,
+      by: c.get("caller"),
+      ...(version === undefined ? {} : { version }),
+      ...(seed === undefined ? {} : { seed }),
+    };
     const run = await runs.start(request);
     c.header("location", `/v1/runs/${run.id}`);
     return c.json(run, 201);

@@ -3,6 +3,7 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
+import type { RepeatSeed } from "../runs/ports.ts";
 import type {
   AgentView,
   AppliedChange,
@@ -57,6 +58,8 @@ export interface RunCommands {
     version?: string;
     params: Record<string, ParamValue>;
     by: string;
+    /** The same seed is the same run, however often it is started. */
+    seed?: RepeatSeed;
   }): Promise<RunSummary>;
   /** Idempotent while the run goes on. Throws `not-found`, `run.terminal`. */
   cancel(runId: string, request: { by: string; reason: string }): Promise<RunSummary>;

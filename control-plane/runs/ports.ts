@@ -51,3 +51,11 @@ export interface AgentLine {
   /** False when the agent is not connected here. */
   cancel(agent: string, lease: LeaseKey, reason: string): boolean;
 }
+
+/** Of a request that may be repeated: what it makes takes its id from here, the same each time and on every replica. */
+export interface RepeatSeed {
+  /** 64 hexadecimal digits. */
+  key: string;
+  /** When it came for the first time: milliseconds since the Unix epoch. */
+  firstMs: number;
+}

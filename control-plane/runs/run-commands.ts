@@ -5,6 +5,7 @@ import type { ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import type { RunSummary } from "../api/schemas.ts";
 import type { ResourceService, RunCommands } from "../api/services.ts";
 import { resolveParams } from "./params.ts";
+import type { RepeatSeed } from "./ports.ts";
 import type { RunRouter } from "./run-router.ts";
 import type { StepResolution } from "./run-service.ts";
 
@@ -33,10 +34,11 @@ export class Commands implements RunCommands {
     version?: string;
     params: Record<string, ParamValue>;
     by: string;
+    seed?: RepeatSeed;
   }): Promise<RunSummary> {
     const { version, spec } = await this.#pipeline(request.pipeline, request.version);
     const params = resolveParams(spec, request.params);
-    const { runId, seq } = await this.#runs.create({ version, params, by: request.by });
+    const { runId, seq } = await this.#runs.create({ version, params, by: request.by }, request.seed);
     await this.#reads.waitFor(seq);
     return this.#summary(runId);
   }

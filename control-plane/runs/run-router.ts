@@ -11,6 +11,7 @@ import { LeaseKey, type ReportPayload } from "../../shared/wire/attempt.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import type { Inbox, InboxItem, PeerBus, ShardView } from "../shards/ports.ts";
+import type { RepeatSeed } from "./ports.ts";
 import { isElsewhere } from "./run-actor.ts";
 import type { RunService, StepResolution } from "./run-service.ts";
 
@@ -74,13 +75,15 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     this.#options = options;
   }
 
-  async create(request: {
-    version: string;
-    params: Record<string, ParamValue>;
-    by: string;
-  }): Promise<{ runId: string; seq: number }> {
+  /** With a seed, the same run each time: the repeat of a request whose answer was lost finds what it made. */
+  async create(
+    request: { version: string; params: Record<string, ParamValue>; by: string },
+    seed?: RepeatSeed,
+  ): Promise<{ runId: string; seq: number }> {
     const { runs } = this.#options;
-    const runId = runs.newRunId(await runs.shardFor(request.version));
+    const runId = seed
+      ? await runs.seededRunId(request.version, seed)
+      : runs.newRunId(await runs.shardFor(request.version));
     return { runId, ...(await this.command({ kind: "create", runId, ...request })) };
   }
 

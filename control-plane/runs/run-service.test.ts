@@ -6,7 +6,7 @@ import { stepOf } from "../../shared/engine/state.ts";
 import type { StepSpec } from "../../shared/model/spec.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
-import { subjects } from "../../shared/wire/subjects.ts";
+import { POOL_SHARD, shardOf, subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
 import { ensureStreams } from "../store/jetstream.ts";
@@ -211,4 +211,24 @@ test("a run that a later owner of its shard created is left alone", async () => 
   const state = { ...later.service.stateOf(runId)!, shardEpoch: 1_000 };
   former.service.adopt({ runId, state, seq: 1 });
   expect(former.service.stateOf(runId)).toBeUndefined();
+});
+
+test("starts with one seed are one run, also over another owner of its shard", async () => {
+  await using first = world([stepSpec("load")]);
+  await using second = world([stepSpec("load", { pools: ["scanner"] })]);
+  const seed = { key: "a".repeat(64), firstMs: 1_700_000_000_000 };
+  const start = async ({ service }: typeof first) => {
+    const runId = await service.seededRunId(VERSION, seed);
+    return await service.create({ version: VERSION, params: {}, by: "ana", runId });
+  };
+  const { runId, seq } = await start(first);
+  expect(await start(first)).toEqual({ runId, seq });
+  await using later = world([stepSpec("load")]);
+  expect(await start(later)).toEqual({ runId, seq });
+  const batches = await new JetStreamRunStore(connection).read(runId, 0);
+  expect(batches.flatMap(({ events }) => events).filter(({ kind }) => kind === "run.created")).toHaveLength(
+    1,
+  );
+  // Runs that share pools are decided in one place.
+  expect(shardOf(await second.service.seededRunId(VERSION, seed))).toBe(POOL_SHARD);
 });

@@ -7,6 +7,7 @@
  * Holds nothing that it cannot rebuild: whoever takes a shard over is given its unfinished runs, fences off the
  * former owner, and performs the effects that they are owed again.
  */
+import { createHash } from "node:crypto";
 import type { Logger } from "pino";
 import { type Decision, refuseResolution } from "../../shared/engine/disconnection.ts";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
@@ -30,7 +31,7 @@ import { explainRefusal } from "../placement/choose.ts";
 import { Fifo } from "./fifo.ts";
 import { buildOffer } from "./offers.ts";
 import { PoolBook } from "./pool-book.ts";
-import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RunStore } from "./ports.ts";
+import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RepeatSeed, RunStore } from "./ports.ts";
 import { type ActorWorld, elsewhere, RunActor } from "./run-actor.ts";
 import { TimerQueue } from "./timer-queue.ts";
 
@@ -166,6 +167,16 @@ export class RunService implements ReportSink, LeaseKeeper {
     for (;;) {
       const runId = newId(this.#now());
       if (shardOf(runId) === shard) return runId;
+    }
+  }
+
+  /** The same on every replica. Its shard is whose it may be. */
+  async seededRunId(version: string, seed: RepeatSeed): Promise<string> {
+    const plan = await this.#options.plans.load(version);
+    const pooled = plan.steps.some(({ pools }) => pools.length > 0);
+    for (let count = 0; ; count++) {
+      const runId = newId(seed.firstMs, createHash("sha256").update(`${seed.key}/${count}`).digest());
+      if (!pooled || shardOf(runId) === POOL_SHARD) return runId;
     }
   }
 

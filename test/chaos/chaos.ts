@@ -1,4 +1,5 @@
 /** One run of chaos: start everything, break it as the seed says, heal it, wait for the end of all runs, compare. */
+import { setMaxListeners } from "node:events";
 import { systemClock } from "../../shared/system.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
 import { Client } from "./client.ts";
@@ -40,6 +41,8 @@ export interface Verdict {
 
 export async function chaos(options: ChaosOptions): Promise<Verdict> {
   const { seed, durationMs, say, signal } = options;
+  // Every run that is followed and every fault that is to come listens to it.
+  setMaxListeners(0, signal);
   say("starting");
   await using world = await World.start(options);
   for (const [kind, reason] of world.skipped)
@@ -50,7 +53,9 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
   const traffic = new Traffic({ client: new Client(world.replicas, world.token), seed, nowMs });
   const enough = new AbortController();
   const settle = new AbortController();
-  const flow = traffic.flow(options.width, enough.signal, AbortSignal.any([settle.signal, signal]));
+  const stop = AbortSignal.any([settle.signal, signal]);
+  setMaxListeners(0, stop);
+  const flow = traffic.flow(options.width, enough.signal, stop);
   const faults = await breakThings({ ...options, world, traffic, schedule, nowMs });
   say(`${faults.length} faults done and healed; ${traffic.acknowledged} runs were started`);
   enough.abort();

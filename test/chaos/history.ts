@@ -205,9 +205,12 @@ function checkWitness(
       results.set(event.step, grantOf(event));
     if (event.kind === "step.failed") checkCause(event, events, steps[event.step], say);
   }
-  const endedAtMs = new Map(
-    witness.filter(({ mark }) => mark === "end").map((line) => [grantOf(line), line.atMs]),
-  );
+  // The queue may give one grant to two agents: the first end is what the next step waited for.
+  const endedAtMs = new Map<string, number>();
+  for (const line of witness) {
+    if (line.mark !== "end") continue;
+    endedAtMs.set(grantOf(line), Math.min(line.atMs, endedAtMs.get(grantOf(line)) ?? line.atMs));
+  }
   const starts = new Map<string, number>();
   for (const line of witness) {
     if (line.mark !== "start") continue;
