@@ -239,11 +239,12 @@ async function open(
       startedAtMs: clock.wallMs(),
     },
     fingerprint: createHash("sha256").update(pki.caPin()).update(signer.publicKeyPem).digest("hex"),
-    async own(epochs) {
+    async own(epochs, epochFloor) {
       const unfinished = await reads.unfinished();
       runs.own(
         epochs,
         unfinished.filter(({ runId }) => epochs.has(shardOf(runId))),
+        epochFloor,
       );
       await inbox.drain();
     },

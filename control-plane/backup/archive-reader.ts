@@ -30,13 +30,21 @@ export async function* readArchive(path: string): AsyncGenerator<ReadMember> {
       if ((await fill(file, header, position)) < BLOCK)
         throw damaged(path, last, "the file ends behind it, without the mark of its end");
       const member = decodeHeader(header);
-      if (member === "end") return;
+      if (member === "end") {
+        await expectZeros(path, file, { name: "its end", from: position, size: 2 * BLOCK });
+        const { size } = await file.stat();
+        if (size > position + 2 * BLOCK)
+          throw damaged(path, "its end", "something follows the mark of its end");
+        return;
+      }
       if (member === undefined)
         throw damaged(path, last, `what follows it, at byte ${position}, is no header of a tar file`);
       last = member.name;
       const from = position + BLOCK;
       yield { ...member, content: () => contentOf(path, file, member, from) };
       position = from + member.size + paddingOf(member.size);
+      const { name } = member;
+      await expectZeros(path, file, { name, from: from + member.size, size: paddingOf(member.size) });
     }
   } finally {
     await file.close();
@@ -58,6 +66,16 @@ async function* contentOf(
     done += got;
     yield piece;
   }
+}
+
+async function expectZeros(
+  path: string,
+  file: FileHandle,
+  at: { name: string; from: number; size: number },
+): Promise<void> {
+  const padding = Buffer.alloc(at.size, 1);
+  if ((await fill(file, padding, at.from)) < at.size) throw damaged(path, at.name, "the file ends too early");
+  if (padding.some((byte) => byte !== 0)) throw damaged(path, at.name, "something follows its content");
 }
 
 /** @throws backup.damaged when it is larger than `maxBytes` */

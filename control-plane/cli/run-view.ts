@@ -79,6 +79,7 @@ const LOST = {
   "offer-expired": "nobody took the offer; it is offered again",
   interrupted: "its agent lost the process; it is offered again",
   disconnected: "its agent did not return in time",
+  restored: "nobody knows who took the offer; it is made again",
 };
 
 function stepChange(event: Extract<RunEvent, { step: string }>): Partial<StepRow> {

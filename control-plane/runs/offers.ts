@@ -1,6 +1,6 @@
 /** Builds the offer of a grant from the run's state: it carries everything that the agent needs. No I/O. */
 import { createHash } from "node:crypto";
-import { type RunState, stepOf } from "../../shared/engine/state.ts";
+import { environmentOf, type RunState, stepOf } from "../../shared/engine/state.ts";
 import { invariant } from "../../shared/errors.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 
@@ -22,7 +22,7 @@ export function buildOffer(state: RunState, stepId: string, facts: OfferFacts): 
   return {
     v: 1,
     lease: { runId: state.runId, stepId, attempt: current.attempt, epoch: current.epoch },
-    environment: current.grants[current.epoch - 1]!,
+    environment: environmentOf(current, current.epoch)!,
     pipeline: state.plan.spec.name,
     version: state.version,
     step: spec,

@@ -153,7 +153,7 @@ export class RunProjection {
       needs: [...spec.needs],
       reads: [...spec.reads],
       writes: [...spec.writes],
-      environment: current.grants.at(-1) ?? null,
+      environment: current.grants.at(-1)?.environment ?? null,
       agent: current.agent,
       waiting: waitingFor(current),
       startedAtMs: times?.startedAtMs ?? null,
@@ -179,6 +179,7 @@ const LOST = {
   "lease-expired": "the agent stopped renewing its lease",
   "offer-expired": "no agent took the offer in time",
   disconnected: "the agent was cut off and did not return in time",
+  restored: "offered before the backup that the run was restored from; nobody knows who took it",
   interrupted: "the agent lost the process, for example because it was restarted",
 };
 

@@ -12,9 +12,11 @@ import type { Logger } from "pino";
 import { type Decision, refuseResolution } from "../../shared/engine/disconnection.ts";
 import { type Effect, type Input, owed, type TimerKind } from "../../shared/engine/engine.ts";
 import {
+  environmentOf,
   evolve,
   holdsPools,
   initialState,
+  isDoubted,
   isTerminalRun,
   isTerminalStep,
   type RunState,
@@ -87,6 +89,8 @@ export class RunService implements ReportSink, LeaseKeeper {
   readonly #actors = new Map<string, RunActor>();
   /** Epoch by shard, of the shards that this replica decides for. */
   readonly #owned = new Map<number, number>();
+  /** Of the last restore from a backup; 0: there was none. */
+  #epochFloor = 0;
   readonly #leases: LeaseTable;
   readonly #pools = new PoolBook();
   readonly #timers = new TimerQueue<DueTimer>();
@@ -115,8 +119,12 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#leaseTimer = this.#options.clock.every(LEASE_CHECK_MS, () => this.#expireLeases());
   }
 
-  /** Decides for these shards (with their epochs) from now on, and goes on with their unfinished runs. */
-  own(epochs: ReadonlyMap<number, number>, recovered: readonly RecoveredRun[]): void {
+  /**
+   * Decides for these shards (with their epochs) from now on, and goes on with their unfinished runs.
+   * `epochFloor`: of the last restore from a backup, 0 for none.
+   */
+  own(epochs: ReadonlyMap<number, number>, recovered: readonly RecoveredRun[], epochFloor = 0): void {
+    this.#epochFloor = epochFloor;
     for (const [shard, epoch] of epochs) this.#owned.set(shard, epoch);
     for (const run of recovered) this.adopt(run);
     if (recovered.length > 0)
@@ -132,7 +140,8 @@ export class RunService implements ReportSink, LeaseKeeper {
     const actor = this.#actor(runId, state, seq);
     this.#holdPools(runId, state);
     const { replicaId } = this.#options;
-    const taken = actor.submit({ kind: "take-over", atMs: this.#now(), shardEpoch, replica: replicaId });
+    const base = { atMs: this.#now(), shardEpoch, replica: replicaId, ...this.#floor() };
+    const taken = actor.submit({ kind: "take-over", ...base });
     this.#detach(
       taken.then(() => this.#performOwed(actor)),
       "run taken over",
@@ -207,7 +216,16 @@ export class RunService implements ReportSink, LeaseKeeper {
     const actor = known ?? this.#actor(runId, initialState(plan), 0);
     try {
       const shardEpoch = this.#owned.get(shardOf(runId))!;
-      await actor.submit({ kind: "create", atMs, runId, version, params, by, shardEpoch });
+      await actor.submit({
+        kind: "create",
+        atMs,
+        runId,
+        version,
+        params,
+        by,
+        shardEpoch,
+        ...this.#floor(),
+      });
     } finally {
       const { state } = actor;
       if (!known && (state.runId === "" || isTerminalRun(state.status))) this.#forget(runId, state);
@@ -266,7 +284,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
     if (!isGranted(actor.state, stepId, epoch, agent)) {
       // A grant that is newer than what is known here was made by a later owner of the shard: that one decides.
-      const known = stepOf(actor.state, stepId)?.grants.length ?? 0;
+      const known = stepOf(actor.state, stepId)?.epoch ?? 0;
       if (epoch > known && isGranted((await this.#readAgain(runId))!.state, stepId, epoch, agent))
         throw elsewhere(runId);
       const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
@@ -304,6 +322,8 @@ export class RunService implements ReportSink, LeaseKeeper {
       const current = stepOf(actor.state, key.stepId);
       const open = current !== undefined && holdsPools(current.status);
       // The report of the start may still be on its way.
+      // Started after the backup that this run was restored from, it may be: to stop it half-way decides nothing.
+      if (current?.epoch !== key.epoch && isDoubted(actor.state, key.stepId)) return "expected";
       const its = open && current.epoch === key.epoch && (current.agent ?? agent) === agent;
       if (its && current.status === "disconnected") {
         const back = { atMs: this.#now(), step: key.stepId, epoch: key.epoch, agent };
@@ -311,6 +331,10 @@ export class RunService implements ReportSink, LeaseKeeper {
       }
       return its ? "expected" : "superseded";
     });
+  }
+
+  #floor(): { epochFloor?: number } {
+    return this.#epochFloor === 0 ? {} : { epochFloor: this.#epochFloor };
   }
 
   #now(): number {
@@ -626,5 +650,6 @@ export class RunService implements ReportSink, LeaseKeeper {
 }
 
 function isGranted(state: RunState, stepId: string, epoch: number, agent: string): boolean {
-  return stepOf(state, stepId)?.grants[epoch - 1] === agent.slice(0, agent.indexOf("/"));
+  const step = stepOf(state, stepId);
+  return step !== undefined && environmentOf(step, epoch) === agent.slice(0, agent.indexOf("/"));
 }

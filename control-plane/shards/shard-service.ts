@@ -27,8 +27,8 @@ export interface ShardServiceOptions {
   /** What this replica tells the others of itself. */
   me: Omit<Member, "beat">;
   fingerprint: string;
-  /** Decide for these shards from now on. Resolves when it does. */
-  own(epochs: ReadonlyMap<number, number>): Promise<void>;
+  /** Decide for these shards from now on. Resolves when it does. `epochFloor`: of the last restore, 0 for none. */
+  own(epochs: ReadonlyMap<number, number>, epochFloor: number): Promise<void>;
   /** Decide for them no more. Resolves when nothing of theirs is on its way to the stream. */
   disown(shards: ReadonlySet<number>): Promise<void>;
   /** Tells the other replicas that the record has changed. */
@@ -165,7 +165,7 @@ export class ShardService implements ShardView {
     const gained = new Map([...owned].filter(([shard]) => !this.#held.has(shard)));
     if (gained.size === 0) return;
     try {
-      await this.#options.own(gained);
+      await this.#options.own(gained, record.epochFloor ?? 0);
     } catch (err) {
       // Half owned would be forgotten here and decided for there, also after another replica has taken over.
       await this.#options.disown(new Set(gained.keys()));

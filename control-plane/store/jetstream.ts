@@ -154,7 +154,7 @@ export async function ensureWorkConsumer(
 const NO_SUITABLE_PEERS = 10_005;
 const INSUFFICIENT_RESOURCES = 10_023;
 const NAME_IN_USE = 10_058;
-const NO_MESSAGE_FOUND = 10_037;
+export const NO_MESSAGE_FOUND = 10_037;
 export const STREAM_NOT_FOUND = 10_059;
 export const WRONG_LAST_SEQUENCE = 10_071;
 

@@ -162,25 +162,36 @@ describe("the folder", () => {
     expect((await kept.unfinished()).map((run) => run.runId)).not.toContain(runId);
   });
 
-  test("of another stream is built anew", async () => {
-    await append("other-1", wholeRun("other-1"));
+  test.each([
+    ["of another stream", 0],
+    ["of another history of the stream, as after a restore from a backup,", 2],
+  ])("%s is built anew", async (name, runs) => {
+    await append(`other-${runs}`, wholeRun(`other-${runs}`));
     {
-      await using model = await opened("foreign");
-      expect(model.get("other-1")?.status).toBe("succeeded");
+      await using model = await opened(`foreign-${runs}`);
+      expect(model.get(`other-${runs}`)?.status).toBe("succeeded");
     }
     await using elsewhere = await startTestNats();
     const other = await connect({ servers: elsewhere.url, user: elsewhere.user, pass: elsewhere.password });
     await ensureStreams(await other.jetstreamManager(), 1);
+    const stream = new JetStreamRunStore(other);
+    const ids = Array.from({ length: runs * 100 }, (_, at) => `history-${at}`);
+    for (const runId of ids) await stream.append(runId, created(runId), 0, `${name}-${runId}`);
     const model = new ReadModel({
-      directory: join(directory, "foreign"),
+      directory: join(directory, `foreign-${runs}`),
       connection: other,
-      store: new JetStreamRunStore(other),
+      store: stream,
       plans: { load: () => Promise.resolve(plan) },
       clock: systemClock,
       log: pino({ level: "silent" }),
     });
     await model.start();
-    expect(everything(model)).toEqual({ list: { items: [], nextCursor: null }, details: [] });
+    expect(
+      model
+        .list({ limit: 1_000 })
+        .items.map(({ id }) => id)
+        .sort(),
+    ).toEqual(ids.sort());
     await model.close();
     await other.close();
   });

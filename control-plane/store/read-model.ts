@@ -19,10 +19,12 @@ import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
 import { RunProjection } from "../runs/run-projection.ts";
 import type { RecoveredRun } from "../runs/run-service.ts";
 import { toBatch } from "./jetstream-run-store.ts";
-import { lastSeqOf, type StreamMessage, StreamTail } from "./stream-reader.ts";
+import { lastSeqOf, type StreamMessage, StreamTail, storedAtMsOf } from "./stream-reader.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
-const FORMAT = 1;
+const FORMAT = 2;
+/** The two ways in which the client reads a time round differently. */
+const SAME_TIME_MS = 2;
 const FLUSH_MS = 100;
 
 interface StoredRun {
@@ -56,6 +58,7 @@ export class ReadModel implements RunQueries {
   #inbox: StreamMessage[] = [];
   #draining = false;
   #seq = 0;
+  #storedAtMs = 0;
   #flushedSeq = 0;
   #tail: StreamTail | undefined;
   #flushTimer: Timer | undefined;
@@ -73,12 +76,14 @@ export class ReadModel implements RunQueries {
     const { connection, log, clock } = this.#options;
     const lastSeq = await lastSeqOf(connection, STREAMS.runs);
     const known = this.#meta.get("seq") ?? 0;
-    if (known > lastSeq || (this.#meta.get("format") ?? FORMAT) !== FORMAT) {
+    const format = this.#meta.get("format") ?? FORMAT;
+    if (format !== FORMAT || (known > 0 && !(await this.#isOfStream(known)))) {
       log.warn({ known, lastSeq }, "the read model is not of this stream; building it anew");
       await Promise.all([this.#runs.clearAsync(), this.#steps.clearAsync(), this.#meta.clearAsync()]);
     }
     await this.#meta.put("format", FORMAT);
     this.#seq = this.#meta.get("seq") ?? 0;
+    this.#storedAtMs = this.#meta.get("storedAtMs") ?? 0;
     this.#flushedSeq = this.#seq;
     await this.#loadUnfinished();
     const onMessage = (message: StreamMessage): void => {
@@ -200,6 +205,12 @@ export class ReadModel implements RunQueries {
     if (listeners?.size === 0) this.#listeners.delete(runId);
   }
 
+  /** False after a restore from a backup, too: the same sequences are of other events then. */
+  async #isOfStream(seq: number): Promise<boolean> {
+    const atMs = await storedAtMsOf(this.#options.connection, STREAMS.runs, seq);
+    return atMs !== undefined && Math.abs(atMs - (this.#meta.get("storedAtMs") ?? 0)) <= SAME_TIME_MS;
+  }
+
   async #loadUnfinished(): Promise<void> {
     for (const { key, value } of this.#runs.getRange({})) {
       if (value.summary.finishedAtMs !== null) continue;
@@ -225,7 +236,7 @@ export class ReadModel implements RunQueries {
             "run events not understood",
           );
         }
-        this.#advance(message.seq);
+        this.#advance(message);
       }
     }
     this.#draining = false;
@@ -262,8 +273,9 @@ export class ReadModel implements RunQueries {
     return run;
   }
 
-  #advance(seq: number): void {
+  #advance({ seq, storedAtMs }: StreamMessage): void {
     this.#seq = seq;
+    this.#storedAtMs = storedAtMs;
     if (this.#waiters.length === 0) return;
     for (const waiter of this.#waiters) if (waiter.seq <= seq) waiter.resolve();
     this.#waiters = this.#waiters.filter((waiter) => waiter.seq > seq);
@@ -275,6 +287,7 @@ export class ReadModel implements RunQueries {
     this.#root.transactionSync(() => {
       for (const runId of this.#dirty) this.#write(runId, this.#active.get(runId)!);
       this.#meta.putSync("seq", seq);
+      this.#meta.putSync("storedAtMs", this.#storedAtMs);
     });
     this.#flushedSeq = seq;
     for (const runId of this.#dirty) {

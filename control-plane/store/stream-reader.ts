@@ -12,7 +12,7 @@ import {
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { lastMessageOf, onReconnect, storeError } from "./jetstream.ts";
+import { errorCode, lastMessageOf, NO_MESSAGE_FOUND, onReconnect, storeError } from "./jetstream.ts";
 
 /** What a message is to readers. `data` is valid after the callback too. */
 export interface StreamMessage {
@@ -173,6 +173,21 @@ const LOST: ReadonlySet<string> = new Set([
   ConsumerEvents.StreamNotFound,
   ConsumerEvents.NoResponders,
 ]);
+
+/** When the server stored the message with that sequence; undefined when there is none. */
+export async function storedAtMsOf(
+  connection: NatsConnection,
+  stream: string,
+  seq: number,
+): Promise<number | undefined> {
+  try {
+    const manager = await connection.jetstreamManager();
+    return (await manager.streams.getMessage(stream, { seq })).time.getTime();
+  } catch (err) {
+    if (errorCode(err) === NO_MESSAGE_FOUND) return undefined;
+    throw storeError(err, `message ${seq} of ${stream}`);
+  }
+}
 
 /**
  * Follows a stream for ever: each message once, in order, over reconnects, restarts of the server, and the loss of

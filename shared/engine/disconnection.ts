@@ -1,6 +1,6 @@
 /** What becomes of an attempt whose agent is cut off, and what an operator may decide about it. Pure. */
 import type { DisconnectSpec, StepSpec } from "../model/spec.ts";
-import type { RunState } from "./state.ts";
+import { isInDoubt, type RunState } from "./state.ts";
 
 /** What an operator says became of a disconnected attempt; `reassign`: it did not run, or may run again. */
 export const DECISIONS = ["succeeded", "failed", "reassign"] as const;
@@ -37,13 +37,13 @@ export function refuseResolution(
 ): string | null {
   const index = state.plan.indexOf.get(step);
   if (index === undefined) return `run ${state.runId} has no step ${step}`;
-  const { status } = state.steps.get(index);
-  if (status !== "disconnected") {
-    return `step ${step} of run ${state.runId} is ${status}; only a disconnected step is resolved by hand`;
+  const current = state.steps.get(index);
+  if (current.status !== "disconnected" && !isInDoubt(current)) {
+    return `step ${step} of run ${state.runId} is ${current.status}; only a disconnected step, or one in doubt after a restore, is resolved by hand`;
   }
   const spec = state.plan.steps[index]!;
   if (decision === "reassign" && spec.once && !evenIfItRan) {
-    return `step ${step} is 'once' and its agent may have run it; say --even-if-it-ran to start it a second time`;
+    return `step ${step} is 'once' and an agent may have run it; say --even-if-it-ran to start it a second time`;
   }
   if (decision !== "succeeded") return null;
   const outputs = Object.keys(spec.outputs);

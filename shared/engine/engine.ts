@@ -13,11 +13,15 @@ import type { RunEvent } from "./events.ts";
 import type { Effect, Input } from "./inputs.ts";
 import {
   describe,
+  environmentOf,
   evolve,
+  isDoubted,
   isHeld,
+  isInDoubt,
   isPlaceable,
   isTerminalRun,
   isTerminalStep,
+  nextEpoch,
   type RunState,
   type StepState,
   stepOf,
@@ -102,7 +106,18 @@ function create(draft: Draft, input: InputOf<"create">): void {
   if (draft.state.runId === runId) return; // a repeat: the answer to the first try was lost
   const { spec } = draft.state.plan;
   const owned = input.shardEpoch === undefined ? {} : { shardEpoch: input.shardEpoch };
-  draft.emit({ kind: "run.created", atMs, runId, pipeline: spec.name, version, params, by, ...owned });
+  const seen = input.epochFloor === undefined ? {} : { epochFloor: input.epochFloor };
+  draft.emit({
+    kind: "run.created",
+    atMs,
+    runId,
+    pipeline: spec.name,
+    version,
+    params,
+    by,
+    ...owned,
+    ...seen,
+  });
   draft.state.plan.steps.forEach((item) => {
     if (item.needs.length === 0) draft.effects.push({ kind: "place", step: item.id });
   });
@@ -112,17 +127,44 @@ function create(draft: Draft, input: InputOf<"create">): void {
 }
 
 function takeOver(draft: Draft, input: InputOf<"take-over">): void {
-  const { atMs, shardEpoch, replica } = input;
+  const { atMs, shardEpoch, replica, epochFloor = 0 } = input;
   if (draft.state.runId === "" || isTerminalRun(draft.state.status)) return;
-  if (shardEpoch > draft.state.shardEpoch) draft.emit({ kind: "run.taken-over", atMs, shardEpoch, replica });
+  const isRestored = epochFloor > draft.state.floorSeen;
+  if (isRestored || shardEpoch > draft.state.shardEpoch) {
+    const floor = isRestored ? { epochFloor } : {};
+    draft.emit({ kind: "run.taken-over", atMs, shardEpoch, replica, ...floor });
+  }
+  if (isRestored) doubtOffers(draft, atMs);
   settle(draft, atMs);
 }
+
+/** Somebody may have taken them after the backup. Whoever did is fenced off; those that nobody took are made again. */
+function doubtOffers(draft: Draft, atMs: number): void {
+  for (const { id } of draft.state.plan.steps) {
+    const { status, attempt, epoch } = draft.step(id);
+    if (status !== "offered") continue;
+    draft.emit({ kind: "attempt.lost", atMs, step: id, attempt, epoch, agent: null, reason: "restored" });
+    draft.effects.push({ kind: "release", step: id });
+    if (draft.state.cancel === null) draft.effects.push({ kind: "place", step: id });
+  }
+}
+
+const IN_DOUBT =
+  "the run was restored from a backup, and this `once` step may have been started after that backup; look at its site, then say what became of it with `insitu runs resolve`";
 
 function offer(draft: Draft, input: InputOf<"offer">): void {
   const current = draft.step(input.step);
   if (!mayBePlaced(draft.state, current, input.atMs)) return;
   const { atMs, environment, policyVersion, expiresAtMs, disconnect } = input;
-  const [attempt, epoch] = [current.nextAttempt, current.epoch + 1];
+  if (isDoubted(draft.state, input.step)) {
+    if (!isInDoubt(current)) {
+      const held = { reason: "restored", message: IN_DOUBT, failsAtMs: null } as const;
+      draft.emit({ kind: "step.held", atMs, step: input.step, ...held });
+    }
+    draft.effects.push({ kind: "release", step: input.step });
+    return;
+  }
+  const [attempt, epoch] = [current.nextAttempt, nextEpoch(draft.state, current)];
   draft.emit({
     kind: "attempt.offered",
     atMs,
@@ -140,7 +182,7 @@ function offer(draft: Draft, input: InputOf<"offer">): void {
 
 function hold(draft: Draft, input: InputOf<"hold">): void {
   const current = draft.step(input.step);
-  if (!mayBePlaced(draft.state, current, input.atMs)) return;
+  if (!mayBePlaced(draft.state, current, input.atMs) || isInDoubt(current)) return;
   const { atMs, reason, message } = input;
   if (current.held?.reason === reason && current.held.message === message) return;
   const waits = draft.spec(input.step).unplaceableMs;
@@ -307,13 +349,11 @@ function resolve(draft: Draft, input: InputOf<"resolve">): void {
   if (isTerminalRun(draft.state.status) || refuseResolution(draft.state, input) !== null) return;
   const { attempt, agent, ...current } = draft.step(input.step);
   if (current.epoch !== epoch) return;
-  const base = { atMs, step: input.step, attempt, epoch, agent: agent! };
+  const base = { atMs, step: input.step, attempt, epoch, agent };
   draft.emit({ kind: "attempt.resolved", ...base, by, reason, decision });
   // It also ends the timer of the time that the attempt stayed its agent's.
-  draft.effects.push(
-    { kind: "lease.end", step: input.step, epoch, agent: agent! },
-    { kind: "release", step: input.step },
-  );
+  if (agent !== null) draft.effects.push({ kind: "lease.end", step: input.step, epoch, agent });
+  draft.effects.push({ kind: "release", step: input.step });
   switch (decision) {
     case "succeeded":
       draft.emit({ kind: "step.succeeded", atMs, step: input.step });
@@ -510,7 +550,7 @@ function owedForStep(id: string, current: StepState): Effect[] {
       return [{ kind: "timer", timer: "retry", step: id, atMs: current.retryAtMs! }];
     case "offered":
       return [
-        { kind: "offer", step: id, attempt, epoch, environment: current.grants[epoch - 1]! },
+        { kind: "offer", step: id, attempt, epoch, environment: environmentOf(current, epoch)! },
         { kind: "timer", timer: "offer", step: id, atMs: current.offerExpiresAtMs },
       ];
     case "running":

@@ -23,7 +23,11 @@ export type StepStatus =
 export type RunStatus = "running" | "cancelling" | "succeeded" | "failed" | "cancelled";
 
 /** Why a ready step is not offered. */
-export type HoldReason = "unplaceable" | "pool";
+export type HoldReason =
+  | "unplaceable"
+  | "pool"
+  /** It is `once`, and may have been started after the backup that the run was restored from. */
+  | "restored";
 
 export type RunEvent =
   | {
@@ -36,12 +40,21 @@ export type RunEvent =
       by: string;
       /** Of the shard's owner that created it. */
       shardEpoch?: number;
+      /** Of the last restore before; it says nothing of this run. Missing: there was none. */
+      epochFloor?: number;
     }
   /**
    * Another owner of the run's shard decides from here on. Appended before anything else that it writes, so that
    * an append of the former owner, which expects the run as it was before, is refused.
    */
-  | { kind: "run.taken-over"; atMs: number; shardEpoch: number; replica: string }
+  | {
+      kind: "run.taken-over";
+      atMs: number;
+      shardEpoch: number;
+      replica: string;
+      /** After a restore from a backup: what was granted in between had epochs up to this one, and is unknown. */
+      epochFloor?: number;
+    }
   | { kind: "run.cancel-requested"; atMs: number; by: string; reason: string }
   | { kind: "run.finished"; atMs: number; status: "succeeded" | "failed" | "cancelled"; reason: string }
   | {
@@ -89,19 +102,22 @@ export type RunEvent =
     }
   /** Its agent is heard of again under the same epoch. */
   | { kind: "attempt.reconnected"; atMs: number; step: string; attempt: number; epoch: number; agent: string }
-  /** An operator decided what became of a disconnected attempt. */
+  /** An operator decided what became of a disconnected attempt, or of a step held as `restored` (without an agent). */
   | {
       kind: "attempt.resolved";
       atMs: number;
       step: string;
       attempt: number;
       epoch: number;
-      agent: string;
+      agent: string | null;
       by: string;
       reason: string;
       decision: Decision;
     }
-  /** The grant is over without an outcome: the lease ran out, or nobody took the offer. Another epoch follows. */
+  /**
+   * The grant is over without an outcome: the lease ran out, nobody took the offer, or nobody knows who did
+   * (`restored`). Another epoch follows.
+   */
   | {
       kind: "attempt.lost";
       atMs: number;
@@ -109,7 +125,7 @@ export type RunEvent =
       attempt: number;
       epoch: number;
       agent: string | null;
-      reason: "lease-expired" | "offer-expired" | "interrupted" | "disconnected";
+      reason: "lease-expired" | "offer-expired" | "interrupted" | "disconnected" | "restored";
       /** Present: the attempt has failed, and another one follows at that time, or none (null). */
       retryAtMs?: number | null;
       /** What the agent said of an interrupted grant. */

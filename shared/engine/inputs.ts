@@ -16,6 +16,8 @@ export type Input = { atMs: number } & (
       by: string;
       /** Under which the run's shard is owned: an owner of before, who does not know yet, leaves the run alone. */
       shardEpoch?: number;
+      /** Of the last restore from a backup: this run is younger. */
+      epochFloor?: number;
     }
   /** Placement found an environment. */
   | {
@@ -57,7 +59,13 @@ export type Input = { atMs: number } & (
   | { kind: "timer"; timer: TimerKind; step: string | null; dueAtMs: number; random?: number }
   | { kind: "cancel"; by: string; reason: string }
   /** The first input of a new owner of the run's shard: fences off the former one, and completes what it left. */
-  | { kind: "take-over"; shardEpoch: number; replica: string }
+  | {
+      kind: "take-over";
+      shardEpoch: number;
+      replica: string;
+      /** Of the last restore from a backup; a run that has seen it is not concerned. */
+      epochFloor?: number;
+    }
 );
 
 export type Effect =

@@ -17,8 +17,8 @@ export interface StepState {
   readonly nextAttempt: number;
   /** Grows with each grant over all attempts of the step: the fencing token. */
   readonly epoch: number;
-  /** Environment of each grant: `grants[epoch - 1]`. */
-  readonly grants: readonly string[];
+  /** In order of their epochs. */
+  readonly grants: readonly { readonly epoch: number; readonly environment: string }[];
   readonly agent: string | null;
   readonly policyVersion: string;
   readonly offerExpiresAtMs: number;
@@ -26,6 +26,8 @@ export interface StepState {
   readonly disconnect: DisconnectSpec | null;
   /** While the agent is cut off: until when the attempt stays its own (null: without end), and what follows. */
   readonly away: { sinceMs: number; untilMs: number | null; then: DisconnectSpec["then"] } | null;
+  /** The restores from backups, by their floors, of which an operator has said what became of the step meanwhile. */
+  readonly clearedFloor: number;
   /** The last decision of an operator. */
   readonly resolved: { epoch: number; by: string; reason: string; decision: Decision } | null;
   readonly retryAtMs: number | null;
@@ -48,6 +50,10 @@ export interface RunState {
   readonly createdAtMs: number;
   /** Of the latest owner of the shard that took the run over; 0 for none. */
   readonly shardEpoch: number;
+  /** Grants come above it: those below were made after the backup that the run was restored from. 0: it was not. */
+  readonly epochFloor: number;
+  /** The floor of the last restore that the run knows of, also of one from before it was created. */
+  readonly floorSeen: number;
   readonly params: Readonly<Record<string, ParamValue>>;
   readonly cancel: { by: string; reason: string } | null;
   readonly steps: StepTable<StepState>;
@@ -81,6 +87,29 @@ export function isPlaceable(status: StepStatus): boolean {
   return status === "ready" || status === "backoff";
 }
 
+/** Of the next grant of the step. */
+export function nextEpoch(state: RunState, step: StepState): number {
+  return Math.max(step.epoch, state.epochFloor) + 1;
+}
+
+/** The environment that the grant went to; undefined for an epoch that was never granted, as far as is known. */
+export function environmentOf(step: StepState, epoch: number): string | undefined {
+  return step.grants.find((grant) => grant.epoch === epoch)?.environment;
+}
+
+/** A `once` step of which nobody has said yet whether it ran between a backup and its restore. */
+export function isDoubted(state: RunState, id: string): boolean {
+  const index = state.plan.indexOf.get(id);
+  if (index === undefined || !state.plan.steps[index]!.once) return false;
+  const { clearedFloor, status } = state.steps.get(index);
+  return state.epochFloor > clearedFloor && !isHeld(status) && !isTerminalStep(status);
+}
+
+/** Held until an operator says whether it ran between a backup and its restore. */
+export function isInDoubt(step: StepState): boolean {
+  return step.status === "ready" && step.held?.reason === "restored";
+}
+
 /** The state before the first event. */
 export function initialState(plan: Plan): RunState {
   return {
@@ -90,6 +119,8 @@ export function initialState(plan: Plan): RunState {
     status: "running",
     createdAtMs: 0,
     shardEpoch: 0,
+    epochFloor: 0,
+    floorSeen: 0,
     params: {},
     cancel: null,
     steps: StepTable.from(plan.steps.map(initialStep)),
@@ -113,6 +144,7 @@ function initialStep(spec: StepSpec): StepState {
     offerExpiresAtMs: 0,
     disconnect: null,
     away: null,
+    clearedFloor: 0,
     resolved: null,
     retryAtMs: null,
     held: null,
@@ -133,15 +165,15 @@ function initialStep(spec: StepSpec): StepState {
 export function evolve(state: RunState, event: RunEvent): RunState {
   if (event.kind === "run.created") {
     invariant(state.runId === "", `run ${state.runId} was created twice`);
-    const { runId, version, params, atMs } = event;
-    return { ...state, runId, version, params, createdAtMs: atMs, shardEpoch: event.shardEpoch ?? 0 };
+    const { runId, version, params, atMs, shardEpoch = 0, epochFloor: floorSeen = 0 } = event;
+    return { ...state, runId, version, params, createdAtMs: atMs, shardEpoch, floorSeen };
   }
   invariant(state.runId !== "", `${event.kind} before run.created`);
   if (event.kind === "attempt.fenced") return evolveStep(state, event.step, record(event.epoch, event.agent));
   invariant(!isTerminalRun(state.status), `${event.kind} after run ${state.runId} ended`);
   switch (event.kind) {
     case "run.taken-over":
-      return { ...state, shardEpoch: Math.max(state.shardEpoch, event.shardEpoch) };
+      return takenOver(state, event);
     case "run.cancel-requested":
       return { ...state, status: "cancelling", cancel: { by: event.by, reason: event.reason } };
     case "run.finished":
@@ -172,13 +204,13 @@ export function evolve(state: RunState, event: RunEvent): RunState {
     case "attempt.offered":
       return evolveStep(state, event.step, (step) => {
         expectPlaceable(event, step);
-        invariant(event.epoch === step.epoch + 1, `epoch ${event.epoch} follows ${step.epoch}`);
+        invariant(event.epoch === nextEpoch(state, step), `epoch ${event.epoch} follows ${step.epoch}`);
         return {
           ...step,
           status: "offered",
           attempt: event.attempt,
           epoch: event.epoch,
-          grants: [...step.grants, event.environment],
+          grants: [...step.grants, { epoch: event.epoch, environment: event.environment }],
           agent: null,
           policyVersion: event.policyVersion,
           offerExpiresAtMs: event.expiresAtMs,
@@ -206,9 +238,10 @@ export function evolve(state: RunState, event: RunEvent): RunState {
       });
     case "attempt.resolved":
       return evolveStep(state, event.step, (step) => {
-        expectGrant(event, step, "disconnected");
+        if (!isInDoubt(step)) expectGrant(event, step, "disconnected");
         const { epoch, by, reason, decision } = event;
-        const decided = { ...step, resolved: { epoch, by, reason, decision } };
+        const resolved = { epoch, by, reason, decision };
+        const decided = { ...step, resolved, clearedFloor: state.epochFloor, held: null };
         return decision === "reassign" ? { ...decided, status: "ready", agent: null, away: null } : decided;
       });
     case "attempt.finished":
@@ -220,11 +253,19 @@ export function evolve(state: RunState, event: RunEvent): RunState {
   }
 }
 
+function takenOver(state: RunState, event: Extract<RunEvent, { kind: "run.taken-over" }>): RunState {
+  const shardEpoch = Math.max(state.shardEpoch, event.shardEpoch);
+  const { epochFloor = 0 } = event;
+  if (epochFloor <= state.floorSeen) return { ...state, shardEpoch };
+  return { ...state, shardEpoch, epochFloor, floorSeen: epochFloor };
+}
+
 const HELD_UNTIL_LOST = {
   "offer-expired": "offered",
   "lease-expired": "running",
   interrupted: "running",
   disconnected: "disconnected",
+  restored: "offered",
 } as const;
 
 function lose(event: Extract<RunEvent, { kind: "attempt.lost" }>, step: StepState): StepState {
