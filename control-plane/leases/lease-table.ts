@@ -70,7 +70,8 @@ export class LeaseTable {
         lease.expiresAtMs = nowMs + this.#ttlMs;
         answer.renewed.push(key);
         if (lease.cancelReason !== null) answer.cancels.push({ lease: key, reason: lease.cancelReason });
-      } else if (lease !== undefined || unknown(key) === "superseded") {
+      } else if (lease !== undefined ? lease.epoch >= key.epoch : unknown(key) === "superseded") {
+        // Under a later epoch than is known here, another replica has granted it: it has the word, and not we.
         answer.superseded.push(key);
       }
     }

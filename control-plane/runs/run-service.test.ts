@@ -213,6 +213,16 @@ test("a run that a later owner of its shard created is left alone", async () => 
   expect(former.service.stateOf(runId)).toBeUndefined();
 });
 
+test("a replica that has not heard of a grant does not call it superseded: it is a later owner's", async () => {
+  await using here = world([stepSpec("load"), stepSpec("fit", { needs: ["load"] })]);
+  const { runId } = await create(here.service);
+  const later = [{ ...leaseOf(runId, "load"), epoch: 2 }, leaseOf(runId, "fit")];
+  expect(here.service.heartbeat("site/a", later).superseded).toEqual([]);
+  await here.service.accept("site/a", { kind: "started", lease: leaseOf(runId, "load"), atMs: 1 });
+  expect(here.service.heartbeat("site/a", later)).toMatchObject({ renewed: [], superseded: [] });
+  expect(here.service.heartbeat("site/b", [leaseOf(runId, "load")]).superseded).toHaveLength(1);
+});
+
 test("starts with one seed are one run, also over another owner of its shard", async () => {
   await using first = world([stepSpec("load")]);
   await using second = world([stepSpec("load", { pools: ["scanner"] })]);

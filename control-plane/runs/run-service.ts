@@ -329,7 +329,8 @@ export class RunService implements ReportSink, LeaseKeeper {
         const back = { atMs: this.#now(), step: key.stepId, epoch: key.epoch, agent };
         this.#detach(actor.submit({ kind: "reconnected", ...back }), "agent is back");
       }
-      return its ? "expected" : "superseded";
+      // A grant that this replica has not heard of is of a later owner of the shard.
+      return its || key.epoch > (current?.epoch ?? 0) ? "expected" : "superseded";
     });
   }
 

@@ -22,6 +22,8 @@ export interface ChaosOptions extends WorldOptions {
   /** Runs at the same time. */
   width: number;
   say: (line: string) => void;
+  /** Whether everyone's logs stay when something was found. */
+  keepLogs: boolean;
   signal: AbortSignal;
 }
 
@@ -74,6 +76,9 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
     AbortSignal.any([collecting.signal, signal]),
   );
   giveUp.cancel();
+  const violations = check(history);
+  world.keep = options.keepLogs && violations.length > 0;
+  if (world.keep) say(`everyone's logs: ${world.directory}`);
   return {
     seed,
     durationMs,
@@ -82,7 +87,7 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
     skipped: [...world.skipped].map(([kind, reason]) => ({ kind, reason })),
     history,
     seen: traffic.seen,
-    violations: check(history),
+    violations,
     recoveries: recoveries(faults, traffic.seen, shardOf),
     ends: world.ends,
   };

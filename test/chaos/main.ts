@@ -73,6 +73,7 @@ async function main(): Promise<number> {
     concurrentMax: number("concurrent"),
     width: number("runs"),
     say: (line) => console.log(line),
+    keepLogs: true,
     signal: stop.signal,
   });
   return tell(verdict, report, values.minutes);

@@ -41,6 +41,8 @@ export class World implements AsyncDisposable {
   /** Kinds of faults that this machine cannot do, with the reason. */
   readonly skipped = new Map<FaultKind, string>();
   token = "";
+  /** Whether its directory stays, with everyone's logs in it. */
+  keep = false;
   readonly #options: WorldOptions;
   readonly #network: Network;
   readonly #hosts = new Map<string, Host>();
@@ -152,7 +154,7 @@ export class World implements AsyncDisposable {
     await Promise.all([...this.#hosts.values()].map((host) => host.close()));
     await Promise.all(this.#parties().map((party) => party.kill()));
     await this.#network[Symbol.asyncDispose]();
-    rmSync(this.directory, { recursive: true, force: true });
+    if (!this.keep) rmSync(this.directory, { recursive: true, force: true });
   }
 
   async #open(): Promise<void> {
