@@ -88,6 +88,16 @@ export function newId(atMs: number, bytes: Uint8Array = randomBytes(10)): string
   return time + chance;
 }
 
+/** The time with which `newId` made it: milliseconds since the Unix epoch, NaN for what it did not make. */
+export function idTimeMs(id: string): number {
+  let time = 0;
+  for (const digit of id.slice(0, 10)) {
+    const value = CROCKFORD.indexOf(digit);
+    time = value < 0 ? Number.NaN : time * 32 + value;
+  }
+  return time;
+}
+
 /** Random text for secrets: `bytes` bytes as base64url. */
 export function newSecret(bytes = 32): string {
   return randomBytes(bytes).toString("base64url");

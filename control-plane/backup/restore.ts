@@ -40,6 +40,7 @@ export interface RestoreOrder extends Verified {
  * @throws store.unavailable when NATS refuses
  */
 export async function restoreBackup(order: RestoreOrder): Promise<void> {
+  refuseEarlyClock(order);
   if (order.config.natsUrl === undefined) await restoreDirectory(order);
   else await restoreExternal(order);
 }
@@ -164,6 +165,16 @@ async function settleShards(
   const found = await store.read();
   if (!found) throw new InsituError("internal", "the backup holds no record of replicas and shards");
   await store.write(restored(found.record, nothingRanSince ? undefined : clock.wallMs()), found.revision);
+}
+
+/** What tells grants of the lost time from later ones is the time of the restore. */
+function refuseEarlyClock({ clock, manifest: { takenAtMs } }: RestoreOrder): void {
+  const nowMs = clock.wallMs();
+  if (nowMs >= takenAtMs) return;
+  throw new InsituError(
+    "conflict",
+    `the clock of this host says ${new Date(nowMs).toISOString()}, and the backup was taken at ${new Date(takenAtMs).toISOString()}: set the clock right first`,
+  );
 }
 
 async function refuseFilled(data: string): Promise<void> {

@@ -242,3 +242,17 @@ test("starts with one seed are one run, also over another owner of its shard", a
   // Runs that share pools are decided in one place.
   expect(shardOf(await second.service.seededRunId(VERSION, seed))).toBe(POOL_SHARD);
 });
+
+test("after a restore, the repeat of a start of before is granted above all that the lost run was", async () => {
+  await using here = world([stepSpec("load")]);
+  const nowMs = systemClock.wallMs();
+  const floor = Math.floor(nowMs / 1_000);
+  here.service.own(new Map(Array.from({ length: 64 }, (_, shard) => [shard, 1])), [], floor);
+  const start = async (firstMs: number) => {
+    const runId = await here.service.seededRunId(VERSION, { key: "b".repeat(64), firstMs });
+    await here.service.create({ version: VERSION, params: {}, by: "ana", runId });
+    return stepOf(here.service.stateOf(runId)!, "load");
+  };
+  expect(await start(nowMs - 60_000)).toMatchObject({ status: "offered", epoch: floor + 1 });
+  expect(await start(nowMs + 60_000)).toMatchObject({ status: "offered", epoch: 1 });
+});

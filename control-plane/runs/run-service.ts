@@ -24,7 +24,7 @@ import {
 } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
-import { type Clock, newId, type Random, type Timer } from "../../shared/system.ts";
+import { type Clock, idTimeMs, newId, type Random, type Timer } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import { POOL_SHARD, SHARD_COUNT, shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
@@ -225,6 +225,7 @@ export class RunService implements ReportSink, LeaseKeeper {
         by,
         shardEpoch,
         ...this.#floor(),
+        ...(idTimeMs(runId) < (this.#epochFloor + 1) * 1_000 ? { mayHaveLived: true } : {}),
       });
     } finally {
       const { state } = actor;

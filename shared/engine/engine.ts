@@ -106,7 +106,8 @@ function create(draft: Draft, input: InputOf<"create">): void {
   if (draft.state.runId === runId) return; // a repeat: the answer to the first try was lost
   const { spec } = draft.state.plan;
   const owned = input.shardEpoch === undefined ? {} : { shardEpoch: input.shardEpoch };
-  const seen = input.epochFloor === undefined ? {} : { epochFloor: input.epochFloor };
+  const { epochFloor, mayHaveLived } = input;
+  const seen = { ...(epochFloor ? { epochFloor } : {}), ...(mayHaveLived ? { mayHaveLived } : {}) };
   draft.emit({
     kind: "run.created",
     atMs,

@@ -40,8 +40,10 @@ export type RunEvent =
       by: string;
       /** Of the shard's owner that created it. */
       shardEpoch?: number;
-      /** Of the last restore before; it says nothing of this run. Missing: there was none. */
+      /** Of the last restore from a backup before it was created. Missing: there was none. */
       epochFloor?: number;
+      /** A run of this id may have lived before that restore, in the time that was lost. */
+      mayHaveLived?: true;
     }
   /**
    * Another owner of the run's shard decides from here on. Appended before anything else that it writes, so that

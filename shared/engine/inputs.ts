@@ -16,8 +16,10 @@ export type Input = { atMs: number } & (
       by: string;
       /** Under which the run's shard is owned: an owner of before, who does not know yet, leaves the run alone. */
       shardEpoch?: number;
-      /** Of the last restore from a backup: this run is younger. */
+      /** Of the last restore from a backup. */
       epochFloor?: number;
+      /** The id was drawn before it: the repeat of a request of which the backup does not know the run. */
+      mayHaveLived?: true;
     }
   /** Placement found an environment. */
   | {

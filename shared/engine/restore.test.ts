@@ -150,6 +150,17 @@ test("a run that was created after the restore is not concerned, however often i
   expect(later.at("load")).toMatchObject({ status: "offered", epoch: 1 });
 });
 
+test("a run whose id may have lived in the lost time is granted above it, and its once steps are in doubt", () => {
+  const run = new Run(
+    initialState(compile(pipelineSpec("p", [stepSpec("a"), stepSpec("load", { once: true })]))),
+  );
+  const about = { runId: "r", version: "v", params: {}, by: "t", shardEpoch: 2, epochFloor: FLOOR };
+  run.feed({ kind: "create", atMs: 0, ...about, mayHaveLived: true });
+  expect(run.at("a")).toMatchObject({ status: "offered", epoch: FLOOR + 1 });
+  expect(run.at("load")).toMatchObject({ status: "ready", held: { reason: "restored" } });
+  expect(run.restored(FLOOR, 3).at("a")).toMatchObject({ status: "offered", epoch: FLOOR + 1 });
+});
+
 test("the events alone give the state again", () => {
   const run = Run.of([stepSpec("a"), stepSpec("load", { needs: ["a"], once: true })]);
   run.start("a");

@@ -166,7 +166,8 @@ export function evolve(state: RunState, event: RunEvent): RunState {
   if (event.kind === "run.created") {
     invariant(state.runId === "", `run ${state.runId} was created twice`);
     const { runId, version, params, atMs, shardEpoch = 0, epochFloor: floorSeen = 0 } = event;
-    return { ...state, runId, version, params, createdAtMs: atMs, shardEpoch, floorSeen };
+    const epochFloor = event.mayHaveLived ? floorSeen : 0;
+    return { ...state, runId, version, params, createdAtMs: atMs, shardEpoch, epochFloor, floorSeen };
   }
   invariant(state.runId !== "", `${event.kind} before run.created`);
   if (event.kind === "attempt.fenced") return evolveStep(state, event.step, record(event.epoch, event.agent));
