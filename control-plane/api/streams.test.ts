@@ -1,5 +1,7 @@
 import { createParser, type EventSourceMessage } from "eventsource-parser";
+import { pino } from "pino";
 import { describe, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
 import { logLine, testApi } from "./api.fixture.ts";
 import { ManualClock } from "./manual-clock.fixture.ts";
 
@@ -102,6 +104,21 @@ describe("the events of a run", () => {
     await stream.leave();
     await waitUntil(() => services.openStreams === 0);
     expect(services.changes.waiting).toBe(0);
+  });
+
+  test("report no failure when the reader leaves while nothing happens", async () => {
+    const complaints: string[] = [];
+    const { call, services } = testApi({ log: pino({}, { write: (line) => void complaints.push(line) }) });
+    services.addRun("r");
+    const body = (await call("/v1/runs/r/events")).body!.getReader();
+    await body.read();
+    const next = body.read();
+    await waitUntil(() => services.changes.waiting > 0);
+    await body.cancel();
+    expect(await next).toMatchObject({ done: true });
+    await waitUntil(() => services.openStreams === 0);
+    await systemClock.sleep(1);
+    expect(complaints).toEqual([]);
   });
 
   test("are not opened by a HEAD request", async () => {

@@ -22,6 +22,7 @@ export function bodyOf(
   const letGo = () => {
     for (const signal of signals) signal.removeEventListener("abort", onAbort);
   };
+  let left = false;
   // Opened by the first reading: the answer to a HEAD request has a body that nobody reads or cancels.
   let source: AsyncGenerator<string, void> | undefined;
   const open = () => {
@@ -36,16 +37,19 @@ export function bodyOf(
         try {
           source ??= open();
           const next = await source.next();
+          // The reader went away meanwhile: the body is closed already, and nothing has failed.
+          if (left) return;
           if (next.done === true) {
             letGo();
             controller.close();
           } else controller.enqueue(encoder.encode(next.value));
         } catch (err) {
           letGo();
-          if (cut?.(err) !== true) controller.error(err);
+          if (!left && cut?.(err) !== true) controller.error(err);
         }
       },
       async cancel() {
+        left = true;
         letGo();
         scope.abort(new InsituError("cancelled", "the reader has left"));
         await source?.return();

@@ -2,7 +2,7 @@
 import type { JetStreamClient, JetStreamManager, NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
-import type { Clock } from "../../shared/system.ts";
+import type { Clock, Timer } from "../../shared/system.ts";
 import { ReportPayload } from "../../shared/wire/attempt.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { Inbox, InboxItem } from "../shards/ports.ts";
@@ -10,6 +10,8 @@ import { storeError } from "./jetstream.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 const PUBLISH_TIMEOUT_MS = 5_000;
+/** Between two looks at what was left there: by a call that got no answer, or by a shard that moved meanwhile. */
+const SWEEP_MS = 5_000;
 const Item = z.object({ agent: z.string(), report: ReportPayload });
 
 export class JetStreamInbox implements Inbox {
@@ -20,6 +22,11 @@ export class JetStreamInbox implements Inbox {
   readonly #clock: Clock;
   /** True when the item was dealt with and may go. */
   readonly #accept: (item: InboxItem) => Promise<boolean>;
+  readonly #sweepMs: number;
+  #sweeper: Timer | undefined;
+  #sweeping: Promise<void> | undefined;
+  /** By sequence: no report at all. Left for a person to look at, and complained of once. */
+  readonly #poison = new Set<number>();
   #tail: StreamTail | undefined;
   readonly #working = new Set<Promise<void>>();
   /** One after the other: an outcome does not overtake the start before it. */
@@ -31,6 +38,7 @@ export class JetStreamInbox implements Inbox {
     clock: Clock;
     log: Logger;
     accept: (item: InboxItem) => Promise<boolean>;
+    sweepMs?: number;
   }) {
     this.#connection = options.connection;
     this.#jetstream = options.connection.jetstream();
@@ -38,6 +46,7 @@ export class JetStreamInbox implements Inbox {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#accept = options.accept;
+    this.#sweepMs = options.sweepMs ?? SWEEP_MS;
   }
 
   async put(shard: number, item: InboxItem): Promise<void> {
@@ -53,7 +62,7 @@ export class JetStreamInbox implements Inbox {
     }
   }
 
-  /** Follows what arrives from now on. */
+  /** Follows what arrives from now on, and comes back to what could not be dealt with when it did. */
   async start(): Promise<void> {
     const fromSeq = (await lastSeqOf(this.#connection, STREAMS.inbox)) + 1;
     this.#tail = new StreamTail({
@@ -65,6 +74,15 @@ export class JetStreamInbox implements Inbox {
       onMessage: (message) => this.#enqueue(message),
     });
     this.#tail.start();
+    this.#sweeper = this.#clock.every(this.#sweepMs, () => {
+      // What is under way is not to be read a second time.
+      if (this.#sweeping || this.#working.size > 0) return;
+      this.#sweeping = this.drain()
+        .catch((err: unknown) => this.#log.debug({ err }, "inbox not swept; trying again"))
+        .finally(() => {
+          this.#sweeping = undefined;
+        });
+    });
   }
 
   /** Deals with what lies there, after shards have become ours. One read serves all of them. */
@@ -74,6 +92,8 @@ export class JetStreamInbox implements Inbox {
   }
 
   async close(): Promise<void> {
+    this.#sweeper?.cancel();
+    await this.#sweeping;
     await this.#tail?.close();
     await Promise.all(this.#working);
   }
@@ -87,14 +107,26 @@ export class JetStreamInbox implements Inbox {
 
   async #handle(message: StreamMessage): Promise<void> {
     const { seq } = message;
+    if (this.#poison.has(seq)) return;
+    const item = this.#read(message);
+    if (!item) return;
     try {
-      const item = Item.parse(JSON.parse(Buffer.from(message.data).toString("utf8")));
       if (!(await this.#accept(item))) return;
       // Not erased, only forgotten: it holds no secrets, and overwriting costs a write.
       await this.#manager.streams.deleteMessage(STREAMS.inbox, seq, false);
     } catch (err) {
-      // It stays where it is, and blocks nothing: the next owner of the shard tries again.
+      // It stays where it is, and blocks nothing: the next look at the inbox tries again.
       this.#log.error({ err, seq, subject: message.subject }, "report in the inbox not accepted");
+    }
+  }
+
+  #read({ seq, subject, data }: StreamMessage): InboxItem | undefined {
+    try {
+      return Item.parse(JSON.parse(Buffer.from(data).toString("utf8")));
+    } catch (err) {
+      this.#poison.add(seq);
+      this.#log.error({ err, seq, subject }, "message in the inbox is no report; left there");
+      return undefined;
     }
   }
 }

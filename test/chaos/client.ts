@@ -1,5 +1,5 @@
 /** The API as a stubborn client uses it: each replica in turn, until one answers. */
-import type { LogLine } from "../../control-plane/api/schemas.ts";
+import type { LogLine, RunDetail } from "../../control-plane/api/schemas.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { SeenBatch } from "./history.ts";
@@ -13,6 +13,14 @@ const SILENT_MAX_MS = 8_000;
 export interface Endpoint {
   name: string;
   url: string;
+}
+
+class Refused extends Error {
+  readonly status: number;
+  constructor(status: number, text: string) {
+    super(`${status} ${text}`);
+    this.status = status;
+  }
 }
 
 export class Client {
@@ -65,22 +73,24 @@ export class Client {
 
   /** All batches as one replica has them; null when it does not know the run. */
   async history(runId: string, at: string, signal: AbortSignal): Promise<SeenBatch[] | null> {
-    for (;;) {
-      const status = await this.#status(this.#named(at), `/v1/runs/${runId}`, signal);
-      if (status === 404) return null;
+    while (!signal.aborted) {
+      const lastSeq = await this.#eventSeq(this.#named(at), runId);
+      if (lastSeq === null) return null;
+      if (lastSeq === undefined) {
+        await systemClock.sleep(AGAIN_MS, signal).catch(() => undefined);
+        continue;
+      }
       const batches: SeenBatch[] = [];
       const stream = this.#stream(this.#named(at), runId, 0, signal, () => undefined);
-      for (;;) {
-        const next = await stream.next();
-        if (next.done === true) {
-          if (next.value) return batches;
-          break;
-        }
-        batches.push(next.value);
+      for await (const batch of stream) {
+        batches.push(batch);
+        // A run that has not ended has a stream that does not.
+        if (batch.seq >= lastSeq) break;
       }
-      if (signal.aborted) return batches;
+      if ((batches.at(-1)?.seq ?? 0) >= lastSeq) return batches;
       await systemClock.sleep(AGAIN_MS, signal).catch(() => undefined);
     }
+    return [];
   }
 
   async logs(runId: string, signal: AbortSignal): Promise<LogPiece[]> {
@@ -158,21 +168,20 @@ export class Client {
         signal: AbortSignal.any([options.signal, late.signal]),
       });
       const text = await response.text();
-      if (!response.ok) throw new Error(`${response.status} ${text}`);
+      if (!response.ok) throw new Refused(response.status, text);
       return response.headers.get("content-type")?.includes("ndjson") ? text : JSON.parse(text);
     } finally {
       timer.cancel();
     }
   }
 
-  /** 0 when there is no answer. */
-  async #status({ url }: Endpoint, path: string, signal: AbortSignal): Promise<number> {
+  /** Null when the run is not known; undefined when there is no answer. */
+  async #eventSeq(endpoint: Endpoint, runId: string): Promise<number | null | undefined> {
     try {
-      const response = await fetch(url + path, { headers: this.#headers(), signal });
-      await response.body?.cancel();
-      return response.status;
-    } catch {
-      return 0;
+      const signal = new AbortController().signal;
+      return ((await this.#call(endpoint, "GET", `/v1/runs/${runId}`, { signal })) as RunDetail).eventSeq;
+    } catch (err) {
+      return err instanceof Refused && err.status === 404 ? null : undefined;
     }
   }
 

@@ -31,6 +31,7 @@ async function main(): Promise<number> {
       only: { type: "string" },
       plant: { type: "string" },
       report: { type: "string" },
+      faketime: { type: "string" },
     },
   });
   const number = (
@@ -67,6 +68,7 @@ async function main(): Promise<number> {
     agentsPerSite: 2,
     kinds,
     plant,
+    clockLibrary: values.faketime,
     seed: number("seed"),
     durationMs: number("minutes") * 60_000,
     meanMs: number("every"),

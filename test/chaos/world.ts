@@ -27,6 +27,8 @@ export interface WorldOptions {
   /** Refuses kinds that this machine cannot do. */
   kinds: readonly FaultKind[];
   plant?: Plant | undefined;
+  /** libfaketime's library; undefined: where Debian keeps it. */
+  clockLibrary?: string | undefined;
 }
 
 interface Replica {
@@ -52,7 +54,7 @@ export class World implements AsyncDisposable {
 
   private constructor(options: WorldOptions) {
     this.#options = options;
-    this.#clockLibrary = clockLibrary();
+    this.#clockLibrary = options.clockLibrary ?? debianClockLibrary();
     this.#network = new Network(() => this.#pids());
     const count = (letter: string, size: number) =>
       Array.from({ length: size }, (_, i) => `${letter}${i + 1}`);
@@ -66,7 +68,8 @@ export class World implements AsyncDisposable {
     };
     if (!canMount(join(this.directory, "probe")))
       this.skipped.set("disk full", "a disk of its own per agent needs root and mount");
-    if (!this.#clockLibrary) this.skipped.set("clock jump", "libfaketime is not installed");
+    if (!this.#clockLibrary)
+      this.skipped.set("clock jump", "libfaketime is not installed (--faketime FILE names its library)");
   }
 
   /** Resolves when every agent is connected. What was started is ended again when anything fails. */
@@ -292,13 +295,13 @@ export class World implements AsyncDisposable {
   }
 }
 
-/** Debian's place for it. */
-function clockLibrary(): string | undefined {
+/** In `faketime` of the directory that is named for the machine. The one for programs of several threads. */
+function debianClockLibrary(): string | undefined {
   for (const entry of readdirSync("/usr/lib", { withFileTypes: true })) {
     if (!entry.isDirectory()) continue;
     const directory = join("/usr/lib", entry.name, "faketime");
     try {
-      if (readdirSync(directory).includes("libfaketime.so.1")) return join(directory, "libfaketime.so.1");
+      if (readdirSync(directory).includes("libfaketimeMT.so.1")) return join(directory, "libfaketimeMT.so.1");
     } catch {
       // not there
     }

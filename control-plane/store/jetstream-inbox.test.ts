@@ -1,0 +1,67 @@
+import { connect, type NatsConnection } from "nats";
+import { pino } from "pino";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import type { InboxItem } from "../shards/ports.ts";
+import { ensureStreams } from "./jetstream.ts";
+import { JetStreamInbox } from "./jetstream-inbox.ts";
+
+let nats: TestNats;
+let connection: NatsConnection;
+
+beforeAll(async () => {
+  nats = await startTestNats();
+  connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
+  await ensureStreams(await connection.jetstreamManager(), 1);
+});
+afterAll(async () => {
+  await connection?.close();
+  await nats?.stop();
+});
+
+const item = (stepId: string): InboxItem => {
+  const lease = { runId: "r", stepId, attempt: 1, epoch: 1 };
+  return { agent: "site/a", report: { kind: "started", lease, atMs: 1 } };
+};
+
+/** `accept` says in turn what becomes of each report; it throws, leaves or takes it. */
+async function inbox(answers: ("throw" | "leave" | "take")[]) {
+  const seen: string[] = [];
+  const complaints: string[] = [];
+  const parts = new JetStreamInbox({
+    connection,
+    manager: await connection.jetstreamManager(),
+    clock: systemClock,
+    log: pino({}, { write: (line) => void complaints.push((JSON.parse(line) as { msg: string }).msg) }),
+    sweepMs: 20,
+    accept: ({ report }) => {
+      seen.push(report.lease.stepId);
+      const answer = answers.shift() ?? "take";
+      return answer === "throw" ? Promise.reject(new Error("no answer")) : Promise.resolve(answer === "take");
+    },
+  });
+  await parts.start();
+  return { parts, seen, complaints, [Symbol.asyncDispose]: () => parts.close() };
+}
+
+async function left(): Promise<number> {
+  return (await (await connection.jetstreamManager()).streams.info(STREAMS.inbox)).state.messages;
+}
+
+test("a report that was left or could not be accepted is come back to, until it is dealt with", async () => {
+  await using here = await inbox(["throw", "leave", "throw"]);
+  await here.parts.put(3, item("fit"));
+  await expect.poll(left).toBe(0);
+  expect(here.seen).toEqual(["fit", "fit", "fit", "fit"]);
+});
+
+test("what is no report stays there, is complained of once, and holds nothing up", async () => {
+  await using here = await inbox(["leave"]);
+  await connection.jetstream().publish(subjects.inbox(5), "no report");
+  await here.parts.put(5, item("load"));
+  await expect.poll(left).toBe(1);
+  expect(here.seen).toEqual(["load", "load"]);
+  expect(here.complaints.filter((text) => text.includes("no report"))).toHaveLength(1);
+});
