@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { BUCKETS, subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { startTestNatsCluster, type TestNatsCluster } from "../../test/support/nats-cluster.ts";
 import { loadConfig, type ServerConfig } from "../config.ts";
 import { ClusterRecord, emptyRecord } from "../shards/shard-book.ts";
 import { ensureStreams } from "../store/jetstream.ts";
@@ -50,9 +51,9 @@ function login({ url, user, password }: TestNats): Promise<NatsConnection> {
 }
 
 /** What a server makes, with a few messages in it. */
-async function fill(to: NatsConnection): Promise<void> {
-  await ensureStreams(await to.jetstreamManager(), 1);
-  const kv = await openKv(to, { bucket: BUCKETS.cluster, schema: ClusterRecord });
+async function fill(to: NatsConnection, replicas = 1): Promise<void> {
+  await ensureStreams(await to.jetstreamManager(), replicas);
+  const kv = await openKv(to, { bucket: BUCKETS.cluster, schema: ClusterRecord, replicas });
   const record = emptyRecord("f");
   const shards = record.shards.map((shard) => ({ ...shard, owner: "old", instance: "i", epoch: 7 }));
   await kv.create("shards", { ...record, shards });
@@ -194,6 +195,32 @@ describe("a restore", () => {
     });
   });
 
+  test("of a cluster into a cluster keeps as many copies, of a cluster into a single server one", async () => {
+    await using source = await startTestNatsCluster();
+    await using target = await startTestNatsCluster();
+    const options = ({ natsUrl, user, password }: TestNatsCluster) => ({
+      servers: natsUrl.split(",").map((url) => url.replace(/.*@/, "")),
+      user,
+      pass: password,
+      reconnect: false,
+    });
+    const from = await connect(options(source));
+    await fill(from, 3);
+    await source.whole();
+    const file = await backup("cluster.tar", from);
+    await restore(file, configOf({ "nats-url": target.natsUrl, data: join(directory, "clustered") }));
+    const to = await connect(options(target));
+    const { config, state } = await (await to.jetstreamManager()).streams.info("RUNS");
+    expect([config.num_replicas, state.messages]).toEqual([3, 20]);
+    await Promise.all([from.close(), to.close()]);
+
+    await using single = await startTestNats();
+    await restore(file, into(single, "of-cluster"));
+    const alone = await login(single);
+    expect((await (await alone.jetstreamManager()).streams.info("RUNS")).config.num_replicas).toBe(1);
+    await alone.close();
+  }, 60_000);
+
   test("touches no directory that holds anything, and no other secrets", async () => {
     const filled = join(directory, "filled");
     await mkdir(filled);
@@ -231,7 +258,9 @@ describe("a restore", () => {
   });
 });
 
-test("what is written while a backup is taken: nothing that was acknowledged before is missing", async () => {
+test("what is written while a backup is taken: nothing that was acknowledged before is missing", {
+  timeout: 60_000,
+}, async () => {
   await using busy = await startTestNats();
   const writer = await login(busy);
   await fill(writer);
@@ -240,7 +269,7 @@ test("what is written while a backup is taken: nothing that was acknowledged bef
   const writing = (async () => {
     while (!stop.signal.aborted) {
       const batch = Array.from({ length: 50 }, () =>
-        writer.jetstream().publish(subjects.run("busy"), Buffer.alloc(2_000, "x")),
+        writer.jetstream().publish(subjects.run("busy"), Buffer.alloc(200, "x")),
       );
       acknowledged = (await Promise.all(batch)).at(-1)!.seq;
     }

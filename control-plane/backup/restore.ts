@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { NatsConnection } from "nats";
-import { findNatsServer } from "../../scripts/find-nats-server.mjs";
+import { compareVersions, findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
@@ -123,7 +123,11 @@ async function fill(
   for (const stream of manifest.streams) {
     const { name, config, state, lastSeq } = stream;
     const placed = replicas === undefined ? config : { ...config, num_replicas: replicas };
-    const now = await restoreSnapshot(connection, { ...placed, name }, state, contentOf(order, stream));
+    const now = await restoreSnapshot(connection, { ...placed, name }, state, contentOf(order, stream)).catch(
+      (err: unknown) => {
+        throw olderServer(err, manifest, connection) ?? err;
+      },
+    );
     if (now.last_seq < lastSeq)
       throw damaged(
         file,
@@ -133,6 +137,20 @@ async function fill(
     await progress(`${name}: ${now.messages} messages`);
   }
   await settleShards(order, connection, manifest);
+}
+
+/** Snapshots are in the form of the server that gave them; a newer server reads those of older ones. */
+function olderServer(
+  err: unknown,
+  { natsServer }: Manifest,
+  { info }: NatsConnection,
+): InsituError | undefined {
+  if (compareVersions(info?.version ?? "", natsServer) >= 0) return undefined;
+  return new InsituError(
+    "request.invalid",
+    `nats-server ${info?.version} does not read what nats-server ${natsServer} wrote: restore with ${natsServer} or newer (INSITU_NATS_SERVER names the binary of an embedded one)`,
+    { cause: err },
+  );
 }
 
 async function* contentOf(

@@ -3,6 +3,7 @@ import { createInbox, type Msg, type NatsConnection } from "nats";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import { errorCode, STREAM_NOT_FOUND } from "./jetstream.ts";
 
 /** The server's own choice too. Every server takes messages of this size. */
 const PIECE_BYTES = 128 * 1024;
@@ -11,9 +12,8 @@ const WAITING_MAX_BYTES = 256 * 1024 * 1024;
 const ANSWER_TIMEOUT_MS = 30_000;
 /** Between two pieces, and for a stream that is being opened. */
 const SILENCE_MAX_MS = 60_000;
-const STREAM_NOT_FOUND = 10_059;
 
-const Failed = z.object({ error: z.object({ err_code: z.int().optional(), description: z.string() }) });
+const Failed = z.object({ error: z.object({ description: z.string() }) });
 const State = z.looseObject({ messages: z.int(), bytes: z.int(), first_seq: z.int(), last_seq: z.int() });
 const Taken = z.object({ config: z.looseObject({ name: z.string() }), state: State });
 const Opened = z.object({ deliver_subject: z.string() });
@@ -36,6 +36,8 @@ export async function takeSnapshot(
   clock: Clock,
   stream: string,
 ): Promise<StreamSnapshot | undefined> {
+  // In a cluster nobody answers for a stream that is not there, but to this.
+  if (!(await isThere(connection, stream))) return undefined;
   const inbox = createInbox();
   const queue: Msg[] = [];
   let waitingBytes = 0;
@@ -58,7 +60,6 @@ export async function takeSnapshot(
   const failed = Failed.safeParse(answer);
   if (failed.success) {
     subscription.unsubscribe();
-    if (failed.data.error.err_code === STREAM_NOT_FOUND) return undefined;
     throw refused(stream, "gives no snapshot", failed.data.error.description);
   }
   const { config, state } = Taken.parse(answer);
@@ -133,6 +134,16 @@ export async function restoreSnapshot(
   const broken = Failed.safeParse(end);
   if (broken.success) throw refused(name, "was not restored", broken.data.error.description);
   return Created.parse(end).state;
+}
+
+async function isThere(connection: NatsConnection, stream: string): Promise<boolean> {
+  try {
+    await (await connection.jetstreamManager({ checkAPI: false })).streams.info(stream);
+    return true;
+  } catch (err) {
+    if (errorCode(err) === STREAM_NOT_FOUND) return false;
+    throw lost(stream, err);
+  }
 }
 
 async function ask(
