@@ -81,7 +81,7 @@ async function copyStream(
   name: string,
 ): Promise<StreamEntry | undefined> {
   const readAtMs = clock.wallMs();
-  const snapshot = await takeSnapshot(connection, clock, name);
+  const snapshot = await takeSnapshot({ connection, clock }, name);
   if (!snapshot) return undefined;
   const parts = [partName(name, 1)];
   writer.begin(parts[0]!);
