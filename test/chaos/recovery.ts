@@ -13,6 +13,8 @@ export interface DoneFault extends Fault {
 export interface Recovery {
   kind: FaultKind;
   faults: number;
+  /** From the heal of each to the next run that ended. */
+  timesMs: readonly number[];
   /** From the heal to the next run that ended; null when none did after any of them. */
   medianMs: number | null;
   worstMs: number | null;
@@ -38,6 +40,7 @@ export function recoveries(
     return {
       kind,
       faults: own.length,
+      timesMs: times,
       medianMs: median(times),
       worstMs: worst(times),
       decisionMedianMs: median(decisions),

@@ -1,12 +1,7 @@
 /** The report that people read: one file of HTML with its plot in it, and nothing from elsewhere. */
 import type { Verdict } from "./chaos.ts";
-import { type DoneFault, throughput } from "./recovery.ts";
+import { escaped, recoveryPlot, seconds, throughputPlot } from "./report-plots.ts";
 
-const WIDTH = 1_000;
-const PLOT_HEIGHT = 160;
-const ROW_HEIGHT = 16;
-const LEFT = 120;
-const TICKS_MAX = 10;
 const SHOWN_MAX = 200;
 
 const STYLE = `
@@ -43,10 +38,11 @@ ${seconds(verdict.settledMs - verdict.durationMs)} s later. ${history.witness.le
 Runs: ${[...endings].map(([status, count]) => `${count} ${escaped(status)}`).join(", ")}.</p>
 ${skipped.map(({ kind, reason }) => `<p class="dim">Not done here: ${escaped(kind)}: ${escaped(reason)}.</p>`).join("")}
 <h2>Runs that ended, and what was broken meanwhile</h2>
-${plot(verdict)}
+${throughputPlot(verdict)}
 <h2>Recovery</h2>
 <p class="dim">From the heal of a fault to the next run that ended, under whatever other faults there were. For killed replicas
 also: from the kill to the next decision for a run of its shards.</p>
+${recoveryPlot(recoveries)}
 ${table(
   ["fault", "#times", "#median, s", "#worst, s", "#decision, median, s", "#decision, worst, s"],
   recoveries.map((one) => [
@@ -81,45 +77,6 @@ ${table(
 `;
 }
 
-/** Bars of runs that ended; below them a row per kind of fault. */
-function plot({ seen, faults, settledMs }: Verdict): string {
-  const bucketMs = Math.max(1_000, Math.ceil(settledMs / 150 / 1_000) * 1_000);
-  const bars = throughput(seen, bucketMs, settledMs);
-  const most = Math.max(1, ...bars);
-  const kinds = [...new Set(faults.map(({ kind }) => kind))];
-  const height = PLOT_HEIGHT + 30 + kinds.length * ROW_HEIGHT;
-  const x = (ms: number): number => LEFT + (ms / settledMs) * (WIDTH - LEFT);
-  const rect = (fromMs: number, toMs: number, y: number, high: number, fill: string, title: string): string =>
-    `<rect x="${x(fromMs).toFixed(1)}" y="${y.toFixed(1)}" width="${Math.max(1, x(toMs) - x(fromMs) - 0.5).toFixed(1)}" height="${high.toFixed(1)}" fill="${fill}"><title>${escaped(title)}</title></rect>`;
-  const ended = bars.map((count, i) => {
-    const high = (count / most) * (PLOT_HEIGHT - 20);
-    const title = `${count} runs from ${seconds(i * bucketMs)} s on`;
-    return rect(
-      i * bucketMs,
-      Math.min((i + 1) * bucketMs, settledMs),
-      PLOT_HEIGHT - high,
-      high,
-      "var(--bar)",
-      title,
-    );
-  });
-  const rowOf = (fault: DoneFault): string => {
-    const y = PLOT_HEIGHT + 26 + kinds.indexOf(fault.kind) * ROW_HEIGHT;
-    const title = `${fault.kind} ${fault.target}`;
-    return rect(fault.beganMs, fault.healedMs, y, ROW_HEIGHT - 4, "var(--bad)", title);
-  };
-  const label = (at: number, y: number, text: string): string =>
-    `<text x="${at.toFixed(1)}" y="${y}">${escaped(text)}</text>`;
-  const ticks = Array.from({ length: TICKS_MAX }, (_, i) => (settledMs * i) / TICKS_MAX).map((ms) =>
-    label(x(ms), PLOT_HEIGHT + 14, `${Math.round(ms / 1_000)} s`),
-  );
-  const names = kinds.map((kind, i) => label(0, PLOT_HEIGHT + 36 + i * ROW_HEIGHT, kind));
-  return `<svg viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="Throughput and faults over time">
-<line x1="${LEFT}" x2="${WIDTH}" y1="${PLOT_HEIGHT}" y2="${PLOT_HEIGHT}" stroke="var(--line)"/>
-${label(0, 12, `${most} runs in ${bucketMs / 1_000} s`)}${ended.join("")}${ticks.join("")}${names.join("")}${faults.map(rowOf).join("")}
-</svg>`;
-}
-
 /** A head that begins with # is of numbers. */
 function table(heads: readonly string[], rows: readonly (readonly string[])[]): string {
   const side = heads.map((head) => (head.startsWith("#") ? ' class="n"' : ""));
@@ -134,12 +91,4 @@ function endOf(finals: Verdict["history"]["runs"][number]["finals"]): string | u
     ?.flatMap((batch) => batch.events);
   const end = events?.find((event) => event.kind === "run.finished");
   return end?.kind === "run.finished" ? end.status : undefined;
-}
-
-function seconds(ms: number): string {
-  return (ms / 1_000).toFixed(1);
-}
-
-function escaped(text: string): string {
-  return text.replace(/[&<>"]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
