@@ -55,7 +55,6 @@ import {
 import { externalTarget } from "./store/nats-target.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
-import { refuseHalfRestored } from "./store/restore-mark.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
 
 const DRAIN_MS = 1_000;
@@ -140,7 +139,6 @@ async function open(
   const engine = await openEngine(config, { ...world, pki, secrets }, signal, closers);
   const { connection } = engine;
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
-  await refuseHalfRestored(await connection.jetstreamManager());
   await ensureStreams(await connection.jetstreamManager(), replicas);
 
   const resourceLog = await ResourceLog.open({ connection, clock, log, replicas });
@@ -161,12 +159,16 @@ async function open(
   await reads.start();
 
   const agents = await openKv(connection, {
+    clock,
+    log,
     bucket: BUCKETS.agents,
     schema: AgentRecord,
     prefix: IDENTITY_PREFIX,
     replicas,
   });
   const seen = await openKv(connection, {
+    clock,
+    log,
     bucket: BUCKETS.agents,
     schema: SeenRecord,
     prefix: SEEN_PREFIX,
@@ -221,7 +223,12 @@ async function open(
     log,
     accept: (item) => router.acceptFromInbox(item),
   });
-  const clusterKv = await openKv(connection, { bucket: BUCKETS.cluster, schema: ClusterRecord, replicas });
+  const clusterKv = await openKv(connection, {
+    clock,
+    bucket: BUCKETS.cluster,
+    schema: ClusterRecord,
+    replicas,
+  });
   const instance = newSecret(6);
   const address = { url: "", gateway: "" };
   const shards: ShardService = new ShardService({
@@ -277,6 +284,8 @@ async function open(
   });
 
   const tokenKv = await openKv(connection, {
+    clock,
+    log,
     bucket: BUCKETS.joinTokens,
     schema: JoinTokenRecord,
     ttlMs: JOIN_TOKEN_BUCKET_TTL_MS,
@@ -343,6 +352,8 @@ async function open(
   });
 
   const idempotencyKv = await openKv(connection, {
+    clock,
+    log,
     bucket: BUCKETS.idempotency,
     schema: IdempotencyEntry,
     ttlMs: IDEMPOTENCY_TTL_MS,

@@ -15,8 +15,10 @@ import type { OfferMessage } from "../leases/attempt-service.ts";
 import type { NatsAccess } from "./nats-access.ts";
 
 const PULL_EXPIRES_MS = 20_000;
-/** Beyond its expiry, how long a request is believed to be alive: then its answer was lost. */
-const PULL_OVERDUE_MS = 2_000;
+/** How often the queue says that it still holds a request that has nothing to give. */
+const PULL_HEARTBEAT_MS = 2_000;
+/** After so long without a word, the server of a cluster that held the request has gone: ask the next one. */
+const PULL_SILENCE_MS = 5_000;
 const CHECK_MS = 500;
 const RETRY_MS = 250;
 const RETRY_MAX_MS = 5_000;
@@ -34,7 +36,7 @@ export interface PullLoopOptions {
 
 interface Request {
   remaining: number;
-  expiresAtMs: number;
+  heardAtMs: number;
 }
 
 export class PullLoop {
@@ -161,9 +163,12 @@ export class PullLoop {
     if (wanted <= 0 || (outstanding > 0 && wanted < free / 2)) return;
     const { stream, consumer } = this.#options.access;
     const id = String(++this.#count);
-    const expiresAtMs = this.#options.clock.monotonicMs() + PULL_EXPIRES_MS;
-    this.#requests.set(id, { remaining: wanted, expiresAtMs });
-    const body = JSON.stringify({ batch: wanted, expires: nanos(PULL_EXPIRES_MS) });
+    this.#requests.set(id, { remaining: wanted, heardAtMs: this.#options.clock.monotonicMs() });
+    const body = JSON.stringify({
+      batch: wanted,
+      expires: nanos(PULL_EXPIRES_MS),
+      idle_heartbeat: nanos(PULL_HEARTBEAT_MS),
+    });
     connection.publish(`$JS.API.CONSUMER.MSG.NEXT.${stream}.${consumer}`, body, {
       reply: `${this.#inbox}.${id}`,
     });
@@ -174,7 +179,9 @@ export class PullLoop {
     const code = message.headers?.code ?? 0;
     // A status comes on the request's own subject; an offer keeps the subject it was published under.
     if (code !== 0 && !message.reply) {
-      this.#requests.delete(message.subject.slice(message.subject.lastIndexOf(".") + 1));
+      const id = message.subject.slice(message.subject.lastIndexOf(".") + 1);
+      if (code === 100) return this.#heard(this.#requests.get(id));
+      this.#requests.delete(id);
       // 404 and 408: nothing to do now, or the request has expired. Others say that something is wrong.
       if (code !== 404 && code !== 408) this.#complain(`${code} ${message.headers?.description ?? ""}`);
       else this.#pull();
@@ -199,9 +206,14 @@ export class PullLoop {
     });
   }
 
+  #heard(request: Request | undefined): void {
+    if (request) request.heardAtMs = this.#options.clock.monotonicMs();
+  }
+
   #servedOne(): void {
     for (const [id, request] of this.#requests) {
       request.remaining -= 1;
+      this.#heard(request);
       if (request.remaining <= 0) this.#requests.delete(id);
       return;
     }
@@ -210,7 +222,7 @@ export class PullLoop {
   #check(): void {
     const nowMs = this.#options.clock.monotonicMs();
     for (const [id, request] of this.#requests) {
-      if (nowMs > request.expiresAtMs + PULL_OVERDUE_MS) this.#requests.delete(id);
+      if (nowMs > request.heardAtMs + PULL_SILENCE_MS) this.#requests.delete(id);
     }
     this.#pull();
   }

@@ -62,15 +62,25 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
   const clock = systemClock;
   const caDirectory = join(directory, "ca");
   const pki = await loadOrCreatePki({ directory: caDirectory, trustDomain: TRUST_DOMAIN, clock });
-  const tokenStore = await openKv(connection, { bucket: BUCKETS.joinTokens, schema: JoinTokenRecord });
+  const tokenStore = await openKv(connection, { clock, bucket: BUCKETS.joinTokens, schema: JoinTokenRecord });
   const openRegistry = async () =>
     createAgentRegistry({
-      kv: await openKv(connection, { bucket: BUCKETS.agents, prefix: IDENTITY_PREFIX, schema: AgentRecord }),
+      kv: await openKv(connection, {
+        clock,
+        bucket: BUCKETS.agents,
+        prefix: IDENTITY_PREFIX,
+        schema: AgentRecord,
+      }),
       clock,
       log,
     });
   const registry = await openRegistry();
-  const seen = await openKv(connection, { bucket: BUCKETS.agents, prefix: SEEN_PREFIX, schema: SeenRecord });
+  const seen = await openKv(connection, {
+    clock,
+    bucket: BUCKETS.agents,
+    prefix: SEEN_PREFIX,
+    schema: SeenRecord,
+  });
   const fleet = createFleet({ registry, seen, clock, log, share: () => undefined });
   const tokens = createJoinTokens({
     kv: tokenStore,

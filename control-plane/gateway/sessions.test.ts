@@ -1,6 +1,7 @@
 /** Sessions over real TLS: hello, heartbeats, cancels, and how they end. */
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import { SEEN_PREFIX, SeenRecord } from "../fleet/agent-record.ts";
 import { createFleet, type FleetChange } from "../fleet/fleet-service.ts";
@@ -271,6 +272,7 @@ describe("what is remembered", () => {
     await world.fleet.close(); // flushes
     const registry = await world.openRegistry();
     const seen = await openKv(world.connection, {
+      clock: systemClock,
       bucket: "agents",
       prefix: SEEN_PREFIX,
       schema: SeenRecord,

@@ -53,6 +53,7 @@ function actor(runId: string, state: RunState, seq = 0): Watched {
     nextMessageId: () => `m${++messages}`,
     pause: (ms) => systemClock.sleep(ms),
     setAside: (_runId, err) => aside.push(err),
+    caughtUp: () => undefined,
     shardEpoch: () => 1,
     lost: () => undefined,
   };

@@ -10,7 +10,7 @@ import type { RunStore } from "./ports.ts";
 
 /** Kept under the default `max_payload` of a NATS server (1 MiB). */
 const BATCH_MAX_BYTES = 900_000;
-const APPEND_RETRY_MS = 250;
+const STORE_RETRY_MS = 250;
 const START_GATHER_MS = 3;
 
 export interface ActorWorld {
@@ -24,6 +24,8 @@ export interface ActorWorld {
   setAside(runId: string, error: Error): void;
   /** Under which the run's shard is owned here. */
   shardEpoch(): number;
+  /** The run had moved on, and is still ours: effects of what was read may not have been performed. */
+  caughtUp(runId: string): void;
   /** A later owner of the shard has written to the run. */
   lost(runId: string): void;
 }
@@ -143,10 +145,13 @@ export class RunActor {
     const batches = [...split(events)];
     for (const batch of batches) {
       const messageId = this.#world.nextMessageId();
-      const result = await this.#appendBatch(batch, messageId);
+      // The same id again and again: if the first try did arrive, the stream answers with its sequence.
+      const result = await this.#untilAnswered(() =>
+        this.#world.store.append(this.runId, batch, this.seq, messageId),
+      );
       if (result.kind === "conflict") {
         // The fence: whoever took the run over has written so before anything else.
-        await this.#catchUp();
+        await this.#untilAnswered(() => this.#catchUp());
         return false;
       }
       this.seq = result.seq;
@@ -156,25 +161,29 @@ export class RunActor {
     return true;
   }
 
-  async #appendBatch(batch: RunEvent[], messageId: string): ReturnType<RunStore["append"]> {
+  /** Inputs come once: while the store does not answer, they wait. */
+  async #untilAnswered<T>(call: () => Promise<T>): Promise<T> {
     for (;;) {
       try {
-        return await this.#world.store.append(this.runId, batch, this.seq, messageId);
+        return await call();
       } catch (thrown) {
         const error = InsituError.from(thrown);
         if (!error.retryable) throw error;
         if (this.#aside) throw this.#aside;
-        // The same id again: if the first try did arrive, the stream answers with its sequence.
-        await this.#world.pause(APPEND_RETRY_MS);
+        await this.#world.pause(STORE_RETRY_MS);
       }
     }
   }
 
   async #catchUp(): Promise<void> {
-    for (const batch of await this.#world.store.read(this.runId, this.seq)) {
+    const news = await this.#world.store.read(this.runId, this.seq);
+    for (const batch of news) {
       for (const event of batch.events) this.state = evolve(this.state, event);
       this.seq = batch.seq;
     }
+    if (this.state.shardEpoch > this.#world.shardEpoch()) return;
+    if (news.length === 0) await this.#world.pause(STORE_RETRY_MS);
+    else this.#world.caughtUp(this.runId);
   }
 }
 

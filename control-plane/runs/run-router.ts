@@ -102,7 +102,7 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     for (;;) {
       const owner = shards.ownerOf(shardOf(command.runId));
       try {
-        if (owner === shards.replicaId) return await this.perform(command);
+        if (owner === shards.replicaId) return await this.#inTime(command, this.perform(command), untilMs);
         if (owner !== undefined) return await this.#ask(owner, command);
       } catch (thrown) {
         const err = InsituError.from(thrown);
@@ -111,11 +111,31 @@ export class RunRouter implements ReportSink, LeaseKeeper {
       if (clock.monotonicMs() > untilMs) {
         throw new InsituError(
           "unavailable",
-          `no replica decides for run ${command.runId} at the moment; see "insitu servers list", and try again`,
-          { retryable: true },
+          `the replica that decides for run ${command.runId} did not answer in time: ${command.kind} may have happened or happen yet. See "insitu servers list", and try again with the same Idempotency-Key`,
+          { retryable: true, details: { runId: command.runId } },
         );
       }
       await clock.sleep(ASK_AGAIN_MS);
+    }
+  }
+
+  /** The owner waits for a store that is away; who asked is told in time, and what was asked may still happen. */
+  async #inTime<T>({ kind, runId }: RunCommand, work: Promise<T>, untilMs: number): Promise<T> {
+    const { clock } = this.#options;
+    const done = new AbortController();
+    const late = clock.sleep(Math.max(0, untilMs - clock.monotonicMs()), done.signal).then((): never => {
+      throw new InsituError(
+        "store.unavailable",
+        `the store did not confirm ${kind} of run ${runId} in time: it may have happened or happen yet. Is NATS up, in a cluster more than half of its servers? Look at the run, or repeat the request with the same Idempotency-Key`,
+        { retryable: true, details: { runId } },
+      );
+    });
+    try {
+      return await Promise.race([work, late]);
+    } finally {
+      done.abort();
+      late.catch(() => undefined); // nobody waits for it any more
+      work.catch(() => undefined); // likewise; its own part has dealt with it
     }
   }
 

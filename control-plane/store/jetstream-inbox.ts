@@ -1,22 +1,25 @@
 /** Reports on the stream `INBOX`, by shard: put there by whoever took them in, removed by the shard's owner. */
-import type { JetStreamClient, JetStreamManager, NatsConnection } from "nats";
+import type { JetStreamManager, NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { ReportPayload } from "../../shared/wire/attempt.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { Inbox, InboxItem } from "../shards/ports.ts";
-import { storeError } from "./jetstream.ts";
+import { errorCode, NO_MESSAGE_FOUND } from "./jetstream.ts";
+import { publish } from "./publish.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
-const PUBLISH_TIMEOUT_MS = 5_000;
+/** Longer than a cluster takes to elect a leader. Then the agent is told to send it again. */
+const PATIENCE_MS = 20_000;
 /** Between two looks at what was left there: by a call that got no answer, or by a shard that moved meanwhile. */
 const SWEEP_MS = 5_000;
+/** What servers of different versions say of a message that is not there. */
+const GONE = new Set<number | undefined>([NO_MESSAGE_FOUND, 10_043, 10_057]);
 const Item = z.object({ agent: z.string(), report: ReportPayload });
 
 export class JetStreamInbox implements Inbox {
   readonly #connection: NatsConnection;
-  readonly #jetstream: JetStreamClient;
   readonly #manager: JetStreamManager;
   readonly #log: Logger;
   readonly #clock: Clock;
@@ -41,7 +44,6 @@ export class JetStreamInbox implements Inbox {
     sweepMs?: number;
   }) {
     this.#connection = options.connection;
-    this.#jetstream = options.connection.jetstream();
     this.#manager = options.manager;
     this.#clock = options.clock;
     this.#log = options.log;
@@ -51,15 +53,14 @@ export class JetStreamInbox implements Inbox {
 
   async put(shard: number, item: InboxItem): Promise<void> {
     const { runId, stepId, attempt, epoch } = item.report.lease;
-    try {
-      await this.#jetstream.publish(subjects.inbox(shard), JSON.stringify(item), {
-        msgID: `${item.agent}/${runId}/${stepId}/${attempt}/${epoch}/${item.report.kind}`,
-        expect: { streamName: STREAMS.inbox },
-        timeout: PUBLISH_TIMEOUT_MS,
-      });
-    } catch (err) {
-      throw storeError(err, `report of step ${stepId} in run ${runId}`);
-    }
+    const world = { connection: this.#connection, clock: this.#clock, patienceMs: PATIENCE_MS };
+    await publish(world, {
+      what: `report of step ${stepId} in run ${runId}`,
+      stream: STREAMS.inbox,
+      subject: subjects.inbox(shard),
+      payload: JSON.stringify(item),
+      messageId: `${item.agent}/${runId}/${stepId}/${attempt}/${epoch}/${item.report.kind}`,
+    });
   }
 
   /** Follows what arrives from now on, and comes back to what could not be dealt with when it did. */
@@ -112,11 +113,19 @@ export class JetStreamInbox implements Inbox {
     if (!item) return;
     try {
       if (!(await this.#accept(item))) return;
-      // Not erased, only forgotten: it holds no secrets, and overwriting costs a write.
-      await this.#manager.streams.deleteMessage(STREAMS.inbox, seq, false);
+      await this.#remove(seq);
     } catch (err) {
       // It stays where it is, and blocks nothing: the next look at the inbox tries again.
       this.#log.error({ err, seq, subject: message.subject }, "report in the inbox not accepted");
+    }
+  }
+
+  async #remove(seq: number): Promise<void> {
+    try {
+      // Not erased, only forgotten: it holds no secrets, and overwriting costs a write.
+      await this.#manager.streams.deleteMessage(STREAMS.inbox, seq, false);
+    } catch (err) {
+      if (!GONE.has(errorCode(err))) throw err; // an earlier try has removed it, and its answer was lost
     }
   }
 

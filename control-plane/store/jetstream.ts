@@ -151,6 +151,8 @@ export async function ensureWorkConsumer(
   });
 }
 
+/** Of one small read. What a server that is lost was asked, nobody answers any more. */
+export const READ_TIMEOUT_MS = 2_000;
 const NO_SUITABLE_PEERS = 10_005;
 const INSUFFICIENT_RESOURCES = 10_023;
 const NAME_IN_USE = 10_058;
@@ -208,7 +210,7 @@ export async function lastMessageOf(
   subject: string,
 ): Promise<StoredMsg | undefined> {
   try {
-    const manager = await connection.jetstreamManager({ checkAPI: false });
+    const manager = await connection.jetstreamManager({ checkAPI: false, timeout: READ_TIMEOUT_MS });
     return await manager.streams.getMessage(stream, { last_by_subj: subject });
   } catch (err) {
     if (errorCode(err) === NO_MESSAGE_FOUND) return undefined;

@@ -1,5 +1,6 @@
 import { connect, type NatsConnection } from "nats";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { ManualClock } from "../api/manual-clock.fixture.ts";
 import { openKv } from "./kv.ts";
@@ -19,7 +20,11 @@ afterAll(async () => {
 });
 
 async function replica(clock = new ManualClock()): Promise<KvIdempotencyStore> {
-  const kv = await openKv(connection, { bucket: "idempotency", schema: IdempotencyEntry });
+  const kv = await openKv(connection, {
+    clock: systemClock,
+    bucket: "idempotency",
+    schema: IdempotencyEntry,
+  });
   return new KvIdempotencyStore(kv, clock);
 }
 

@@ -1,6 +1,7 @@
 import { connect, Events, type NatsConnection } from "nats";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { z } from "zod";
+import { systemClock } from "../../shared/system.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { type KvChange, type KvStore, openKv } from "./kv.ts";
 
@@ -28,7 +29,12 @@ afterAll(async () => {
 
 const bucketName = () => `things-${++serial}`;
 const open = (bucket: string, prefix?: string): Promise<KvStore<Thing>> =>
-  openKv(connection, { bucket, schema: Thing, ...(prefix === undefined ? {} : { prefix }) });
+  openKv(connection, {
+    clock: systemClock,
+    bucket,
+    schema: Thing,
+    ...(prefix === undefined ? {} : { prefix }),
+  });
 
 async function until(store: KvStore<Thing>, enough: (seen: KvChange<Thing>[]) => boolean | Promise<boolean>) {
   const stop = new AbortController();

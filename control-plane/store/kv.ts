@@ -2,11 +2,16 @@
  * A typed key-value bucket: the port, and its adapter over NATS JetStream.
  *
  * Values are JSON and pass a schema on the way in and out. Every change is compare-and-set on the revision, so
- * that two replicas cannot overwrite one another unseen.
+ * that two replicas cannot overwrite one another unseen. A change whose answer stays away is asked for again under
+ * the same message id, and reads go to the stream's leader: other servers of a cluster may lag behind.
  */
-import { type KV, type NatsConnection, type KvEntry as NatsEntry, NatsError } from "nats";
+import { type NatsConnection, NatsError } from "nats";
 import type { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
+import { type Clock, newSecret } from "../../shared/system.ts";
+import { lastMessageOf, passes } from "./jetstream.ts";
+import { publish } from "./publish.ts";
+import { readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 
 export interface KvEntry<T> {
   key: string;
@@ -39,12 +44,15 @@ export interface KvStore<T> {
   delete(key: string, revision?: number): Promise<void>;
   /** Entries that the schema refuses are left out. */
   list(): Promise<KvEntry<T>[]>;
-  /** What is stored, then `current`, then changes as they come, until the signal aborts. Throws when the watch is lost. */
+  /** What is stored, then `current`, then changes as they come, until the signal aborts. */
   watch(signal: AbortSignal): AsyncIterable<KvChange<T>>;
 }
 
 export interface KvOptions<T> {
   bucket: string;
+  clock: Clock;
+  /** Told when a watch has to begin anew. */
+  log?: TailLog;
   schema: z.ZodType<T>;
   /** Part of the key that this store keeps to itself, like "seen.": several kinds of value can share a bucket. */
   prefix?: string;
@@ -55,20 +63,22 @@ export interface KvOptions<T> {
   ttlMs?: number;
 }
 
-/** JetStream's "wrong last sequence". */
-const WRONG_LAST_SEQUENCE = 10071;
+/** How long a change is tried while the store does not answer: a cluster elects a leader within that time. */
+const PATIENCE_MS = 10_000;
+/** As the `nats` command line and other clients write it. */
+const OPERATION = "KV-Operation";
 
 /** Opens the bucket and creates it when it does not exist. The connection stays the caller's. */
 export async function openKv<T>(connection: NatsConnection, options: KvOptions<T>): Promise<KvStore<T>> {
-  const { bucket, schema, prefix = "" } = options;
-  const kv = await attempt(bucket, "open", () =>
+  const { bucket, prefix = "" } = options;
+  await attempt(bucket, "open", () =>
     connection.jetstream().views.kv(bucket, {
       history: options.history ?? 1,
       replicas: options.replicas ?? 1,
       ...(options.ttlMs === undefined ? {} : { ttl: options.ttlMs }),
     }),
   );
-  return new NatsKv(kv, bucket, prefix, schema);
+  return new NatsKv({ ...options, prefix, connection, patienceMs: PATIENCE_MS });
 }
 
 /** Rounds of read, decide and write before we say that the key is too busy. Each lost round means that another writer won. */
@@ -100,123 +110,178 @@ export async function changeKv<T>(
   }
 }
 
+interface NatsKvOptions<T> extends KvOptions<T> {
+  prefix: string;
+  connection: NatsConnection;
+  patienceMs: number;
+}
+
 class NatsKv<T> implements KvStore<T> {
-  readonly #kv: KV;
+  readonly #options: NatsKvOptions<T>;
   readonly #bucket: string;
   readonly #prefix: string;
   readonly #schema: z.ZodType<T>;
 
-  constructor(kv: KV, bucket: string, prefix: string, schema: z.ZodType<T>) {
-    this.#kv = kv;
-    this.#bucket = bucket;
-    this.#prefix = prefix;
-    this.#schema = schema;
+  constructor(options: NatsKvOptions<T>) {
+    this.#options = options;
+    this.#bucket = options.bucket;
+    this.#prefix = options.prefix;
+    this.#schema = options.schema;
   }
 
   async get(key: string): Promise<KvEntry<T> | undefined> {
-    const entry = await attempt(this.#bucket, key, () => this.#kv.get(this.#prefix + key));
-    if (entry === null || entry.operation !== "PUT") return undefined;
-    const parsed = this.#decode(entry);
+    const stored = await this.#stored(key);
+    if (stored === undefined || stored.deleted) return undefined;
+    const parsed = this.#decode(() => JSON.parse(stored.text));
     if (parsed.kind === "malformed") {
       throw new InsituError(
         "internal",
         `the entry ${key} of the bucket ${this.#bucket} is not what was expected (${parsed.reason}); repair or delete it with the nats command line`,
       );
     }
-    return { key, value: parsed.value, revision: entry.revision };
+    return { key, value: parsed.value, revision: stored.revision };
   }
 
   async create(key: string, value: T): Promise<number> {
-    return await attempt(this.#bucket, key, () => this.#kv.create(this.#prefix + key, this.#encode(value)));
+    try {
+      return await this.update(key, value, 0);
+    } catch (err) {
+      if (!(err instanceof InsituError) || err.code !== "conflict") throw err;
+      // A deleted key leaves a mark, and may be created again on top of it.
+      const stored = await this.#stored(key);
+      if (!stored?.deleted) throw err;
+      return await this.update(key, value, stored.revision);
+    }
   }
 
   async update(key: string, value: T, revision: number): Promise<number> {
-    return await attempt(this.#bucket, key, () =>
-      this.#kv.update(this.#prefix + key, this.#encode(value), revision),
-    );
+    return await this.#write(key, { payload: JSON.stringify(value), expected: { ofSubject: revision } });
   }
 
   async delete(key: string, revision?: number): Promise<void> {
-    await attempt(this.#bucket, key, () =>
-      this.#kv.delete(this.#prefix + key, revision === undefined ? {} : { previousSeq: revision }),
+    const expected = revision === undefined ? {} : { expected: { ofSubject: revision } };
+    await this.#write(key, { payload: "", headers: { [OPERATION]: "DEL" }, ...expected });
+  }
+
+  /** The last change of the key. */
+  async #stored(key: string): Promise<{ revision: number; deleted: boolean; text: string } | undefined> {
+    const subject = this.#subject(key);
+    const found = await attempt(this.#bucket, key, () =>
+      lastMessageOf(this.#options.connection, `KV_${this.#bucket}`, subject),
     );
+    return found && { revision: found.seq, deleted: found.header.has(OPERATION), text: found.string() };
+  }
+
+  async #write(
+    key: string,
+    change: { payload: string; headers?: Record<string, string>; expected?: { ofSubject: number } },
+  ): Promise<number> {
+    const subject = this.#subject(key);
+    const written = await attempt(this.#bucket, key, () =>
+      publish(this.#options, {
+        what: key,
+        stream: `KV_${this.#bucket}`,
+        subject,
+        messageId: newSecret(12),
+        ...change,
+      }),
+    );
+    if (written.kind === "stored") return written.seq;
+    throw new InsituError(
+      "conflict",
+      `somebody else changed ${key} in the bucket ${this.#bucket} first: read it again`,
+      { retryable: true },
+    );
+  }
+
+  #subject(key: string): string {
+    const whole = this.#prefix + key;
+    if (!/^[-/=\w]+(\.[-/=\w]+)*$/.test(whole))
+      throw new InsituError(
+        "internal",
+        `${JSON.stringify(key)} cannot be a key of the bucket ${this.#bucket}`,
+      );
+    return `$KV.${this.#bucket}.${whole}`;
   }
 
   async list(): Promise<KvEntry<T>[]> {
     const found = new Map<string, KvEntry<T>>();
-    const enough = new AbortController();
-    for await (const change of this.watch(enough.signal)) {
-      if (change.kind === "current") break;
+    const { connection } = this.#options;
+    const stored = { connection, stream: `KV_${this.#bucket}`, filter: this.#all(), fromSeq: 1 };
+    for await (const message of readToEnd(stored)) {
+      const change = this.#change(message);
       if (change.kind === "put") {
         found.set(change.key, { key: change.key, value: change.value, revision: change.revision });
-      } else found.delete(change.key);
+      } else if (change.kind !== "current") found.delete(change.key);
     }
     return [...found.values()];
   }
 
   async *watch(signal: AbortSignal): AsyncGenerator<KvChange<T>> {
-    // The client runs `initializedFn` in order with the entries, between two of them or while we wait for one.
-    // It cannot yield, so the changes go through a queue of our own.
+    const { connection, clock, log = { warn() {} } } = this.#options;
+    const [stream, filter] = [`KV_${this.#bucket}`, this.#all()];
     const queue: KvChange<T>[] = [];
     let wake = () => {};
-    let ended = false;
-    let failure: unknown;
     const push = (change: KvChange<T>) => {
       queue.push(change);
       wake();
     };
-    const watcher = await attempt(this.#bucket, "watch", () =>
-      this.#kv.watch({ key: `${this.#prefix}>`, initializedFn: () => push({ kind: "current" }) }),
-    );
-    const stop = () => {
-      watcher.stop();
-      ended = true;
-      wake();
-    };
+    const endSeq = (await lastMessageOf(connection, stream, filter))?.seq ?? 0;
+    let current = endSeq === 0;
+    if (current) push({ kind: "current" });
+    const tail = new StreamTail({
+      connection,
+      stream,
+      filter,
+      fromSeq: 1,
+      clock,
+      log,
+      onMessage: (message) => {
+        // What was the end may have been replaced by a newer one before it was delivered.
+        if (!current && message.seq > endSeq) push({ kind: "current" });
+        current ||= message.seq > endSeq;
+        push(this.#change(message));
+        if (!current && message.seq === endSeq) push({ kind: "current" });
+        current ||= message.seq === endSeq;
+      },
+    });
+    const stop = () => wake();
     signal.addEventListener("abort", stop, { once: true });
-    const pump = (async () => {
-      try {
-        for await (const entry of watcher) push(this.#change(entry));
-      } catch (err) {
-        failure = err;
-      } finally {
-        ended = true;
-        wake();
-      }
-    })();
+    tail.start();
     try {
       while (!signal.aborted) {
         const change = queue.shift();
         if (change !== undefined) yield change;
-        else if (ended) break;
         else {
           await new Promise<void>((resolve) => {
             wake = resolve;
           });
         }
       }
-      if (signal.aborted) return;
-      throw unavailable(this.#bucket, "watch", failure ?? new Error("the subscription ended"));
     } finally {
       signal.removeEventListener("abort", stop);
-      stop();
-      await pump;
+      await tail.close();
     }
   }
 
-  #change(entry: NatsEntry): KvChange<T> {
-    const key = entry.key.slice(this.#prefix.length);
-    if (entry.operation !== "PUT") return { kind: "delete", key, revision: entry.revision };
-    const parsed = this.#decode(entry);
-    return parsed.kind === "malformed"
-      ? { kind: "malformed", key, revision: entry.revision, reason: parsed.reason }
-      : { kind: "put", key, value: parsed.value, revision: entry.revision };
+  #all(): string {
+    return `$KV.${this.#bucket}.${this.#prefix}>`;
   }
 
-  #decode(entry: NatsEntry): { kind: "ok"; value: T } | { kind: "malformed"; reason: string } {
+  #change(message: StreamMessage): KvChange<T> {
+    const key = message.subject.slice(this.#all().length - 1);
+    const revision = message.seq;
+    if (message.header(OPERATION) !== "") return { kind: "delete", key, revision };
+    const parsed = this.#decode(() => JSON.parse(Buffer.from(message.data).toString("utf8")));
+    return parsed.kind === "malformed"
+      ? { kind: "malformed", key, revision, reason: parsed.reason }
+      : { kind: "put", key, value: parsed.value, revision };
+  }
+
+  #decode(read: () => unknown): { kind: "ok"; value: T } | { kind: "malformed"; reason: string } {
     let json: unknown;
     try {
-      json = entry.json();
+      json = read();
     } catch (err) {
       return { kind: "malformed", reason: err instanceof Error ? err.message : String(err) };
     }
@@ -228,27 +293,14 @@ class NatsKv<T> implements KvStore<T> {
           reason: parsed.error.issues.map((i) => `${i.path.join(".")}: ${i.message}`).join("; "),
         };
   }
-
-  #encode(value: T): string {
-    return JSON.stringify(value);
-  }
 }
 
 async function attempt<R>(bucket: string, what: string, call: () => Promise<R>): Promise<R> {
   try {
     return await call();
   } catch (err) {
-    if (err instanceof NatsError && err.api_error?.err_code === WRONG_LAST_SEQUENCE) {
-      throw new InsituError(
-        "conflict",
-        `somebody else changed ${what} in the bucket ${bucket} first: read it again`,
-        {
-          retryable: true,
-          cause: err,
-        },
-      );
-    }
-    if (err instanceof NatsError) throw unavailable(bucket, what, err);
+    const cause = err instanceof InsituError && err.cause !== undefined ? err.cause : err;
+    if (cause instanceof NatsError || passes(err)) throw unavailable(bucket, what, cause);
     throw err;
   }
 }
@@ -257,7 +309,7 @@ function unavailable(bucket: string, what: string, cause: unknown): InsituError 
   const message = cause instanceof Error ? cause.message : String(cause);
   return new InsituError(
     "store.unavailable",
-    `NATS did not answer for ${what} in the bucket ${bucket} (${message}); check that nats-server runs and JetStream is enabled`,
+    `NATS did not answer for ${what} in the bucket ${bucket} (${message}); check that nats-server runs with JetStream enabled, in a cluster more than half of its servers`,
     { retryable: true, cause },
   );
 }

@@ -1,5 +1,5 @@
 /** Logs of steps on the stream `LOGS`: chunks as agents sent them, read back entry by entry. */
-import { headers, type JetStreamClient, type NatsConnection } from "nats";
+import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
@@ -8,14 +8,15 @@ import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { LogLine } from "../api/schemas.ts";
 import type { LogQueries, RunQueries } from "../api/services.ts";
 import type { LogChunk, LogSink } from "../gateway/ports.ts";
-import { storeError } from "./jetstream.ts";
+import { publish } from "./publish.ts";
 import { readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 const EPOCH = "Insitu-Epoch";
 const FIRST = "Insitu-First-Entry";
 const COUNT = "Insitu-Entry-Count";
 const ENCODING = "Insitu-Encoding";
-const PUBLISH_TIMEOUT_MS = 10_000;
+/** Longer than a cluster takes to elect a leader. Then the agent is told to send it again. */
+const PATIENCE_MS = 20_000;
 /** After the end of a run, how long a follower waits for chunks that its outcomes announce. */
 const LATE_MAX_MS = 10_000;
 
@@ -32,11 +33,9 @@ export interface LogStoreOptions {
 
 export class LogStore implements LogSink, LogQueries {
   readonly #options: LogStoreOptions;
-  readonly #jetstream: JetStreamClient;
 
   constructor(options: LogStoreOptions) {
     this.#options = options;
-    this.#jetstream = options.connection.jetstream();
   }
 
   /** @throws auth.denied when the attempt was never granted to the agent's environment: the gateway sets it aside */
@@ -45,23 +44,24 @@ export class LogStore implements LogSink, LogQueries {
     if (!(await this.#options.wasGranted(agent, chunk))) {
       throw new InsituError("auth.denied", `step ${stepId} of run ${runId} was not granted to ${agent}`);
     }
-    const head = headers();
-    head.set(EPOCH, String(epoch));
-    head.set(FIRST, String(firstEntry));
-    head.set(COUNT, String(chunk.entryCount));
-    head.set(ENCODING, chunk.encoding);
-    try {
-      await this.#jetstream.publish(subjects.log(runId, stepId, attempt), chunk.entries, {
-        headers: head,
+    await publish(
+      { ...this.#options, patienceMs: PATIENCE_MS },
+      {
+        what: `log of step ${stepId} in run ${runId}`,
+        stream: STREAMS.logs,
+        subject: subjects.log(runId, stepId, attempt),
+        payload: chunk.entries,
         // By content, not by the agent's sequence: a reinstalled agent begins that anew. With the count, because
         // a chunk that begins at the same entry and reaches further is another one, and not a repeat.
-        msgID: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}+${chunk.entryCount}`,
-        expect: { streamName: STREAMS.logs },
-        timeout: PUBLISH_TIMEOUT_MS,
-      });
-    } catch (err) {
-      throw storeError(err, `log of step ${stepId} in run ${runId}`);
-    }
+        messageId: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}+${chunk.entryCount}`,
+        headers: {
+          [EPOCH]: String(epoch),
+          [FIRST]: String(firstEntry),
+          [COUNT]: String(chunk.entryCount),
+          [ENCODING]: chunk.encoding,
+        },
+      },
+    );
   }
 
   async *read(query: Query): AsyncGenerator<LogLine> {

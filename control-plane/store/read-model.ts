@@ -26,6 +26,7 @@ const FORMAT = 2;
 /** The two ways in which the client reads a time round differently. */
 const SAME_TIME_MS = 2;
 const FLUSH_MS = 100;
+const RETRY_MS = 250;
 
 interface StoredRun {
   summary: RunSummary;
@@ -60,6 +61,7 @@ export class ReadModel implements RunQueries {
   #seq = 0;
   #storedAtMs = 0;
   #flushedSeq = 0;
+  readonly #stop = new AbortController();
   #tail: StreamTail | undefined;
   #flushTimer: Timer | undefined;
 
@@ -99,6 +101,7 @@ export class ReadModel implements RunQueries {
 
   async close(): Promise<void> {
     this.#flushTimer?.cancel();
+    this.#stop.abort(new InsituError("cancelled", "closed"));
     await this.#tail?.close();
     this.#flush();
     await this.#root.close();
@@ -228,8 +231,9 @@ export class ReadModel implements RunQueries {
       this.#inbox = [];
       for (const message of taken) {
         try {
-          await this.#apply(toBatch(message));
+          await this.#applyWhenAnswered(toBatch(message));
         } catch (err) {
+          if (this.#stop.signal.aborted) return;
           // A message from outside our own code is an event, not an assertion: the rest goes on.
           this.#options.log.error(
             { err, seq: message.seq, subject: message.subject },
@@ -240,6 +244,21 @@ export class ReadModel implements RunQueries {
       }
     }
     this.#draining = false;
+  }
+
+  /** Waits for a store that is away: to go on would lose what the message says. */
+  async #applyWhenAnswered(batch: StoredBatch): Promise<void> {
+    const { clock, log } = this.#options;
+    for (;;) {
+      try {
+        return await this.#apply(batch);
+      } catch (thrown) {
+        const err = InsituError.from(thrown);
+        if (!err.retryable) throw err;
+        log.warn({ err, runId: batch.runId, seq: batch.seq }, "run events not read yet");
+        await clock.sleep(RETRY_MS, this.#stop.signal);
+      }
+    }
   }
 
   async #apply(batch: StoredBatch): Promise<void> {

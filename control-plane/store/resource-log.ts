@@ -2,7 +2,7 @@
  * Resources as a fold over the stream `RESOURCES`: one message an apply, so that a directory of documents is
  * taken whole or not at all. Pipeline bodies lie beside it in the bucket of versions, by digest.
  */
-import type { JetStreamClient, NatsConnection } from "nats";
+import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
 import { compile, type Plan } from "../../shared/engine/plan.ts";
@@ -22,8 +22,8 @@ import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { StoredResource } from "../api/services.ts";
 import type { PipelineVersion, ResourceChange, ResourceJournal } from "../resources/resource-journal.ts";
 import type { PlanSource } from "../runs/ports.ts";
-import { errorCode, storeError, WRONG_LAST_SEQUENCE } from "./jetstream.ts";
 import { type KvStore, openKv } from "./kv.ts";
+import { publish } from "./publish.ts";
 import { lastSeqOf, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 const head = { name: Name };
@@ -41,12 +41,12 @@ const Change = z.union([
 ]);
 const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
 
-const PUBLISH_TIMEOUT_MS = 5_000;
+/** Somebody waits for it. */
+const PATIENCE_MS = 10_000;
 const LOAD_RETRY_MS = 500;
 
 export class ResourceLog implements PlanSource, ResourceJournal {
   readonly #connection: NatsConnection;
-  readonly #jetstream: JetStreamClient;
   readonly #versions: KvStore<PipelineSpec>;
   readonly #tail: StreamTail;
   readonly #clock: Clock;
@@ -67,7 +67,6 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     log: Logger,
   ) {
     this.#connection = connection;
-    this.#jetstream = connection.jetstream();
     this.#versions = versions;
     this.#clock = clock;
     this.#log = log;
@@ -85,7 +84,12 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     replicas: number;
   }): Promise<ResourceLog> {
     const { connection, clock, log, replicas } = options;
-    const versions = await openKv(connection, { bucket: BUCKETS.versions, schema: PipelineSpec, replicas });
+    const versions = await openKv(connection, {
+      clock,
+      bucket: BUCKETS.versions,
+      schema: PipelineSpec,
+      replicas,
+    });
     const opened = new ResourceLog(connection, versions, clock, log);
     const lastSeq = await lastSeqOf(connection, STREAMS.resources);
     opened.#tail.start();
@@ -170,22 +174,18 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     options: { by: string; atMs: number; expectedSeq: number; id: string },
   ) {
     const { by, atMs, expectedSeq, id } = options;
-    try {
-      const ack = await this.#jetstream.publish(
-        subjects.resources,
-        JSON.stringify({ v: 1, atMs, by, changes }),
-        {
-          msgID: id,
-          expect: { lastSequence: expectedSeq, streamName: STREAMS.resources },
-          timeout: PUBLISH_TIMEOUT_MS,
-        },
-      );
-      await this.#waitFor(ack.seq);
-    } catch (err) {
-      if (errorCode(err) !== WRONG_LAST_SEQUENCE) throw storeError(err, "apply");
-      await this.#waitFor(await lastSeqOf(this.#connection, STREAMS.resources));
-      throw new InsituError("conflict", "somebody else applied at the same time", { retryable: true });
-    }
+    const world = { connection: this.#connection, clock: this.#clock, patienceMs: PATIENCE_MS };
+    const published = await publish(world, {
+      what: "apply",
+      stream: STREAMS.resources,
+      subject: subjects.resources,
+      payload: JSON.stringify({ v: 1, atMs, by, changes }),
+      messageId: id,
+      expected: { ofStream: expectedSeq },
+    });
+    if (published.kind === "stored") return await this.#waitFor(published.seq);
+    await this.#waitFor(await lastSeqOf(this.#connection, STREAMS.resources));
+    throw new InsituError("conflict", "somebody else applied at the same time", { retryable: true });
   }
 
   #waitFor(seq: number): Promise<void> {

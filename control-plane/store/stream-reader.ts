@@ -12,7 +12,7 @@ import {
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { errorCode, lastMessageOf, NO_MESSAGE_FOUND, onReconnect, passes, storeError } from "./jetstream.ts";
+import { errorCode, lastMessageOf, NO_MESSAGE_FOUND, onReconnect, storeError } from "./jetstream.ts";
 
 /** What a message is to readers. `data` is valid after the callback too. */
 export interface StreamMessage {
@@ -24,9 +24,9 @@ export interface StreamMessage {
   storedAtMs: number;
 }
 
-const HEARTBEAT_MS = 2_000;
+const HEARTBEAT_MS = 1_000;
 const EXPIRES_MS = 10_000;
-const RESTART_MS = 500;
+const RESTART_MS = 250;
 /** A reader that nobody asks for so long is forgotten by the server. */
 const INACTIVE_MS = 30_000;
 
@@ -39,7 +39,7 @@ export interface ReadOptions {
 }
 
 /** A call that gets no answer while a cluster elects a leader is made again soon. */
-const CALL_TIMEOUT_MS = 2_500;
+const CALL_TIMEOUT_MS = 2_000;
 const PAGE_MAX = 500;
 const PAGE_EXPIRES_MS = 5_000;
 /** For a server of the cluster that does not have yet what the leader has. */
@@ -63,7 +63,6 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
   const end = async (): Promise<number> => (await lastMessageOf(connection, stream, filter))?.seq ?? 0;
   let endSeq = await end();
   let { fromSeq } = options;
-  let trouble: unknown;
   for (let empty = 0; fromSeq <= endSeq; ) {
     const opened = await openReader({ ...options, fromSeq });
     try {
@@ -71,14 +70,7 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
       while (fromSeq <= endSeq) {
         const behind = pending <= 0;
         const expiresMs = behind ? BEHIND_EXPIRES_MS : PAGE_EXPIRES_MS;
-        const page = await opened
-          .page(behind ? 1 : Math.min(pending, PAGE_MAX), expiresMs)
-          .catch((err: unknown) => {
-            // A consumer that was just made, or has just lost its server, answers nobody: another one will.
-            if (!passes(err)) throw err;
-            trouble = err;
-            return { messages: [], whole: false };
-          });
+        const page = await opened.page(behind ? 1 : Math.min(pending, PAGE_MAX), expiresMs);
         pending -= page.messages.length;
         empty = page.messages.length === 0 ? empty + 1 : 0;
         for (const message of page.messages) {
@@ -97,7 +89,6 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
     if (empty >= EMPTY_PAGES_MAX) {
       throw new InsituError("store.unavailable", `read of ${stream} stalled at sequence ${fromSeq}`, {
         retryable: true,
-        cause: trouble,
       });
     }
   }
@@ -174,6 +165,14 @@ export async function lastSeqOf(connection: NatsConnection, stream: string): Pro
   }
 }
 
+export type TailLog = Pick<Logger, "warn">;
+
+interface TailOptions extends ReadOptions {
+  clock: Clock;
+  log: TailLog;
+  onMessage(message: StreamMessage): void;
+}
+
 /** What says that the consumer is gone, or the server that it lived on. */
 const LOST: ReadonlySet<string> = new Set([
   ConsumerEvents.HeartbeatsMissed,
@@ -206,14 +205,14 @@ export async function storedAtMsOf(
  * one that the server has forgotten. Here any sign of trouble makes it open a new one behind the last message seen.
  */
 export class StreamTail {
-  readonly #options: ReadOptions & { clock: Clock; log: Logger; onMessage(message: StreamMessage): void };
+  readonly #options: TailOptions;
   readonly #stop = new AbortController();
   #nextSeq: number;
   #done: Promise<void> | undefined;
   #restart = new AbortController();
   #forget: () => void = () => undefined;
 
-  constructor(options: ReadOptions & { clock: Clock; log: Logger; onMessage(message: StreamMessage): void }) {
+  constructor(options: TailOptions) {
     this.#options = options;
     this.#nextSeq = options.fromSeq;
   }

@@ -26,7 +26,7 @@ async function open(connection: NatsConnection, wanted?: number): Promise<number
   const manager = await connection.jetstreamManager();
   await ensureStreams(manager, replicas);
   await ensureWorkConsumer(manager, "site", "env-site");
-  await openKv(connection, { bucket: BUCKETS.cluster, schema: z.unknown(), replicas });
+  await openKv(connection, { clock: systemClock, bucket: BUCKETS.cluster, schema: z.unknown(), replicas });
   return replicas;
 }
 

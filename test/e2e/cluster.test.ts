@@ -179,7 +179,7 @@ async function checkRuns(plant: Plant, runIds: readonly string[]): Promise<void>
       const counted = ["attempt.offered", "attempt.finished"].map((kind) => kinds.get(`${kind} ${id}`));
       expect({ runId, id, counted }).toEqual({ runId, id, counted: [1, 1] });
     }
-    expect([...kinds.keys()].filter((kind) => /lost|fenced|expired/.test(kind))).toEqual([]);
+    expect([...kinds.keys()].filter((kind) => /lost|expired/.test(kind))).toEqual([]);
   }
 }
 
