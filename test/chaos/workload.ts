@@ -38,7 +38,6 @@ interface Shape {
 
 const JURISDICTIONS = ["DE", "FR", "US", "JP", "CA", "GB"];
 const PAUSE_S = "0.05";
-const PLANTED_IN_ONE_OF = 4;
 
 /** Each side effect is one line, appended in one write: `start` before the first and `end` after the last. */
 const SCRIPT = `
@@ -46,7 +45,7 @@ mark() {
   printf '%s %s %s %s %s %s %s %s\\n' "$1" "$INSITU_RUN_ID" "$INSITU_STEP_ID" "$INSITU_ATTEMPT" "$INSITU_EPOCH" \\
     "$SITE" "$AGENT" "$(date +%s%3N)" >> "$JOURNAL" || exit 99
 }
-planted() { [ "$PLANT" = "$1" ] && [ $(( $(date +%N | sed 's/^0*//;s/^$/0/') % ${PLANTED_IN_ONE_OF} )) -eq 0 ]; }
+planted() { [ "$PLANT" = "$1" ]; }
 SITE="$CHAOS_SITE"; AGENT="$CHAOS_AGENT"; JOURNAL="$CHAOS_JOURNAL"
 if planted wrong-site; then SITE=elsewhere; fi
 mark start
