@@ -266,6 +266,14 @@ describe("a run that is followed", () => {
     expect(await followed(model, "late-1", seqs.at(-1)!)).toEqual(late);
   });
 
+  test("shows what came as evidence after its end, to those who come later", async () => {
+    const seqs = await append("evidence-1", wholeRun("evidence-1"));
+    const late = await append("evidence-1", [[fenced]], seqs.at(-1));
+    await using model = await opened("evidence");
+    expect(await followed(model, "evidence-1", 0)).toEqual([...seqs, ...late]);
+    expect(await followed(model, "evidence-1", seqs[2]!)).toEqual([...seqs.slice(3), ...late]);
+  });
+
   test("lets go when the reader leaves", async () => {
     await append("leave-1", [created("leave-1")]);
     await using model = await opened("leave");

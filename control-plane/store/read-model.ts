@@ -165,11 +165,14 @@ export class ReadModel implements RunQueries {
     signal.addEventListener("abort", onAbort);
     try {
       let seen = afterSeq;
+      let over = false;
       for (const { seq, events } of await this.#options.store.read(runId, afterSeq)) {
         seen = seq;
         yield { seq, batch: { v: 1, events } };
-        if (ends(events)) return;
+        // To the last batch: evidence that came after the end is part of the run's history.
+        over ||= ends(events);
       }
+      if (over) return;
       while (!signal.aborted) {
         const next = buffer.shift();
         if (next === undefined) {

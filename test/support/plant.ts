@@ -161,7 +161,8 @@ export class Plant {
       const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n");
       rest = lines.pop() ?? "";
       for (const line of lines) {
-        if (!line.startsWith("data: {")) continue;
+        // What comes after the end is evidence, for those who ask for more than the run.
+        if (!line.startsWith("data: {") || events.at(-1)?.kind === "run.finished") continue;
         events.push(...((JSON.parse(line.slice(6)) as Partial<RunEventBatch>).events ?? []));
       }
       if (enough(events) || events.some((event) => event.kind === "run.finished")) break;
