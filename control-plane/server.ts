@@ -55,6 +55,7 @@ import {
 import { externalTarget } from "./store/nats-target.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
+import { refuseHalfRestored } from "./store/restore-mark.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
 
 const DRAIN_MS = 1_000;
@@ -139,6 +140,7 @@ async function open(
   const engine = await openEngine(config, { ...world, pki, secrets }, signal, closers);
   const { connection } = engine;
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
+  await refuseHalfRestored(await connection.jetstreamManager());
   await ensureStreams(await connection.jetstreamManager(), replicas);
 
   const resourceLog = await ResourceLog.open({ connection, clock, log, replicas });

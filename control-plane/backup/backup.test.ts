@@ -5,14 +5,18 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import fc from "fast-check";
 import { connect, type NatsConnection } from "nats";
+import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { BUCKETS, subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { startTestNatsCluster, type TestNatsCluster } from "../../test/support/nats-cluster.ts";
 import { loadConfig, type ServerConfig } from "../config.ts";
 import { ClusterRecord, emptyRecord } from "../shards/shard-book.ts";
 import { ensureStreams } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
+import { NatsPeers } from "../store/nats-peers.ts";
+import { refuseHalfRestored, setRestoreMark } from "../store/restore-mark.ts";
 import { ALL_STREAMS, KEPT_STREAMS } from "./contents.ts";
 import { createBackup } from "./create.ts";
 import { restoreBackup } from "./restore.ts";
@@ -50,9 +54,9 @@ function login({ url, user, password }: TestNats): Promise<NatsConnection> {
 }
 
 /** What a server makes, with a few messages in it. */
-async function fill(to: NatsConnection): Promise<void> {
-  await ensureStreams(await to.jetstreamManager(), 1);
-  const kv = await openKv(to, { clock: systemClock, bucket: BUCKETS.cluster, schema: ClusterRecord });
+async function fill(to: NatsConnection, replicas = 1): Promise<void> {
+  await ensureStreams(await to.jetstreamManager(), replicas);
+  const kv = await openKv(to, { clock: systemClock, bucket: BUCKETS.cluster, schema: ClusterRecord, replicas });
   const record = emptyRecord("f");
   const shards = record.shards.map((shard) => ({ ...shard, owner: "old", instance: "i", epoch: 7 }));
   await kv.create("shards", { ...record, shards });
@@ -194,6 +198,74 @@ describe("a restore", () => {
     });
   });
 
+  test("into a NATS that was interrupted begins anew, and no server starts before it has ended", async () => {
+    await using target = await startTestNats();
+    const other = await login(target);
+    const manager = await other.jetstreamManager();
+    await setRestoreMark(manager, 1);
+    await fill(other);
+    await expect(refuseHalfRestored(manager)).rejects.toMatchObject({ code: "conflict" });
+    await restore(whole, into(target, "again"));
+    await refuseHalfRestored(manager);
+    expect((await manager.streams.info("RUNS")).state.messages).toBe(20);
+    await other.close();
+  });
+
+  test("into a NATS that a server still uses is refused", async () => {
+    await using target = await startTestNats();
+    const other = await login(target);
+    const peers = new NatsPeers(other, "living", pino({ level: "silent" }));
+    peers.start({ onMessage: () => undefined, onRequest: () => Promise.reject(new Error("not understood")) });
+    await other.flush();
+    expect(await failure(restore(whole, into(target, "used")))).toMatchObject({
+      code: "conflict",
+      message: expect.stringContaining("stop every server"),
+    });
+    await other.close();
+  });
+
+  test("of a cluster into a cluster keeps as many copies, of a cluster into a single server one", async () => {
+    await using source = await startTestNatsCluster();
+    await using target = await startTestNatsCluster();
+    const options = ({ natsUrl, user, password }: TestNatsCluster) => ({
+      servers: natsUrl.split(",").map((url) => url.replace(/.*@/, "")),
+      user,
+      pass: password,
+      reconnect: false,
+    });
+    const from = await connect(options(source));
+    await fill(from, 3);
+    await source.whole();
+    const file = await backup("cluster.tar", from);
+    await restore(file, configOf({ "nats-url": target.natsUrl, data: join(directory, "clustered") }));
+    const to = await connect(options(target));
+    const { config, state } = await (await to.jetstreamManager()).streams.info("RUNS");
+    expect([config.num_replicas, state.messages]).toEqual([3, 20]);
+    await Promise.all([from.close(), to.close()]);
+
+    await using single = await startTestNats();
+    await restore(file, into(single, "of-cluster"));
+    const alone = await login(single);
+    expect((await (await alone.jetstreamManager()).streams.info("RUNS")).config.num_replicas).toBe(1);
+    await alone.close();
+  }, 60_000);
+
+  test("that follows the backup at once raises no floor; one with a clock of before is refused", async () => {
+    const verified = await verifyBackup(whole, { passphrase: PASSPHRASE });
+    const how = { ...verified, file: whole, env: process.env, signal, progress, nothingRanSince: true };
+    await using target = await startTestNats();
+    const config = into(target, "moved");
+    const early = { ...systemClock, wallMs: () => verified.manifest.takenAtMs - 1 };
+    expect((await failure(restoreBackup({ ...how, config, clock: early }))).message).toContain(
+      "set the clock right",
+    );
+    await restoreBackup({ ...how, config, clock: systemClock });
+    const other = await login(target);
+    const kv = await openKv(other, { clock: systemClock, bucket: BUCKETS.cluster, schema: ClusterRecord });
+    expect((await kv.get("shards"))!.value.epochFloor).toBeUndefined();
+    await other.close();
+  });
+
   test("touches no directory that holds anything, and no other secrets", async () => {
     const filled = join(directory, "filled");
     await mkdir(filled);
@@ -231,7 +303,9 @@ describe("a restore", () => {
   });
 });
 
-test("what is written while a backup is taken: nothing that was acknowledged before is missing", async () => {
+test("what is written while a backup is taken: nothing that was acknowledged before is missing", {
+  timeout: 60_000,
+}, async () => {
   await using busy = await startTestNats();
   const writer = await login(busy);
   await fill(writer);
@@ -240,13 +314,13 @@ test("what is written while a backup is taken: nothing that was acknowledged bef
   const writing = (async () => {
     while (!stop.signal.aborted) {
       const batch = Array.from({ length: 50 }, () =>
-        writer.jetstream().publish(subjects.run("busy"), Buffer.alloc(2_000, "x")),
+        writer.jetstream().publish(subjects.run("busy"), Buffer.alloc(200, "x")),
       );
       acknowledged = (await Promise.all(batch)).at(-1)!.seq;
     }
   })();
   const reader = await login(busy);
-  for (let round = 0; round < 4; round++) {
+  for (let round = 0; round < 3; round++) {
     const before = acknowledged;
     const file = await backup(`busy-${round}.tar`, reader);
     await using target = await startTestNats();

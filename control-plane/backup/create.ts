@@ -7,6 +7,7 @@ import { takeSnapshot } from "../store/stream-snapshot.ts";
 import { ArchiveWriter, type WrittenMember } from "./archive-writer.ts";
 import { KEPT_STREAMS } from "./contents.ts";
 import {
+  digestLine,
   FORMAT,
   MANIFEST,
   MANIFEST_DIGEST,
@@ -69,7 +70,7 @@ export async function createBackup(order: BackupOrder): Promise<{ manifest: Mani
     members,
   });
   const { sha256 } = await writer.add(MANIFEST, Buffer.from(`${JSON.stringify(manifest, null, 1)}\n`));
-  await writer.add(MANIFEST_DIGEST, Buffer.from(`${sha256}  ${MANIFEST}\n`));
+  await writer.add(MANIFEST_DIGEST, Buffer.from(digestLine(sha256)));
   return { manifest, bytes: await writer.finish() };
 }
 
@@ -80,7 +81,7 @@ async function copyStream(
   name: string,
 ): Promise<StreamEntry | undefined> {
   const readAtMs = clock.wallMs();
-  const snapshot = await takeSnapshot(connection, clock, name);
+  const snapshot = await takeSnapshot({ connection, clock }, name);
   if (!snapshot) return undefined;
   const parts = [partName(name, 1)];
   writer.begin(parts[0]!);

@@ -42,6 +42,11 @@ export const Manifest = z.object({
 });
 export type Manifest = z.infer<typeof Manifest>;
 
+/** In the form of sha256sum. */
+export function digestLine(sha256: string): string {
+  return `${sha256}  ${MANIFEST}\n`;
+}
+
 export function partName(stream: string, part: number): string {
   return `streams/${stream}.${String(part).padStart(4, "0")}`;
 }

@@ -1,25 +1,35 @@
 /** Puts a backup where nothing is yet: a data directory, or a NATS without streams. */
 import { constants } from "node:fs";
-import { mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
+import { mkdir, open, rename, rm, rmdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import type { NatsConnection } from "nats";
+import type { JetStreamManager, NatsConnection } from "nats";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
 import type { ServerConfig } from "../config.ts";
 import { ClusterRecord, restored } from "../shards/shard-book.ts";
-import { connectNats, errorCode, STREAM_NOT_FOUND, storeError } from "../store/jetstream.ts";
+import { connectNats, errorCode, passes, STREAM_NOT_FOUND, storeError } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
 import { kvClusterStore } from "../store/kv-cluster-store.ts";
 import { startNatsServer } from "../store/nats-server.ts";
 import { embeddedDirectory, externalTarget } from "../store/nats-target.ts";
+import { clearRestoreMark, isRestoreMarked, setRestoreMark } from "../store/restore-mark.ts";
 import { restoreSnapshot } from "../store/stream-snapshot.ts";
 import { damaged, readArchive } from "./archive-reader.ts";
-import { ALL_STREAMS } from "./contents.ts";
 import type { Manifest, StreamEntry } from "./manifest.ts";
+import {
+  olderServer,
+  refuseEarlyClock,
+  refuseFilled,
+  refuseReplicas,
+  refuseStreams,
+} from "./restore-refusals.ts";
 import { missingSecrets, writeSecrets } from "./sealed-secrets.ts";
 import type { Verified } from "./verify.ts";
+
+const SETTLED_WITHIN_MS = 30_000;
+const SETTLED_POLL_MS = 100;
 
 export interface RestoreOrder extends Verified {
   file: string;
@@ -40,7 +50,7 @@ export interface RestoreOrder extends Verified {
  * @throws store.unavailable when NATS refuses
  */
 export async function restoreBackup(order: RestoreOrder): Promise<void> {
-  refuseEarlyClock(order);
+  refuseEarlyClock(order.clock, order.manifest);
   if (order.config.natsUrl === undefined) await restoreDirectory(order);
   else await restoreExternal(order);
 }
@@ -88,15 +98,23 @@ async function restoreExternal(order: RestoreOrder): Promise<void> {
   const directory = config.secrets ?? join(config.data, "secrets");
   const missing = secrets && (await missingSecrets(directory, secrets));
   await withConnection(await externalTarget(config), async (connection) => {
-    await refuseStreams(connection);
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    await refuseReplicas(connection);
+    // Under the mark nobody else makes or uses streams: what is there is of a restore that was interrupted.
+    if (await isRestoreMarked(manager)) await removeStreams(manager, manifest);
+    else await refuseStreams(manager);
+    const replicas = config.streamReplicas ?? (connection.info?.cluster ? undefined : 1);
+    await setRestoreMark(manager, replicas);
     try {
-      await fill(order, connection, config.streamReplicas ?? (connection.info?.cluster ? undefined : 1));
+      await fill(order, connection, replicas);
     } catch (err) {
-      const manager = await connection.jetstreamManager({ checkAPI: false });
-      // None of them was there before. A connection that has gone leaves them; the next try says so.
-      for (const { name } of manifest.streams) await manager.streams.delete(name).catch(() => false);
+      // A connection that has gone leaves some of them, and the mark: the next try removes them.
+      await removeStreams(manager, manifest)
+        .then(() => clearRestoreMark(manager))
+        .catch(() => undefined);
       throw err;
     }
+    await clearRestoreMark(manager);
   });
   if (missing) await writeSecrets(directory, missing);
 }
@@ -119,11 +137,18 @@ async function fill(
   connection: NatsConnection,
   replicas: number | undefined,
 ): Promise<void> {
-  const { file, manifest, progress } = order;
+  const { clock, file, manifest, progress } = order;
   for (const stream of manifest.streams) {
     const { name, config, state, lastSeq } = stream;
     const placed = replicas === undefined ? config : { ...config, num_replicas: replicas };
-    const now = await restoreSnapshot(connection, { ...placed, name }, state, contentOf(order, stream));
+    const now = await restoreSnapshot(
+      { connection, clock },
+      { ...placed, name },
+      state,
+      contentOf(order, stream),
+    ).catch((err: unknown) => {
+      throw olderServer(err, manifest, connection) ?? err;
+    });
     if (now.last_seq < lastSeq)
       throw damaged(
         file,
@@ -151,7 +176,7 @@ async function* contentOf(
 
 /** The replicas of the record have gone; and what is granted from now on is newer than what any of them granted. */
 async function settleShards(
-  { clock, nothingRanSince }: RestoreOrder,
+  { clock, signal, nothingRanSince }: RestoreOrder,
   connection: NatsConnection,
   manifest: Manifest,
 ): Promise<void> {
@@ -163,49 +188,30 @@ async function settleShards(
     ...(typeof replicas === "number" ? { replicas } : {}),
   });
   const store = kvClusterStore(kv);
-  const found = await store.read();
-  if (!found) throw new InsituError("internal", "the backup holds no record of replicas and shards");
-  await store.write(restored(found.record, nothingRanSince ? undefined : clock.wallMs()), found.revision);
-}
-
-/** What tells grants of the lost time from later ones is the time of the restore. */
-function refuseEarlyClock({ clock, manifest: { takenAtMs } }: RestoreOrder): void {
-  const nowMs = clock.wallMs();
-  if (nowMs >= takenAtMs) return;
-  throw new InsituError(
-    "conflict",
-    `the clock of this host says ${new Date(nowMs).toISOString()}, and the backup was taken at ${new Date(takenAtMs).toISOString()}: set the clock right first`,
-  );
-}
-
-async function refuseFilled(data: string): Promise<void> {
-  const there = await readdir(data).catch((err: NodeJS.ErrnoException) => {
-    if (err.code === "ENOENT") return [];
-    throw new InsituError("request.invalid", `${data} cannot be read (${err.code})`, { cause: err });
-  });
-  if (there.length === 0) return;
-  throw new InsituError(
-    "conflict",
-    `${data} is not empty: a backup is restored where nothing is. Stop the server that uses it and move it away (mv ${data} ${data}.old), or name another directory with --data`,
-  );
-}
-
-async function refuseStreams(connection: NatsConnection): Promise<void> {
-  const manager = await connection.jetstreamManager({ checkAPI: false });
-  const there: string[] = [];
-  for (const name of ALL_STREAMS) {
+  const giveUpAtMs = clock.monotonicMs() + SETTLED_WITHIN_MS;
+  for (;;) {
     try {
-      await manager.streams.info(name);
-      there.push(name);
+      const found = await store.read();
+      if (!found)
+        throw new InsituError("store.unavailable", "the record of shards is not there", { retryable: true });
+      return await store.write(
+        restored(found.record, nothingRanSince ? undefined : clock.wallMs()),
+        found.revision,
+      );
     } catch (err) {
-      if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${name}`);
+      // In a cluster the copy that is asked may not have what was restored yet.
+      if (!passes(err) || clock.monotonicMs() > giveUpAtMs) throw err;
+      await clock.sleep(SETTLED_POLL_MS, signal);
     }
   }
-  if (there.length === 0) return;
-  throw new InsituError(
-    "conflict",
-    `this NATS holds streams of Insitu already (${there.join(", ")}): a backup is restored where nothing is. Name another NATS with --nats-url; or, when these may go, stop every server and remove them with the nats command line (nats stream rm NAME)`,
-  );
+}
+
+async function removeStreams(manager: JetStreamManager, { streams }: Manifest): Promise<void> {
+  for (const { name } of streams) {
+    await manager.streams.delete(name).catch((err: unknown) => {
+      if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${name}`);
+    });
+  }
 }
 
 async function syncDirectory(path: string): Promise<void> {

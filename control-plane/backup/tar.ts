@@ -25,7 +25,7 @@ export function encodeHeader({ name, size }: Member, mtimeS: number): Buffer {
   header.write("        ", 148);
   header.write("0", 156);
   header.write("ustar\u000000", 257);
-  header.write(`${octal(sumOf(header), 6)} `, 148);
+  header.write(sumField(sumOf(header)), 148);
   return header;
 }
 
@@ -34,8 +34,14 @@ export function decodeHeader(block: Buffer): Member | "end" | undefined {
   if (block.every((byte) => byte === 0)) return "end";
   const blank = Buffer.from(block);
   blank.fill(" ", 148, 156);
-  const [sum, size] = [number(block, 148, 8), number(block, 124, 12)];
-  if (sum !== sumOf(blank) || size === undefined || block.toString("latin1", 257, 262) !== "ustar")
+  // Byte by byte: a number that other bytes spell too would let a change of one pass.
+  const sum = Buffer.from(sumField(sumOf(blank)));
+  const size = number(block, 124, 12);
+  if (
+    !block.subarray(148, 156).equals(sum) ||
+    size === undefined ||
+    block.toString("latin1", 257, 262) !== "ustar"
+  )
     return undefined;
   return { name: text(block, 0, NAME_MAX_BYTES), size };
 }
@@ -43,6 +49,10 @@ export function decodeHeader(block: Buffer): Member | "end" | undefined {
 /** Bytes that follow a member of this size up to the next header. */
 export function paddingOf(size: number): number {
   return (BLOCK - (size % BLOCK)) % BLOCK;
+}
+
+function sumField(sum: number): string {
+  return `${octal(sum, 6)} `;
 }
 
 function octal(value: number, digits: number): string {

@@ -2,7 +2,15 @@
 import { createHash } from "node:crypto";
 import { damaged, type ReadMember, readArchive, wholeOf } from "./archive-reader.ts";
 import { KEPT_STREAMS } from "./contents.ts";
-import { FORMAT, MANIFEST, MANIFEST_DIGEST, MANIFEST_MAX_BYTES, Manifest, SECRETS } from "./manifest.ts";
+import {
+  digestLine,
+  FORMAT,
+  MANIFEST,
+  MANIFEST_DIGEST,
+  MANIFEST_MAX_BYTES,
+  Manifest,
+  SECRETS,
+} from "./manifest.ts";
 import { SEALED_MAX_BYTES, type Secrets, unseal } from "./sealed-secrets.ts";
 
 export interface Verified {
@@ -54,10 +62,11 @@ export async function verifyBackup(
 
 function readManifest(file: string, kept: ReadonlyMap<string, Buffer>, sha256: string | undefined): Manifest {
   const bytes = kept.get(MANIFEST);
-  const digest = kept.get(MANIFEST_DIGEST)?.toString("utf8").slice(0, 64);
+  const digest = kept.get(MANIFEST_DIGEST)?.toString("utf8");
   if (!bytes) throw damaged(file, MANIFEST, "it is missing");
   if (!digest) throw damaged(file, MANIFEST_DIGEST, "it is missing");
-  if (digest !== sha256) throw damaged(file, MANIFEST, "its content is not what was written (SHA-256)");
+  if (!sha256 || digest !== digestLine(sha256))
+    throw damaged(file, MANIFEST, "its content is not what was written (SHA-256)");
   const json: unknown = JSON.parse(bytes.toString("utf8"));
   const parsed = Manifest.safeParse(json);
   if (parsed.success) return parsed.data;

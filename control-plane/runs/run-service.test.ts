@@ -204,6 +204,22 @@ describe("a shard that two replicas believe to own", () => {
   });
 });
 
+test("logs of a grant that a later owner made are not denied by the former one", async () => {
+  const steps = [stepSpec("load"), stepSpec("after", { needs: ["load"] })];
+  await using former = world(steps);
+  await using latter = world(steps);
+  const { runId, seq } = await create(former.service);
+  const all = new Map(Array.from({ length: 64 }, (_, shard) => [shard, 2]));
+  latter.service.own(all, [{ runId, state: former.service.stateOf(runId)!, seq }]);
+  await finish(latter.service, runId, "load");
+  const granted = (agent: string, epoch: number) =>
+    former.service.wasGranted(agent, { runId, stepId: "after", epoch });
+  expect(status(former.service, runId, "after")).toBe("pending");
+  expect(await granted("site/a", 1)).toBe(true);
+  expect(await granted("other/a", 1)).toBe(false);
+  expect(await granted("site/a", 2)).toBe(false);
+});
+
 test("a run that a later owner of its shard created is left alone", async () => {
   await using later = world([stepSpec("load")]);
   await using former = world([stepSpec("load")]);

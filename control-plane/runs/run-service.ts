@@ -304,12 +304,11 @@ export class RunService implements ReportSink, LeaseKeeper {
   /** True when that grant of the step went to the agent's environment. Also for runs that are decided elsewhere. */
   async wasGranted(agent: string, at: { runId: string; stepId: string; epoch: number }): Promise<boolean> {
     const { runId, stepId, epoch } = at;
-    const actor = this.#actors.get(runId);
-    if (actor) return isGranted(actor.state, stepId, epoch, agent);
-    const known = await this.#reopen(runId);
-    if (known && isGranted(known.state, stepId, epoch, agent)) return true;
-    if (this.owns(runId)) return false;
-    // What was read before may be older than the grant.
+    const known = this.#actors.get(runId) ?? (await this.#reopen(runId));
+    if (!known) return false;
+    if (isGranted(known.state, stepId, epoch, agent)) return true;
+    // What is known here may be older than the grant, also of a run that this replica believes to decide for.
+    if (epoch <= (stepOf(known.state, stepId)?.epoch ?? 0)) return false;
     this.#reopened.delete(runId);
     const fresh = await this.#reopen(runId);
     return fresh !== undefined && isGranted(fresh.state, stepId, epoch, agent);

@@ -12,7 +12,7 @@ import {
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { errorCode, lastMessageOf, NO_MESSAGE_FOUND, onReconnect, storeError } from "./jetstream.ts";
+import { errorCode, lastMessageOf, NO_MESSAGE_FOUND, onReconnect, passes, storeError } from "./jetstream.ts";
 
 /** What a message is to readers. `data` is valid after the callback too. */
 export interface StreamMessage {
@@ -63,6 +63,7 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
   const end = async (): Promise<number> => (await lastMessageOf(connection, stream, filter))?.seq ?? 0;
   let endSeq = await end();
   let { fromSeq } = options;
+  let trouble: unknown;
   for (let empty = 0; fromSeq <= endSeq; ) {
     const opened = await openReader({ ...options, fromSeq });
     try {
@@ -70,7 +71,14 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
       while (fromSeq <= endSeq) {
         const behind = pending <= 0;
         const expiresMs = behind ? BEHIND_EXPIRES_MS : PAGE_EXPIRES_MS;
-        const page = await opened.page(behind ? 1 : Math.min(pending, PAGE_MAX), expiresMs);
+        const page = await opened
+          .page(behind ? 1 : Math.min(pending, PAGE_MAX), expiresMs)
+          .catch((err: unknown) => {
+            // A consumer that was just made, or has just lost its server, answers nobody: another one will.
+            if (!passes(err)) throw err;
+            trouble = err;
+            return { messages: [], whole: false };
+          });
         pending -= page.messages.length;
         empty = page.messages.length === 0 ? empty + 1 : 0;
         for (const message of page.messages) {
@@ -89,6 +97,7 @@ export async function* readToEnd(options: ReadOptions): AsyncGenerator<StreamMes
     if (empty >= EMPTY_PAGES_MAX) {
       throw new InsituError("store.unavailable", `read of ${stream} stalled at sequence ${fromSeq}`, {
         retryable: true,
+        cause: trouble,
       });
     }
   }

@@ -1,8 +1,9 @@
 /** Streams as a whole, out of JetStream and into it: the server's own snapshots, in pieces. */
-import { createInbox, type Msg, type NatsConnection } from "nats";
+import { createInbox, ErrorCode, type Msg, type NatsConnection, NatsError } from "nats";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import { errorCode, STREAM_NOT_FOUND } from "./jetstream.ts";
 
 /** The server's own choice too. Every server takes messages of this size. */
 const PIECE_BYTES = 128 * 1024;
@@ -11,13 +12,22 @@ const WAITING_MAX_BYTES = 256 * 1024 * 1024;
 const ANSWER_TIMEOUT_MS = 30_000;
 /** Between two pieces, and for a stream that is being opened. */
 const SILENCE_MAX_MS = 60_000;
-const STREAM_NOT_FOUND = 10_059;
+/** The server unpacks and reads the whole stream before it says that it is there. */
+const BUILT_WITHIN_MS = 15 * 60_000;
+const HEARD_WITHIN_MS = 10_000;
+const HEARD_POLL_MS = 50;
 
-const Failed = z.object({ error: z.object({ err_code: z.int().optional(), description: z.string() }) });
+const Failed = z.object({ error: z.object({ description: z.string() }) });
 const State = z.looseObject({ messages: z.int(), bytes: z.int(), first_seq: z.int(), last_seq: z.int() });
 const Taken = z.object({ config: z.looseObject({ name: z.string() }), state: State });
 const Opened = z.object({ deliver_subject: z.string() });
 const Created = z.object({ state: State });
+
+/** The connection must not reconnect by itself: pieces that are lost meanwhile are not sent again. */
+interface Line {
+  connection: NatsConnection;
+  clock: Clock;
+}
 
 export type StreamState = z.infer<typeof State>;
 export interface StreamSnapshot {
@@ -26,16 +36,11 @@ export interface StreamSnapshot {
   pieces(): AsyncGenerator<Uint8Array>;
 }
 
-/**
- * Begins a snapshot; undefined when there is no such stream. Its pieces are to be read at once, to their end.
- *
- * The connection must not reconnect by itself: pieces that are lost meanwhile are not sent again.
- */
-export async function takeSnapshot(
-  connection: NatsConnection,
-  clock: Clock,
-  stream: string,
-): Promise<StreamSnapshot | undefined> {
+/** Begins a snapshot; undefined when there is no such stream. Its pieces are to be read at once, to their end. */
+export async function takeSnapshot(line: Line, stream: string): Promise<StreamSnapshot | undefined> {
+  const { connection, clock } = line;
+  // In a cluster nobody answers for a stream that is not there, but to this.
+  if (!(await isThere(connection, stream))) return undefined;
   const inbox = createInbox();
   const queue: Msg[] = [];
   let waitingBytes = 0;
@@ -53,12 +58,14 @@ export async function takeSnapshot(
     closed = true;
     wake();
   });
-  const request = { deliver_subject: inbox, no_consumers: true, chunk_size: PIECE_BYTES };
-  const answer = await ask(connection, `$JS.API.STREAM.SNAPSHOT.${stream}`, JSON.stringify(request), stream);
+  const wanted = { deliver_subject: inbox, no_consumers: true, chunk_size: PIECE_BYTES };
+  const asked = { stream, timeoutMs: ANSWER_TIMEOUT_MS };
+  const answer = (
+    await request(line, `$JS.API.STREAM.SNAPSHOT.${stream}`, JSON.stringify(wanted), asked)
+  ).json();
   const failed = Failed.safeParse(answer);
   if (failed.success) {
     subscription.unsubscribe();
-    if (failed.data.error.err_code === STREAM_NOT_FOUND) return undefined;
     throw refused(stream, "gives no snapshot", failed.data.error.description);
   }
   const { config, state } = Taken.parse(answer);
@@ -114,45 +121,54 @@ export async function takeSnapshot(
  * @throws store.unavailable, conflict when the server refuses; the stream is then not there
  */
 export async function restoreSnapshot(
-  connection: NatsConnection,
+  line: Line,
   config: Record<string, unknown> & { name: string },
   state: Record<string, unknown>,
   pieces: AsyncIterable<Uint8Array>,
 ): Promise<StreamState> {
   const { name } = config;
   const subject = `$JS.API.STREAM.RESTORE.${name}`;
-  const answer = await ask(connection, subject, JSON.stringify({ config, state }), name);
+  const about = { stream: name, timeoutMs: ANSWER_TIMEOUT_MS };
+  const answer = (await request(line, subject, JSON.stringify({ config, state }), about)).json();
   const failed = Failed.safeParse(answer);
   if (failed.success) throw refused(name, "takes no snapshot", failed.data.error.description);
   const { deliver_subject: to } = Opened.parse(answer);
   for await (const piece of pieces) {
     for (let at = 0; at < piece.length; at += PIECE_BYTES)
-      await send(connection, to, piece.subarray(at, at + PIECE_BYTES), name);
+      await request(line, to, piece.subarray(at, at + PIECE_BYTES), about);
   }
-  const end = JSON.parse((await send(connection, to, new Uint8Array(), name)).string()) as unknown;
+  const end = (await request(line, to, new Uint8Array(), { ...about, timeoutMs: BUILT_WITHIN_MS })).json();
   const broken = Failed.safeParse(end);
   if (broken.success) throw refused(name, "was not restored", broken.data.error.description);
   return Created.parse(end).state;
 }
 
-async function ask(
-  connection: NatsConnection,
-  subject: string,
-  body: string,
-  stream: string,
-): Promise<unknown> {
+async function isThere(connection: NatsConnection, stream: string): Promise<boolean> {
   try {
-    return (await connection.request(subject, body, { timeout: ANSWER_TIMEOUT_MS })).json();
+    await (await connection.jetstreamManager({ checkAPI: false })).streams.info(stream);
+    return true;
   } catch (err) {
+    if (errorCode(err) === STREAM_NOT_FOUND) return false;
     throw lost(stream, err);
   }
 }
 
-async function send(connection: NatsConnection, to: string, piece: Uint8Array, stream: string): Promise<Msg> {
-  try {
-    return await connection.request(to, piece, { timeout: SILENCE_MAX_MS });
-  } catch (err) {
-    throw lost(stream, err);
+/** In a cluster, who is to answer may not be known yet to the server that is asked: nobody got it then, so again. */
+async function request(
+  { connection, clock }: Line,
+  subject: string,
+  body: Uint8Array | string,
+  about: { stream: string; timeoutMs: number },
+): Promise<Msg> {
+  const giveUpAtMs = clock.monotonicMs() + HEARD_WITHIN_MS;
+  for (;;) {
+    try {
+      return await connection.request(subject, body, { timeout: about.timeoutMs });
+    } catch (err) {
+      const unheard = err instanceof NatsError && err.code === ErrorCode.NoResponders;
+      if (!unheard || clock.monotonicMs() > giveUpAtMs) throw lost(about.stream, err);
+      await clock.sleep(HEARD_POLL_MS);
+    }
   }
 }
 

@@ -17,6 +17,9 @@ export const BUCKETS = {
   cluster: "cluster",
 } as const;
 
+/** A stream that is there while a backup is being restored. */
+export const RESTORE_MARK = "RESTORING";
+
 export const SHARD_COUNT = 64;
 /** Of all runs that share pools: one replica hands out the places. */
 export const POOL_SHARD = 0;
@@ -47,6 +50,7 @@ export const subjects = {
   /** Between replicas, not stored: losing one is a delay. */
   replica: (id: string) => `replica.${id}`,
   allReplicas: "replicas",
+  restoring: "restoring",
 } as const;
 
 /** The durable pull consumer of an environment on the WORK stream. */

@@ -82,12 +82,16 @@ export class Client {
       }
       const batches: SeenBatch[] = [];
       const stream = this.#stream(this.#named(at), runId, 0, signal, () => undefined);
-      for await (const batch of stream) {
-        batches.push(batch);
+      for (;;) {
+        const next = await stream.next();
+        if (next.done) {
+          if (next.value) return batches;
+          break;
+        }
+        batches.push(next.value);
         // A run that has not ended has a stream that does not.
-        if (batch.seq >= lastSeq) break;
+        if (next.value.seq >= lastSeq) return batches;
       }
-      if ((batches.at(-1)?.seq ?? 0) >= lastSeq) return batches;
       await systemClock.sleep(AGAIN_MS, signal).catch(() => undefined);
     }
     return [];

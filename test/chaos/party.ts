@@ -6,6 +6,8 @@ import { systemClock } from "../../shared/system.ts";
 
 const RESTART_MS = 500;
 const LAST_LINES = 15;
+const LAST_WORDS = 3;
+const LAST_WORDS_MAX = 400;
 
 export interface PartySpec {
   name: string;
@@ -96,11 +98,19 @@ export class Party {
     return readFileSync(this.#spec.logFile, "utf8").split("\n").slice(-LAST_LINES).join("\n");
   }
 
+  /** What it said before it ended, short enough for a table. */
+  #lastLine(): string {
+    const lines = this.lastWords()
+      .split("\n")
+      .filter((line) => line !== "" && !line.startsWith("{"));
+    return lines.slice(-LAST_WORDS).join(" / ").slice(0, LAST_WORDS_MAX);
+  }
+
   #ended(child: ChildProcess, how: string): void {
     if (this.#child !== child) return;
     this.#child = undefined;
     if (!this.#wanted) return;
-    this.ends.push(how);
+    this.ends.push(`${how}: ${this.#lastLine()}`);
     systemClock.after(RESTART_MS, () => {
       if (this.#wanted) this.start();
     });

@@ -192,6 +192,10 @@ test("two backups of one NATS with two replicas are two moments; each comes back
     code: 7,
     stderr: expect.stringContaining("exists already"),
   });
+  await expect(insitu(plant, "restore", "first.tar", ...flags)).rejects.toMatchObject({
+    code: 7,
+    stderr: expect.stringContaining("a server still runs on this NATS"),
+  });
   for (const [at, name] of ["first.tar", "second.tar"].entries()) {
     await using other = await startTestNats();
     const there = ["--nats-url", urlOf(other), "--secrets", secrets];
