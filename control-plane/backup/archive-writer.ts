@@ -1,7 +1,7 @@
 /** Writes a tar file, piece by piece: durable and under its name only when it is complete. */
 import { createHash, type Hash } from "node:crypto";
 import { constants } from "node:fs";
-import { type FileHandle, link, open, rm } from "node:fs/promises";
+import { type FileHandle, link, open, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import { newSecret } from "../../shared/system.ts";
@@ -31,6 +31,8 @@ export class ArchiveWriter implements AsyncDisposable {
   /** @throws conflict when the file exists: a backup replaces none */
   static async create(path: string, atMs: number): Promise<ArchiveWriter> {
     const draft = join(dirname(path), `.${basename(path)}.${newSecret(6)}.part`);
+    // `finish` looks again, but that would be late.
+    if (await stat(path).catch(() => undefined)) throw exists(path);
     try {
       const file = await open(draft, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600);
       return new ArchiveWriter(path, draft, file, Math.floor(atMs / 1_000));
@@ -109,9 +111,13 @@ export class ArchiveWriter implements AsyncDisposable {
   }
 }
 
+function exists(path: string): InsituError {
+  return new InsituError("conflict", `${path} exists already; choose another name`);
+}
+
 function unwritable(path: string, err: unknown): InsituError {
   const { code, message } = err as NodeJS.ErrnoException;
-  if (code === "EEXIST") return new InsituError("conflict", `${path} exists already; choose another name`);
+  if (code === "EEXIST") return exists(path);
   return new InsituError("request.invalid", `the backup ${path} cannot be written: ${code ?? message}`, {
     cause: err,
   });

@@ -6,6 +6,7 @@ import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { takeSnapshot } from "../store/stream-snapshot.ts";
 import { ArchiveWriter, type WrittenMember } from "./archive-writer.ts";
 import { KEPT_STREAMS } from "./contents.ts";
+import { watched } from "./long-copy.ts";
 import {
   digestLine,
   FORMAT,
@@ -75,7 +76,7 @@ export async function createBackup(order: BackupOrder): Promise<{ manifest: Mani
 }
 
 async function copyStream(
-  { connection, clock, signal }: BackupOrder,
+  { connection, clock, signal, progress }: BackupOrder,
   writer: ArchiveWriter,
   members: WrittenMember[],
   name: string,
@@ -85,8 +86,7 @@ async function copyStream(
   if (!snapshot) return undefined;
   const parts = [partName(name, 1)];
   writer.begin(parts[0]!);
-  for await (const piece of snapshot.pieces()) {
-    signal.throwIfAborted();
+  for await (const piece of watched(snapshot.pieces(), { name, clock, signal, progress })) {
     if (writer.memberBytes + piece.length > MEMBER_MAX_BYTES) {
       members.push(await writer.end());
       parts.push(partName(name, parts.length + 1));

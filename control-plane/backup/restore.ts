@@ -17,6 +17,7 @@ import { embeddedDirectory, externalTarget } from "../store/nats-target.ts";
 import { clearRestoreMark, isRestoreMarked, setRestoreMark } from "../store/restore-mark.ts";
 import { restoreSnapshot } from "../store/stream-snapshot.ts";
 import { damaged, readArchive } from "./archive-reader.ts";
+import { watched } from "./long-copy.ts";
 import type { Manifest, StreamEntry } from "./manifest.ts";
 import {
   olderServer,
@@ -145,7 +146,7 @@ async function fill(
       { connection, clock },
       { ...placed, name },
       state,
-      contentOf(order, stream),
+      watched(contentOf(order, stream), { ...order, name }),
     ).catch((err: unknown) => {
       throw olderServer(err, manifest, connection) ?? err;
     });
@@ -160,13 +161,9 @@ async function fill(
   await settleShards(order, connection, manifest);
 }
 
-async function* contentOf(
-  { file, signal }: RestoreOrder,
-  { parts }: StreamEntry,
-): AsyncGenerator<Uint8Array> {
+async function* contentOf({ file }: RestoreOrder, { parts }: StreamEntry): AsyncGenerator<Uint8Array> {
   for (const part of parts) {
     for await (const member of readArchive(file)) {
-      signal.throwIfAborted();
       if (member.name !== part) continue;
       yield* member.content();
       break;

@@ -32,14 +32,8 @@ export async function create(
         directory: config.secrets ?? join(config.data, "secrets"),
         passphrase: await neededPassphrase(invocation, options),
       };
-  const { runningTarget } = await import("../../store/nats-target.ts");
-  const { connectNats } = await import("../../store/jetstream.ts");
   const { createBackup } = await import("../../backup/create.ts");
-  const connection = await connectNats({
-    ...(await runningTarget(config)),
-    name: "insitu-backup",
-    reconnect: false,
-  });
+  const connection = await connectToRunning(config);
   try {
     const progress = (line: string): Promise<void> => output.note(line);
     const { manifest, bytes } = await createBackup({ connection, file, clock, signal, secrets, progress });
@@ -92,7 +86,10 @@ export async function restore(
   const file = resolve(world.settings.cwd, args[0]!);
   const { verifyBackup } = await import("../../backup/verify.ts");
   const { restoreBackup } = await import("../../backup/restore.ts");
+  const { refuseFilled } = await import("../../backup/restore-refusals.ts");
   const passphrase = options.withoutSecrets ? undefined : await givenPassphrase(invocation, options);
+  // Asked again later; a large backup takes minutes to read.
+  if (config.natsUrl === undefined) await refuseFilled(config.data);
   const verified = await verifyBackup(file, { passphrase });
   if (verified.manifest.secrets && !options.withoutSecrets && !verified.secrets) throw noPassphrase("open");
   await output.note(`${file} is whole; restoring it`);
@@ -120,6 +117,22 @@ export async function restore(
       `Before that, put its secrets into ${config.secrets ?? join(config.data, "secrets")}: with others it does not start.`,
     );
   return EXIT.ok;
+}
+
+async function connectToRunning(config: ServerConfig) {
+  const { runningTarget } = await import("../../store/nats-target.ts");
+  const { connectNats } = await import("../../store/jetstream.ts");
+  const target = await runningTarget(config);
+  try {
+    return await connectNats({ ...target, name: "insitu-backup", reconnect: false });
+  } catch (err) {
+    if (config.natsUrl !== undefined) throw err;
+    throw new InsituError(
+      "unreachable",
+      `the server of ${config.data} does not run: start it, a backup is taken while it works`,
+      { cause: err },
+    );
+  }
 }
 
 /** The server's own flags and environment, as far as they say where its state is. */
