@@ -56,7 +56,12 @@ function login({ url, user, password }: TestNats): Promise<NatsConnection> {
 /** What a server makes, with a few messages in it. */
 async function fill(to: NatsConnection, replicas = 1): Promise<void> {
   await ensureStreams(await to.jetstreamManager(), replicas);
-  const kv = await openKv(to, { clock: systemClock, bucket: BUCKETS.cluster, schema: ClusterRecord, replicas });
+  const kv = await openKv(to, {
+    clock: systemClock,
+    bucket: BUCKETS.cluster,
+    schema: ClusterRecord,
+    replicas,
+  });
   const record = emptyRecord("f");
   const shards = record.shards.map((shard) => ({ ...shard, owner: "old", instance: "i", epoch: 7 }));
   await kv.create("shards", { ...record, shards });

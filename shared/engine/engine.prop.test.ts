@@ -5,7 +5,15 @@ import type { StepSpec } from "../model/spec.ts";
 import { type Effect, type Input, owed, step } from "./engine.ts";
 import type { RunEvent } from "./events.ts";
 import { compile } from "./plan.ts";
-import { evolve, initialState, isTerminalRun, isTerminalStep, type RunState, stepOf } from "./state.ts";
+import {
+  evolve,
+  initialState,
+  isInDoubt,
+  isTerminalRun,
+  isTerminalStep,
+  type RunState,
+  stepOf,
+} from "./state.ts";
 
 const AGENTS = ["site/a", "site/b"];
 
@@ -229,6 +237,70 @@ describe("whatever happens in whatever order", () => {
           );
           expect(epochs).toEqual(epochs.map((_, index) => index + 1));
         }
+      }),
+    );
+  });
+});
+
+/** Every third step is `once`; the run is restored from the moment after `choices`, and both futures go on. */
+const restores = fc.record({
+  history: histories,
+  lost: fc.array(fc.tuple(fc.nat(100), fc.nat(100), fc.nat(100)), { maxLength: 60 }),
+  later: fc.array(fc.tuple(fc.nat(100), fc.nat(100), fc.nat(100)), { maxLength: 60 }),
+});
+const FLOOR = 1_790_000_000;
+
+function restoredRun(given: typeof restores extends fc.Arbitrary<infer T> ? T : never) {
+  const [shapes, choices] = given.history;
+  const steps = shapes.map((spec, at): StepSpec => (at % 3 === 0 ? { ...spec, once: true } : spec));
+  const backup = play(steps, choices, () => {});
+  const future = (): World => ({ ...backup, events: [], effects: [] });
+  const go = (world: World, inputs: typeof choices): World => {
+    for (const choice of inputs) {
+      const input = happen(world, choice);
+      if (input) feed(world, input);
+    }
+    return world;
+  };
+  const lost = go(future(), given.lost);
+  const later = future();
+  const takeOver = { kind: "take-over", shardEpoch: 9, replica: "new", epochFloor: FLOOR } as const;
+  feed(later, { ...takeOver, atMs: later.nowMs });
+  return { steps, backup, lost, later: go(later, given.later) };
+}
+
+const offers = ({ events }: World) => events.filter((event) => event.kind === "attempt.offered");
+
+describe("after a restore from a backup of any moment", () => {
+  test("no grant has an epoch of the lost time, and no once step is granted that nobody spoke for", () => {
+    fc.assert(
+      fc.property(restores, (given) => {
+        const { steps, lost, later } = restoredRun(given);
+        const ofLost = new Set(offers(lost).map(({ step: id, epoch }) => `${id}/${epoch}`));
+        for (const { step: id, epoch } of offers(later)) {
+          expect(ofLost.has(`${id}/${epoch}`)).toBe(false);
+          expect(steps.find((spec) => spec.id === id)!.once).not.toBe(true);
+        }
+      }),
+    );
+  });
+
+  test("every run ends once things work again and an operator has spoken; its events alone give its state", () => {
+    fc.assert(
+      fc.property(restores, (given) => {
+        const { steps, backup, later } = restoredRun(given);
+        for (let round = 0; round <= steps.length; round++) {
+          heal(later);
+          for (const { id } of steps) {
+            const { status, epoch } = stepOf(later.state, id)!;
+            if (status !== "disconnected" && !isInDoubt(stepOf(later.state, id)!)) continue;
+            const said = { by: "me", reason: "looked", decision: "reassign", evenIfItRan: true } as const;
+            feed(later, { kind: "resolve", atMs: later.nowMs, step: id, epoch, ...said });
+          }
+        }
+        expect(isTerminalRun(later.state.status)).toBe(true);
+        const folded = later.events.reduce(evolve, backup.state);
+        expect(plain(folded)).toEqual(plain(later.state));
       }),
     );
   });
