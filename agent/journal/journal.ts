@@ -11,6 +11,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { REMEMBERED_MAX } from "../leases/lease-book.ts";
 import type { LogChunkRecord } from "./log-chunk.ts";
 import { Undo } from "./undo.ts";
 
@@ -58,6 +59,8 @@ export class Journal {
   readonly #logs: Database<LogChunkRecord, number>;
   /** How far the log of an attempt is on record, while it runs. */
   readonly #marks: Database<LogMark, string>;
+  /** What was taken, ended or not, in its order: an offer that the queue gives again is known after a restart too. */
+  readonly #taken: Database<LeaseKey, number>;
   readonly #meta: Database<number, string>;
   readonly #options: JournalOptions;
   /** Sizes of what is stored and not acknowledged, so that the quota needs no look at the store. */
@@ -73,7 +76,7 @@ export class Journal {
   #scheduled = false;
   #closed = false;
   /** Sequences given out, and bytes: as the store has them, and with it. */
-  readonly #counts = { reportSeq: 0, logSeq: 0, outboxBytes: 0, logBytes: 0, droppedLogBytes: 0 };
+  readonly #counts = { reportSeq: 0, logSeq: 0, takenSeq: 0, outboxBytes: 0, logBytes: 0, droppedLogBytes: 0 };
   readonly #undo = new Undo();
   #onReport: () => void = () => {};
   #onLog: () => void = () => {};
@@ -85,7 +88,9 @@ export class Journal {
     this.#outbox = this.#root.openDB<Buffer, number>({ name: "outbox", encoding: "binary" });
     this.#logs = this.#root.openDB<LogChunkRecord, number>({ name: "logs" });
     this.#marks = this.#root.openDB<LogMark, string>({ name: "log-marks" });
+    this.#taken = this.#root.openDB<LeaseKey, number>({ name: "taken" });
     this.#meta = this.#root.openDB<number, string>({ name: "meta" });
+    for (const key of this.#taken.getKeys({ reverse: true, limit: 1 })) this.#counts.takenSeq = key;
     for (const { key, value } of this.#outbox.getRange({})) {
       this.#counts.outboxBytes += value.length;
       this.#reportSizes.set(key, value.length);
@@ -111,6 +116,9 @@ export class Journal {
   take(held: HeldLease, started: ReportPayload): Promise<void> {
     return this.#write(() => {
       this.#leases.putSync(keyOf(held.offer.lease), held);
+      const seq = this.#undo.add(this.#counts, "takenSeq", 1);
+      this.#taken.putSync(seq, held.offer.lease);
+      this.#taken.removeSync(seq - REMEMBERED_MAX);
       this.#putReport(started);
     });
   }
@@ -132,6 +140,11 @@ export class Journal {
         throw new InsituError("internal", `the journal's lease ${key} is damaged: ${parsed.error.message}`);
       return parsed.data;
     });
+  }
+
+  /** The last that were taken here, ended or not, the oldest first. */
+  taken(): LeaseKey[] {
+    return [...this.#taken.getRange({})].map(({ value }) => value);
   }
 
   /** Attempts whose outcome the control plane has not confirmed. */

@@ -144,6 +144,20 @@ test("the same offer again is acknowledged and not started again", async () => {
   expect(reports()).toHaveLength(2);
 });
 
+test("an offer that comes again after a restart is known, also when its outcome was delivered long ago", async () => {
+  await service.take(messageOf(offerOf()).message);
+  journal.ackReports(2);
+  await supervisors.stop();
+  await journal.close();
+  open();
+  await service.recover();
+  expect([reports(), service.held()]).toEqual([[], []]);
+  const again = messageOf(offerOf());
+  await service.take(again.message);
+  expect(again.answers).toEqual(["ack with 0 on record"]);
+  expect(reports()).toEqual([]);
+});
+
 test("an offer that cannot be written down goes back to the queue, and is taken when it comes again", async () => {
   const offer = offerOf();
   const first = messageOf(offer);

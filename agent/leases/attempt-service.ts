@@ -85,7 +85,8 @@ export class AttemptService {
   }
 
   get freeSlots(): number {
-    return this.#options.slots - this.#running.size;
+    // An agent that was restarted with fewer slots may hold more than it has.
+    return Math.max(0, this.#options.slots - this.#running.size);
   }
 
   /** Running attempts, and ended ones whose outcome is not confirmed yet. */
@@ -99,6 +100,7 @@ export class AttemptService {
   /** Takes up what an earlier process left behind. Resolves when each runs here or has its outcome in the journal. */
   async recover(): Promise<void> {
     const { journal } = this.#options;
+    for (const lease of journal.taken()) this.#book.note(lease);
     for (const held of journal.held()) {
       this.#book.note(held.offer.lease);
       if (!(await this.#resume(held))) await this.#interrupted(held);

@@ -7,8 +7,8 @@ export type OfferDecision =
   | { kind: "duplicate" }
   | { kind: "refuse"; reason: string };
 
-/** Steps whose last epoch is remembered after they ended here. */
-const REMEMBERED_MAX = 20_000;
+/** So many attempts are remembered after they ended here; an offer that comes again later than that has expired. */
+export const REMEMBERED_MAX = 20_000;
 
 export class LeaseBook {
   readonly #environment: string;
