@@ -1,5 +1,13 @@
 /**
- * `npm run chaos -- [--minutes M] [--seed N] [--replicas N] [--nats N] [--sites N] [--every MS] [--plant BUG]`.
+ * `npm run chaos -- [--minutes M] [--seed N]`, and
+ *
+ *   --replicas N --nats 1|3|5 --sites N   who takes part; two agents on each site
+ *   --every MS --concurrent N             between the begins of two faults on average; faults at the same time
+ *   --only "kill agent,cut"               these kinds of faults alone
+ *   --runs N                              runs at the same time
+ *   --faketime FILE                       libfaketime's library, for clocks that jump
+ *   --plant BUG                           steps misbehave, to see that it is found
+ *   --report FILE                         beside it a .json with everything that was compared
  *
  * The last line is a summary; the exit status is not zero when anything failed.
  */
