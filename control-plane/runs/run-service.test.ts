@@ -30,8 +30,17 @@ afterAll(async () => {
   await nats?.stop();
 });
 
+/** Every other read lacks what was written last, as that of a server that has just become the leader may. */
+class LateStore extends JetStreamRunStore {
+  #reads = 0;
+  override async read(runId: string, afterSeq: number) {
+    const batches = await super.read(runId, afterSeq);
+    return this.#reads++ % 2 === 0 ? batches.slice(0, 1) : batches;
+  }
+}
+
 /** A world with one environment, which is there once it is opened, and one pool with one place. */
-function world(steps: StepSpec[], open = true) {
+function world(steps: StepSpec[], open = true, store = new JetStreamRunStore(connection)) {
   const site = { open };
   const desk: PlacementDesk = {
     policyVersion: "p1",
@@ -45,7 +54,7 @@ function world(steps: StepSpec[], open = true) {
     clock: systemClock,
     random: () => 0,
     log: pino({ level: "silent" }),
-    store: new JetStreamRunStore(connection),
+    store,
     offers: new JetStreamOfferQueue(connection, () => "signature"),
     plans: { load: () => Promise.resolve(plan) },
     desk,
@@ -218,6 +227,20 @@ test("logs of a grant that a later owner made are not denied by the former one",
   expect(await granted("site/a", 1)).toBe(true);
   expect(await granted("other/a", 1)).toBe(false);
   expect(await granted("site/a", 2)).toBe(false);
+});
+
+test("a report and a log are not refused because the stream does not show their grant at once", async () => {
+  const steps = [stepSpec("load"), stepSpec("after", { needs: ["load"] })];
+  await using former = world(steps, true, new LateStore(connection));
+  await using latter = world(steps);
+  const { runId, seq } = await create(former.service);
+  const all = new Map(Array.from({ length: 64 }, (_, shard) => [shard, 2]));
+  latter.service.own(all, [{ runId, state: former.service.stateOf(runId)!, seq }]);
+  await finish(latter.service, runId, "load");
+  const lease = leaseOf(runId, "after");
+  expect(await former.service.wasGranted("site/a", lease)).toBe(true);
+  const started = { kind: "started", lease, atMs: 1 } as const;
+  await expect(former.service.accept("site/a", started)).rejects.toMatchObject({ code: "shard.elsewhere" });
 });
 
 test("a run that a later owner of its shard created is left alone", async () => {

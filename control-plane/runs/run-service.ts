@@ -39,6 +39,10 @@ import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
 const OFFER_RETRY_MS = 500;
+/** Before each look at the stream for a grant that is not known here. */
+const LOOK_AGAIN_MS = [0, 200, 600, 1_200];
+/** Grants that were looked for in vain. */
+const DENIED_MAX = 1_000;
 const REOPENED_MAX = 256;
 /** Offers on their way to the queue at the same time. */
 const PUBLISH_CONCURRENCY = 64;
@@ -105,6 +109,8 @@ export class RunService implements ReportSink, LeaseKeeper {
   #leaseTimer: Timer | undefined;
   /** Runs that have ended and are still heard of: their last logs, outcomes that were superseded. */
   readonly #reopened = new Map<string, Promise<RunActor | undefined>>();
+  /** Grants that were looked for and are not in the stream: not looked for again. */
+  readonly #denied = new Set<string>();
   readonly #offers = new Fifo<{ state: RunState; effect: Extract<Effect, { kind: "offer" }> }>();
   #publishing = 0;
   #messageCount = 0;
@@ -282,12 +288,14 @@ export class RunService implements ReportSink, LeaseKeeper {
     const { runId, stepId, attempt, epoch } = report.lease;
     if (!this.owns(runId)) throw elsewhere(runId);
     const actor = this.#actors.get(runId) ?? (await this.#reopenOwn(runId));
-    if (!actor) return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
+    if (!actor) {
+      if (await this.#isGrantedLater(agent, report.lease)) throw elsewhere(runId);
+      return { accepted: false, code: "not-found", message: `there is no run ${runId}` };
+    }
     if (!isGranted(actor.state, stepId, epoch, agent)) {
       // A grant that is newer than what is known here was made by a later owner of the shard: that one decides.
       const known = stepOf(actor.state, stepId)?.epoch ?? 0;
-      if (epoch > known && isGranted((await this.#readAgain(runId))!.state, stepId, epoch, agent))
-        throw elsewhere(runId);
+      if (epoch > known && (await this.#isGrantedLater(agent, report.lease))) throw elsewhere(runId);
       const message = `no attempt of step ${stepId} under epoch ${epoch} was granted to the environment of ${agent}`;
       return { accepted: false, code: "auth.denied", message };
     }
@@ -305,13 +313,31 @@ export class RunService implements ReportSink, LeaseKeeper {
   async wasGranted(agent: string, at: { runId: string; stepId: string; epoch: number }): Promise<boolean> {
     const { runId, stepId, epoch } = at;
     const known = this.#actors.get(runId) ?? (await this.#reopen(runId));
-    if (!known) return false;
-    if (isGranted(known.state, stepId, epoch, agent)) return true;
+    if (known && isGranted(known.state, stepId, epoch, agent)) return true;
     // What is known here may be older than the grant, also of a run that this replica believes to decide for.
-    if (epoch <= (stepOf(known.state, stepId)?.epoch ?? 0)) return false;
-    this.#reopened.delete(runId);
-    const fresh = await this.#reopen(runId);
-    return fresh !== undefined && isGranted(fresh.state, stepId, epoch, agent);
+    if (known && epoch <= (stepOf(known.state, stepId)?.epoch ?? 0)) return false;
+    return await this.#isGrantedLater(agent, at);
+  }
+
+  /**
+   * Whether the stream has a grant that is not known here. What is refused is never sent again, so it is looked for
+   * more than once: a NATS server that has just become the leader may not show all that was acknowledged before.
+   */
+  async #isGrantedLater(
+    agent: string,
+    { runId, stepId, epoch }: { runId: string; stepId: string; epoch: number },
+  ): Promise<boolean> {
+    const key = `${agent}/${runId}/${stepId}/${epoch}`;
+    if (this.#denied.has(key)) return false;
+    for (const waitMs of LOOK_AGAIN_MS) {
+      if (waitMs > 0) await this.#options.clock.sleep(waitMs, this.#stop.signal);
+      this.#reopened.delete(runId);
+      const fresh = await this.#reopen(runId);
+      if (fresh && isGranted(fresh.state, stepId, epoch, agent)) return true;
+    }
+    this.#denied.add(key);
+    if (this.#denied.size > DENIED_MAX) this.#denied.delete(this.#denied.values().next().value!);
+    return false;
   }
 
   heartbeat(agent: string, held: LeaseKey[]): HeartbeatVerdict {
