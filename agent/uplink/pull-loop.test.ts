@@ -189,6 +189,18 @@ test("goes on after the server was killed and has come back", async () => {
   expect(new Set(puller.texts())).toEqual(new Set(["1", "2"]));
 });
 
+test("an acknowledgement that died with the server is sent again, and takes the offer off the queue", async () => {
+  const puller = new Puller(2);
+  await publish("1");
+  await puller.received(1);
+  await nats.kill();
+  puller.got[0]!.message.ack();
+  await puller.said("work queue lost; connecting again");
+  await nats.restart();
+  await puller.said("work queue connected again");
+  await expect.poll(messages, { timeout: 10_000 }).toBe(0);
+});
+
 test("connects when the server comes up after the agent, and says the trouble once", async () => {
   await nats.kill();
   const puller = new Puller(1);

@@ -19,6 +19,9 @@ const PULL_EXPIRES_MS = 20_000;
 const PULL_HEARTBEAT_MS = 2_000;
 /** After so long without a word, the server of a cluster that held the request has gone: ask the next one. */
 const PULL_SILENCE_MS = 5_000;
+/** An offer is off the queue when the queue says so: one that is not, another agent gets after half a minute. */
+const ACK_AGAIN_MS = 1_000;
+const ACK_GIVE_UP_MS = 25_000;
 const CHECK_MS = 500;
 const RETRY_MS = 250;
 const RETRY_MAX_MS = 5_000;
@@ -39,10 +42,19 @@ interface Request {
   heardAtMs: number;
 }
 
+interface Acknowledgement {
+  /** Where the queue takes it. */
+  subject: string;
+  sentAtMs: number;
+  firstMs: number;
+}
+
 export class PullLoop {
   readonly #options: PullLoopOptions;
   /** In the order of asking, which is the order in which the server serves them. */
   readonly #requests = new Map<string, Request>();
+  /** Sent, and not confirmed by the queue yet. */
+  readonly #acks = new Map<string, Acknowledgement>();
   readonly #stop = new AbortController();
   #connection: NatsConnection | undefined;
   #inbox = "";
@@ -177,11 +189,16 @@ export class PullLoop {
   #receive(err: Error | null, message: Msg): void {
     if (err) return this.#complain(err.message);
     const code = message.headers?.code ?? 0;
+    const name = message.subject.slice(message.subject.lastIndexOf(".") + 1);
+    if (!message.reply && this.#acks.has(name)) {
+      // 503: nobody listens there now, as while a cluster elects a leader. The next check sends it again.
+      if (code !== 503) this.#acks.delete(name);
+      return;
+    }
     // A status comes on the request's own subject; an offer keeps the subject it was published under.
     if (code !== 0 && !message.reply) {
-      const id = message.subject.slice(message.subject.lastIndexOf(".") + 1);
-      if (code === 100) return this.#heard(this.#requests.get(id));
-      this.#requests.delete(id);
+      if (code === 100) return this.#heard(this.#requests.get(name));
+      this.#requests.delete(name);
       // 404 and 408: nothing to do now, or the request has expired. Others say that something is wrong.
       if (code !== 404 && code !== 408) this.#complain(`${code} ${message.headers?.description ?? ""}`);
       else this.#pull();
@@ -200,10 +217,25 @@ export class PullLoop {
     this.#options.onOffer({
       payload: message.data,
       signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
-      ack: () => answer("+ACK"),
+      ack: () => {
+        if (reply) this.#acknowledge(reply);
+      },
       discard: () => answer("+TERM"),
       giveBack,
     });
+  }
+
+  #acknowledge(subject: string): void {
+    const nowMs = this.#options.clock.monotonicMs();
+    const name = `ack-${++this.#count}`;
+    this.#acks.set(name, { subject, sentAtMs: nowMs, firstMs: nowMs });
+    this.#sendAck(name, subject);
+  }
+
+  #sendAck(name: string, subject: string): void {
+    const connection = this.#connection;
+    if (connection && !connection.isClosed())
+      connection.publish(subject, "+ACK", { reply: `${this.#inbox}.${name}` });
   }
 
   #heard(request: Request | undefined): void {
@@ -223,6 +255,13 @@ export class PullLoop {
     const nowMs = this.#options.clock.monotonicMs();
     for (const [id, request] of this.#requests) {
       if (nowMs > request.heardAtMs + PULL_SILENCE_MS) this.#requests.delete(id);
+    }
+    for (const [name, ack] of this.#acks) {
+      if (nowMs > ack.firstMs + ACK_GIVE_UP_MS) this.#acks.delete(name);
+      else if (nowMs > ack.sentAtMs + ACK_AGAIN_MS) {
+        ack.sentAtMs = nowMs;
+        this.#sendAck(name, ack.subject);
+      }
     }
     this.#pull();
   }

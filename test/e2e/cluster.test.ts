@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { connect } from "nats";
 import { expect, test } from "vitest";
-import type { RunSummary } from "../../control-plane/api/schemas.ts";
+import type { RunSummary, ServerView } from "../../control-plane/api/schemas.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { systemClock } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
@@ -17,7 +17,7 @@ const STALL_MAX_MS = 30_000;
 /** Between two runs of one submitter. */
 const PACE_MS = 100;
 /** Runs that must have ended after each kill before the next one. */
-const RUNS_PER_KILL = 20;
+const RUNS_PER_KILL = 10;
 
 const SITE = { kind: "environment", name: "site", jurisdiction: "DE" };
 const SMALL = {
@@ -83,13 +83,13 @@ interface Submission {
   text: string;
 }
 
-async function submit(replica: Replica, pipeline: string, key: string): Promise<Submission> {
+async function submit(replica: Replica, pipeline: string, key: string | undefined): Promise<Submission> {
   const response = await fetch(`${replica.url}/v1/runs`, {
     method: "POST",
     headers: {
       authorization: `Bearer ${replica.token}`,
       "content-type": "application/json",
-      "idempotency-key": key,
+      ...(key === undefined ? {} : { "idempotency-key": key }),
     },
     body: JSON.stringify({ pipeline }),
   });
@@ -204,8 +204,7 @@ test("each server of the cluster is killed under load: nothing acknowledged is l
     const late = load.acknowledged.slice(-4);
     for (const id of late) await within(STALL_MAX_MS, `run ${id}`, history(plant, id));
     stalls.push(load.worstMs);
-    await node.start();
-    await nats.whole();
+    await within(STALL_MAX_MS, `the return of ${node.name}`, node.start().then(nats.whole));
   }
   await load.stop();
   for (const id of held) here.openGate(id);
@@ -213,3 +212,68 @@ test("each server of the cluster is killed under load: nothing acknowledged is l
   const seconds = stalls.map((ms) => `${(ms / 1_000).toFixed(1)} s`).join(", ");
   process.stdout.write(`longest wait of a submission for each killed server: ${seconds}\n`);
 });
+
+test("without a majority nothing is acknowledged, and who asks is told; then all goes on by itself, also with a replica less", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using here = await open();
+  const { nats, plant, replicas } = here;
+  const before: string[] = [];
+  for (let n = 0; n < 10; n++) before.push((await submit(replicas[n % 2]!, "small", `before-${n}`)).run!.id);
+  const held = (await submit(replicas[0]!, "gated", "held")).run!.id;
+  await plant.events(held, (events) => events.some(({ kind }) => kind === "attempt.started"));
+  const [first, second] = nats.nodes;
+  await Promise.all([first!.kill(), second!.kill()]);
+  // One as the command line asks, with a key, and one without.
+  const refused = await within(
+    STALL_MAX_MS,
+    "a refusal",
+    Promise.all([submit(replicas[0]!, "small", "during"), submit(replicas[1]!, "small", undefined)]),
+  );
+  for (const { status, text } of refused) {
+    expect(status).toBe(503);
+    expect(JSON.parse(text)).toMatchObject({ code: expect.stringMatching(/unavailable/), retryable: true });
+    expect(text).toMatch(/more than half/);
+  }
+  const backMs = systemClock.monotonicMs();
+  await within(STALL_MAX_MS, "the start of the servers", Promise.all([first!.start(), second!.start()]));
+  const again = await within(
+    STALL_MAX_MS,
+    "the repeat",
+    (async () => {
+      for (;;) {
+        const { run } = await submit(replicas[1]!, "small", "during");
+        if (run) return run.id;
+        await systemClock.sleep(100);
+      }
+    })(),
+  );
+  const seconds = ((systemClock.monotonicMs() - backMs) / 1_000).toFixed(1);
+  process.stdout.write(`first run acknowledged ${seconds} s after the servers were started again\n`);
+  here.openGate(held);
+  await within(STALL_MAX_MS, "the last runs", checkRuns(plant, [...before, held, again]));
+  await standIn(plant, replicas);
+});
+
+/** Kills the first replica: the second one decides for all shards, and a run of after that ends. */
+async function standIn(plant: Plant, [first, second]: readonly Replica[]): Promise<void> {
+  const killedMs = systemClock.monotonicMs();
+  first!.child.kill("SIGKILL");
+  const taken = plant.until(async () => (await shares(second!)).includes(64));
+  await within(STALL_MAX_MS, "the take-over", taken);
+  const seconds = ((systemClock.monotonicMs() - killedMs) / 1_000).toFixed(1);
+  process.stdout.write(`shards of a killed replica decided elsewhere after ${seconds} s\n`);
+  const { run } = await submit(second!, "small", "after");
+  plant.url = second!.url;
+  plant.token = second!.token;
+  await within(STALL_MAX_MS, "a run after it", checkRuns(plant, [run!.id]));
+}
+
+/** How many shards each living replica decides for. */
+async function shares(replica: Replica): Promise<number[]> {
+  const headers = { authorization: `Bearer ${replica.token}` };
+  const { items } = (await (await fetch(`${replica.url}/v1/servers`, { headers })).json()) as {
+    items: ServerView[];
+  };
+  return items.filter(({ alive }) => alive).map(({ shards }) => shards.length);
+}
