@@ -76,7 +76,14 @@ export class Journal {
   #scheduled = false;
   #closed = false;
   /** Sequences given out, and bytes: as the store has them, and with it. */
-  readonly #counts = { reportSeq: 0, logSeq: 0, takenSeq: 0, outboxBytes: 0, logBytes: 0, droppedLogBytes: 0 };
+  readonly #counts = {
+    reportSeq: 0,
+    logSeq: 0,
+    takenSeq: 0,
+    outboxBytes: 0,
+    logBytes: 0,
+    droppedLogBytes: 0,
+  };
   readonly #undo = new Undo();
   #onReport: () => void = () => {};
   #onLog: () => void = () => {};
