@@ -295,3 +295,22 @@ test("a message that is not understood does not stop the others", async () => {
   expect(model.get("strange-2")?.status).toBe("succeeded");
   expect(model.get("strange-1")).toBeUndefined();
 });
+
+test("a run whose history is impossible keeps no replica from starting", async () => {
+  const lost: RunEvent = {
+    kind: "attempt.lost",
+    atMs: 2,
+    step: "report",
+    ...grant,
+    agent,
+    reason: "lease-expired",
+  };
+  {
+    await using model = await opened("impossible");
+    const [seq] = await append("impossible-1", [created("impossible-1")]);
+    await model.waitFor(seq!);
+    await model.waitFor((await append("impossible-1", [[lost]], seq)).at(-1)!);
+  }
+  await using again = await opened("impossible");
+  expect(again.get("impossible-1")?.status).toBe("running");
+});

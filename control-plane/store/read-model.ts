@@ -221,7 +221,14 @@ export class ReadModel implements RunQueries {
     for (const { key, value } of this.#runs.getRange({})) {
       if (value.summary.finishedAtMs !== null) continue;
       const run = new RunProjection(await this.#options.plans.load(value.summary.version));
-      for (const batch of await this.#options.store.read(key, 0)) run.apply(batch.seq, batch.events);
+      for (const { seq, events } of await this.#options.store.read(key, 0)) {
+        try {
+          run.apply(seq, events);
+        } catch (err) {
+          // As when they came: one run's history that is impossible keeps no replica from starting.
+          this.#options.log.error({ err, runId: key, seq }, "run events not understood");
+        }
+      }
       this.#active.set(key, run);
       this.#dirty.add(key);
     }
