@@ -12,6 +12,7 @@ import { systemClock } from "../../shared/system.ts";
 const USER = "test";
 const PASSWORD = "test";
 const POLL_MS = 50;
+const HEALTH_TIMEOUT_MS = 2_000;
 
 /** One server of the cluster, on ports and data that stay its own. */
 export interface TestNatsNode {
@@ -115,7 +116,9 @@ class Node implements TestNatsNode {
 
   async isHealthy(): Promise<boolean> {
     try {
-      return (await fetch(`${this.#monitorUrl}/healthz`)).ok;
+      // A server can hang and hold the connection: 2.9.10 was seen to, after its two fellows had been killed.
+      const signal = AbortSignal.timeout(HEALTH_TIMEOUT_MS);
+      return (await fetch(`${this.#monitorUrl}/healthz`, { signal })).ok;
     } catch {
       return false;
     }
