@@ -215,6 +215,7 @@ async function open(
     offerTtlMs: config.offerTtlMs,
     replicaId,
     isOver: (runId) => (reads.summary(runId)?.finishedAtMs ?? null) !== null,
+    confirm: (shard, epoch) => shards.confirm(shard, epoch),
   });
   started.runs = runs;
   const peers = new NatsPeers(connection, replicaId, log);

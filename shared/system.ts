@@ -5,6 +5,7 @@
  * `test/architecture.test.ts` looks for `Date.now`, `setTimeout`, `Math.random` and `randomUUID` elsewhere.
  */
 import { randomBytes } from "node:crypto";
+import { setMaxListeners } from "node:events";
 
 /** Time as the rest of the code may see it. Milliseconds throughout. */
 export interface Clock {
@@ -22,6 +23,13 @@ export interface Clock {
 
 export interface Timer {
   cancel(): void;
+}
+
+/** To stop a service with: so many of its waits listen to the one signal that Node would take them for a leak. */
+export function newStop(): AbortController {
+  const stop = new AbortController();
+  setMaxListeners(0, stop.signal);
+  return stop;
 }
 
 /** A source of numbers in [0, 1). */

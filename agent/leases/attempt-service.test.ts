@@ -28,6 +28,8 @@ let journal: Journal;
 let service: AttemptService;
 let supervisors: TestSupervisors;
 const until = new Until();
+/** How often the service said that another offer may be asked for. */
+let freed = 0;
 
 function open(): void {
   supervisors = new TestSupervisors(directory.path);
@@ -53,10 +55,14 @@ function open(): void {
     stateDir: directory.path,
     slots: 2,
     centreNowMs: () => 1_000,
-    onFree: until.changed,
+    onFree: () => {
+      freed += 1;
+      until.changed();
+    },
   });
 }
 beforeEach(() => {
+  freed = 0;
   directory = testDirectory();
   open();
 });
@@ -133,6 +139,8 @@ test.each<[string, (offer: Offer) => ReturnType<typeof messageOf>, RegExp]>([
   await service.take(message);
   expect(answers).toEqual(["discard"]);
   expect([...service.refused.keys()][0]).toMatch(reason);
+  // The next one is asked for at once: a queue full of expired offers would never be emptied otherwise.
+  expect(freed).toBe(1);
   expect(reports()).toEqual([]);
 });
 

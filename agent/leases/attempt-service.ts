@@ -53,7 +53,7 @@ export interface AttemptServiceOptions {
   slots: number;
   /** Wall time of the control plane, as well as it is known. */
   centreNowMs(): number;
-  /** A slot has become free. */
+  /** A slot has become free, or is still free after an offer that was not taken: another one may be asked for. */
   onFree(): void;
 }
 
@@ -163,6 +163,7 @@ export class AttemptService {
     if (decision.kind === "duplicate") {
       // Not acknowledged while the first is on its way into the journal: that one may still fail.
       if (this.#running.get(key)?.durable !== false) message.ack();
+      this.#options.onFree();
       return;
     }
     // More than was asked for: a request that the queue remembered longer than this agent did.
@@ -220,6 +221,8 @@ export class AttemptService {
     this.refused.set(reason, (this.refused.get(reason) ?? 0) + 1);
     this.#options.log.warn({ ...lease, reason }, "offer refused");
     message.discard();
+    // At once: after a long time away the queue may hold more offers that have expired than there come new ones.
+    this.#options.onFree();
   }
 
   async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {

@@ -188,6 +188,8 @@ class Session implements OpenCall {
       throw new InsituError("request.invalid", "a heartbeat came before the hello");
     const pulse = parseHeartbeat(message);
     this.#lastSeq = pulse.seq;
+    // An older connection of the agent, whose hello came late, may have taken the place, and have gone with it since.
+    this.#sessions.set(this.peer.id, this);
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
     const gateways = this.#deps.gateways();

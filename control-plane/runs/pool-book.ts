@@ -53,6 +53,11 @@ export class PoolBook {
     return [...this.#waiting.values()].filter((waiting) => waiting.pools.some((pool) => freed.has(pool)));
   }
 
+  /** Takes nothing yet: it is asked again with all others that wait. */
+  wait(ref: StepRef, pools: readonly string[]): void {
+    this.#waiting.set(keyOf(ref), { ...ref, pools });
+  }
+
   waiting(): StepRef[] {
     return [...this.#waiting.values()];
   }

@@ -50,6 +50,7 @@ function actor(runId: string, state: RunState, seq = 0): Watched {
       expiresAtMs: atMs + 60_000,
     }),
     perform: (_state, effect) => effects.push(effect),
+    placed: () => undefined,
     nextMessageId: () => `m${++messages}`,
     pause: (ms) => systemClock.sleep(ms),
     setAside: (_runId, err) => aside.push(err),

@@ -18,6 +18,8 @@ export interface ActorWorld {
   /** Answers a `place` effect at once; undefined when the step is to be left alone for now. */
   place(state: RunState, stepId: string, atMs: number): Input | undefined;
   perform(state: RunState, effect: Effect): void;
+  /** `place` was asked of these steps while a batch was decided, which is durable now. */
+  placed(state: RunState, stepIds: ReadonlySet<string>): void;
   nextMessageId(): string;
   pause(ms: number): Promise<void>;
   /** The run cannot go on: it is set aside for a person. */
@@ -26,8 +28,8 @@ export interface ActorWorld {
   shardEpoch(): number;
   /** The run had moved on, and is still ours: effects of what was read may not have been performed. */
   caughtUp(runId: string): void;
-  /** A later owner of the shard has written to the run. */
-  lost(runId: string): void;
+  /** A later owner of the shard, under that epoch, has written to the run. */
+  lost(runId: string, shardEpoch: number): void;
 }
 
 interface Waiting {
@@ -97,7 +99,7 @@ export class RunActor {
         if (error instanceof InvariantError || lost) this.#aside = error;
         for (const waiting of [...taken, ...(this.#aside ? this.#queue.splice(0) : [])])
           waiting.reject(error);
-        if (lost) this.#world.lost(this.runId);
+        if (lost) this.#world.lost(this.runId, this.state.shardEpoch);
         else if (error instanceof InvariantError) this.#world.setAside(this.runId, error);
       }
     }
@@ -107,19 +109,21 @@ export class RunActor {
 
   /** Decides, appends, performs. When another writer came first, reads what it wrote and decides again. */
   async #commit(inputs: Input[]): Promise<void> {
+    const asked = new Set<string>();
     for (;;) {
       // Also without a conflict: a run that was read again after it was lost is up to date, and not ours.
       if (this.state.shardEpoch > this.#world.shardEpoch()) throw elsewhere(this.runId);
-      const decided = this.#decide(inputs);
+      const decided = this.#decide(inputs, asked);
       const appended = await this.#append(decided.events);
       if (!appended) continue;
       this.state = decided.state;
       for (const effect of decided.effects) this.#world.perform(this.state, effect);
+      if (asked.size > 0) this.#world.placed(this.state, asked);
       return;
     }
   }
 
-  #decide(inputs: Input[]): { state: RunState; events: RunEvent[]; effects: Effect[] } {
+  #decide(inputs: Input[], asked: Set<string>): { state: RunState; events: RunEvent[]; effects: Effect[] } {
     let { state } = this;
     const events: RunEvent[] = [];
     const effects: Effect[] = [];
@@ -132,6 +136,7 @@ export class RunActor {
           effects.push(effect);
           continue;
         }
+        asked.add(effect.step);
         const answer = this.#world.place(state, effect.step, input.atMs);
         if (answer) apply(answer);
       }

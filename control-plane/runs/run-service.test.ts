@@ -1,6 +1,6 @@
 import { connect, type NatsConnection } from "nats";
 import { pino } from "pino";
-import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { compile } from "../../shared/engine/plan.ts";
 import { stepOf } from "../../shared/engine/state.ts";
 import type { StepSpec } from "../../shared/model/spec.ts";
@@ -40,8 +40,13 @@ class LateStore extends JetStreamRunStore {
 }
 
 /** A world with one environment, which is there once it is opened, and one pool with one place. */
-function world(steps: StepSpec[], open = true, store = new JetStreamRunStore(connection)) {
-  const site = { open };
+function world(
+  steps: StepSpec[],
+  open = true,
+  store = new JetStreamRunStore(connection),
+  leaseTtlMs = 30_000,
+) {
+  const site = { open, confirm: (): Promise<boolean> => Promise.resolve(true) };
   const desk: PlacementDesk = {
     policyVersion: "p1",
     explain: () => [{ environment: "site", allowed: site.open, reasons: [] }],
@@ -60,10 +65,11 @@ function world(steps: StepSpec[], open = true, store = new JetStreamRunStore(con
     desk,
     agents: { cancel: () => false },
     instanceId: `i${++instances}`,
-    leaseTtlMs: 30_000,
+    leaseTtlMs,
     offerTtlMs: 60_000,
     replicaId: "r1",
     isOver: () => false,
+    confirm: () => site.confirm(),
   });
   service.start();
   service.own(new Map(Array.from({ length: 64 }, (_, shard) => [shard, 1])), []);
@@ -211,6 +217,75 @@ describe("a shard that two replicas believe to own", () => {
     expect(kinds.filter((kind) => kind === "attempt.finished")).toHaveLength(1);
     expect(kinds.at(-1)).toBe("run.finished");
   });
+});
+
+async function recoveredFrom(service: RunService, runId: string) {
+  const batches = await new JetStreamRunStore(connection).read(runId, 0);
+  return { runId, state: service.stateOf(runId)!, seq: batches.at(-1)!.seq };
+}
+
+const SHARDS = Array.from({ length: 64 }, (_, shard) => shard);
+
+test("a former owner gives up all runs of the shard when it meets the later owner in one of them", async () => {
+  const steps = [stepSpec("load", { pools: ["scanner"] })];
+  await using former = world(steps);
+  await using latter = world(steps);
+  const first = await create(former.service);
+  const second = await create(former.service);
+  await vi.waitFor(() => expect(status(former.service, first.runId, "load")).toBe("offered"));
+  // The latter has taken over the first run alone so far; its only place must not go to the second one here.
+  const { runId } = first;
+  const recovered = await recoveredFrom(former.service, runId);
+  latter.service.own(new Map(SHARDS.map((shard) => [shard, 2])), [recovered]);
+  await vi.waitFor(() => expect(latter.service.stateOf(runId)?.shardEpoch).toBe(2));
+  await expect(finish(former.service, runId, "load")).rejects.toMatchObject({ code: "shard.elsewhere" });
+  await vi.waitFor(() => expect(former.service.stateOf(second.runId)).toBeUndefined());
+  const events = (await new JetStreamRunStore(connection).read(second.runId, 0)).flatMap(
+    (batch) => batch.events,
+  );
+  expect(events.filter(({ kind }) => kind === "attempt.offered")).toEqual([]);
+});
+
+test("a start that another owner of the shard has already made a run of takes that run over", async () => {
+  await using former = world([stepSpec("load")]);
+  await using latter = world([stepSpec("load")]);
+  const { runId } = await create(former.service);
+  latter.service.own(new Map(SHARDS.map((shard) => [shard, 2])), []);
+  await latter.service.create({ version: VERSION, params: {}, by: "ana", runId });
+  expect(latter.service.stateOf(runId)).toMatchObject({ shardEpoch: 2 });
+  await expect(finish(former.service, runId, "load")).rejects.toMatchObject({ code: "shard.elsewhere" });
+});
+
+test("a run with pools is placed only when the record says that its shard is still owned here", async () => {
+  await using here = world([stepSpec("load", { pools: ["scanner"] })]);
+  let say: (owned: boolean) => void = () => undefined;
+  here.site.confirm = () =>
+    new Promise((resolve) => {
+      say = resolve;
+    });
+  const { runId } = await create(here.service);
+  here.service.factsChanged();
+  await finish(here.service, runId, "load").catch(() => undefined);
+  expect(status(here.service, runId, "load")).toBe("ready");
+  say(true);
+  await vi.waitFor(() => expect(status(here.service, runId, "load")).toBe("offered"));
+});
+
+test("after a take-over a cut-off agent has the time of a lease to come back, also when its own is over", async () => {
+  const steps = [stepSpec("load", { disconnect: { keepMs: 400, then: "fail" } })];
+  await using former = world(steps, true, undefined, 100);
+  const { runId } = await create(former.service);
+  await former.service.accept("site/a", { kind: "started", lease: leaseOf(runId, "load"), atMs: 1 });
+  await vi.waitFor(() => expect(status(former.service, runId, "load")).toBe("disconnected"));
+  await former.service.close();
+  const left = await recoveredFrom(former.service, runId);
+  const { untilMs } = stepOf(left.state, "load")!.away!;
+  await vi.waitFor(() => expect(systemClock.wallMs()).toBeGreaterThan(untilMs!));
+  await using latter = world(steps);
+  latter.service.own(new Map(SHARDS.map((shard) => [shard, 2])), [left]);
+  await vi.waitFor(() => expect(latter.service.stateOf(runId)?.shardEpoch).toBe(2));
+  latter.service.heartbeat("site/a", [leaseOf(runId, "load")]);
+  await vi.waitFor(() => expect(status(latter.service, runId, "load")).toBe("running"));
 });
 
 test("logs of a grant that a later owner made are not denied by the former one", async () => {

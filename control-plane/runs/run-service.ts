@@ -24,7 +24,7 @@ import {
 } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
-import { type Clock, idTimeMs, newId, type Random, type Timer } from "../../shared/system.ts";
+import { type Clock, idTimeMs, newId, newStop, type Random, type Timer } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import { POOL_SHARD, SHARD_COUNT, shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
@@ -39,6 +39,7 @@ import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
 const OFFER_RETRY_MS = 500;
+const CONFIRM_RETRY_MS = 250;
 /** Before each look at the stream for a grant that is not known here. */
 const LOOK_AGAIN_MS = [0, 200, 600, 1_200];
 /** Grants that were looked for in vain. */
@@ -73,6 +74,8 @@ export interface RunServiceOptions {
   replicaId: string;
   /** True when the run is known to have ended. */
   isOver(runId: string): boolean;
+  /** Asks the record itself, after the call, whether the shard is still owned here under that epoch. */
+  confirm(shard: number, epoch: number): Promise<boolean>;
 }
 
 /** An unfinished run, as read from the stream. */
@@ -86,6 +89,8 @@ interface DueTimer {
   runId: string;
   timer: TimerKind;
   step: string | null;
+  /** As the run knows it: what is taken over may be looked at later than that. */
+  dueAtMs: number;
 }
 
 export class RunService implements ReportSink, LeaseKeeper {
@@ -97,13 +102,17 @@ export class RunService implements ReportSink, LeaseKeeper {
   #epochFloor = 0;
   readonly #leases: LeaseTable;
   readonly #pools = new PoolBook();
+  /** Runs whose places in pools are not all known yet: until they are, nothing new is placed in any pool. */
+  readonly #counting = new Set<string>();
+  /** Runs that were just created here, by somebody who may have lost the shard without knowing. */
+  readonly #unconfirmed = new Set<string>();
   readonly #timers = new TimerQueue<DueTimer>();
   /** Steps that wait for a place or a pool: tried again when the facts change. */
   readonly #held = new Map<string, { runId: string; stepId: string }>();
   /** Environment by `run/step` of the offers that nobody has taken. */
   readonly #offered = new Map<string, string>();
   readonly #outstanding = new Map<string, number>();
-  readonly #stop = new AbortController();
+  readonly #stop = newStop();
   readonly #background = new Set<Promise<unknown>>();
   #wake: { atMs: number; timer: Timer } | undefined;
   #leaseTimer: Timer | undefined;
@@ -144,12 +153,16 @@ export class RunService implements ReportSink, LeaseKeeper {
     // Created, or taken over, by a later owner of the shard, of whom nothing was heard here yet.
     if (state.shardEpoch > shardEpoch) return;
     const actor = this.#actor(runId, state, seq);
-    this.#holdPools(runId, state);
+    // The former owner may go on placing its steps until the take-over is in the stream.
+    if (usesPools(state)) this.#counting.add(runId);
     const { replicaId } = this.#options;
     const base = { atMs: this.#now(), shardEpoch, replica: replicaId, ...this.#floor() };
     const taken = actor.submit({ kind: "take-over", ...base });
     this.#detach(
-      taken.then(() => this.#performOwed(actor)),
+      taken.then(() => {
+        this.#countPools(runId, actor.state);
+        this.#performOwed(actor);
+      }),
       "run taken over",
     );
   }
@@ -220,9 +233,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     const atMs = this.#now();
     const known = this.#actors.get(runId);
     const actor = known ?? this.#actor(runId, initialState(plan), 0);
+    const shardEpoch = this.#owned.get(shardOf(runId))!;
+    if (!known && usesPools(actor.state)) this.#unconfirmed.add(runId);
     try {
-      const shardEpoch = this.#owned.get(shardOf(runId))!;
-      await actor.submit({
+      const created = actor.submit({
         kind: "create",
         atMs,
         runId,
@@ -233,10 +247,20 @@ export class RunService implements ReportSink, LeaseKeeper {
         ...this.#floor(),
         ...(idTimeMs(runId) < (this.#epochFloor + 1) * 1_000 ? { mayHaveLived: true } : {}),
       });
+      // A former owner may have created it, of which nothing was heard here: then it is taken over from that one.
+      const taken = actor.submit({
+        kind: "take-over",
+        atMs,
+        shardEpoch,
+        replica: this.#options.replicaId,
+        ...this.#floor(),
+      });
+      await Promise.all([created, taken]);
     } finally {
       const { state } = actor;
       if (!known && (state.runId === "" || isTerminalRun(state.status))) this.#forget(runId, state);
     }
+    if (this.#unconfirmed.has(runId)) this.#detach(this.#confirm(runId, shardEpoch), "run confirmed");
     this.#options.log.info({ runId, pipeline: plan.spec.name, version }, "run created");
     return { runId, seq: actor.seq };
   }
@@ -379,6 +403,11 @@ export class RunService implements ReportSink, LeaseKeeper {
       store: this.#options.store,
       place: (current, stepId, atMs) => this.#place(runId, current, stepId, atMs),
       perform: (current, effect) => this.#perform(runId, current, effect),
+      placed: (current, stepIds) => {
+        // Decided twice, when another writer was first, and not offered the second time; or it ended in the same batch.
+        for (const id of stepIds)
+          if (!holdsPools(stepOf(current, id)?.status)) this.#release(runId, current, id);
+      },
       nextMessageId: () => `${this.#options.instanceId}-${++this.#messageCount}`,
       pause: (ms) => this.#options.clock.sleep(ms, this.#stop.signal),
       setAside: (id, err) =>
@@ -386,12 +415,17 @@ export class RunService implements ReportSink, LeaseKeeper {
       shardEpoch: () => this.#owned.get(shardOf(runId)) ?? 0,
       caughtUp: (id) => {
         const actor = this.#actors.get(id);
-        if (actor) this.#performOwed(actor);
+        if (!actor) return;
+        this.#holdPools(id, actor.state);
+        this.#performOwed(actor);
       },
-      lost: (id) => {
-        const actor = this.#actors.get(id);
-        if (actor) this.#forget(id, actor.state);
+      lost: (id, shardEpoch) => {
         this.#reopened.delete(id);
+        const shard = shardOf(id);
+        // What an actor of former times has heard says nothing of a shard that is ours again meanwhile.
+        if ((this.#owned.get(shard) ?? 0) >= shardEpoch) return;
+        // All of the shard: going on with its other runs, we would give away the places in pools of what is lost.
+        this.#detach(this.disown(new Set([shard])), "shard given up");
       },
     };
   }
@@ -401,6 +435,9 @@ export class RunService implements ReportSink, LeaseKeeper {
     if (this.#actors.get(runId) !== actor) return;
     for (const effect of owed(actor.state)) {
       if (effect.kind === "place") this.#replace(runId, effect.step);
+      // Nobody was there to hear of the agent: it has the time of a lease to come back before it is given up.
+      else if (effect.kind === "timer" && effect.timer === "disconnect")
+        this.#setTimer(runId, effect, this.#now() + this.#options.leaseTtlMs);
       else this.#perform(runId, actor.state, effect);
     }
   }
@@ -456,6 +493,10 @@ export class RunService implements ReportSink, LeaseKeeper {
       };
     }
     const ref = { runId, stepId };
+    if (spec.pools.length > 0 && (this.#counting.size > 0 || this.#unconfirmed.has(runId))) {
+      this.#pools.wait(ref, spec.pools);
+      return undefined;
+    }
     const taken = this.#pools.acquire(ref, spec.pools, (pool) => desk.poolCapacity(pool));
     if (!taken.acquired) return { kind: "hold", atMs, step: stepId, reason: "pool", message: taken.message };
     this.#held.delete(key);
@@ -480,12 +521,8 @@ export class RunService implements ReportSink, LeaseKeeper {
       this.#pools.forget({ runId, stepId });
       return;
     }
-    const answer = this.#place(runId, actor.state, stepId, this.#now());
-    if (!answer) return;
-    const placed = actor.submit(answer).finally(() => {
-      // The step may have ended while the answer waited its turn.
-      if (!holdsPools(stepOf(actor.state, stepId)?.status)) this.#release(runId, actor.state, stepId);
-    });
+    // Decided in its turn: a place that is taken before would be given back by what is on its way.
+    const placed = actor.submit({ kind: "place", atMs: this.#now(), step: stepId });
     this.#detach(placed, "step placed again");
   }
 
@@ -543,12 +580,42 @@ export class RunService implements ReportSink, LeaseKeeper {
     for (const next of this.#pools.release({ runId, stepId }, pools)) this.#replace(next.runId, next.stepId);
   }
 
+  /** Counts the places that the run's history says it has; what has ended has none. */
   #holdPools(runId: string, state: RunState): void {
     state.plan.steps.forEach((spec, index) => {
+      if (spec.pools.length === 0) return;
       const { status } = state.steps.get(index);
-      if (!holdsPools(status)) return;
-      for (const pool of spec.pools) this.#pools.hold({ runId, stepId: spec.id }, pool);
+      if (holdsPools(status))
+        for (const pool of spec.pools) this.#pools.hold({ runId, stepId: spec.id }, pool);
+      else if (isTerminalStep(status)) this.#release(runId, state, spec.id);
     });
+  }
+
+  /** Nobody else writes to the run any more, so its places are known. After the last such run, pools are open again. */
+  #countPools(runId: string, state: RunState): void {
+    if (this.#actors.has(runId)) this.#holdPools(runId, state);
+    if (!this.#counting.delete(runId) || this.#counting.size > 0) return;
+    for (const next of this.#pools.waiting()) this.#replace(next.runId, next.stepId);
+  }
+
+  /**
+   * A run with pools is placed when the record of the shards says, after the run was in the stream, that we still
+   * own its shard. Whoever owns it next reads the stream after that, finds the run, and counts its places; without
+   * this, one that is created by a former owner could take places that the next one has given away.
+   */
+  async #confirm(runId: string, shardEpoch: number): Promise<void> {
+    for (;;) {
+      try {
+        if (!(await this.#options.confirm(shardOf(runId), shardEpoch))) return;
+        break;
+      } catch (thrown) {
+        if (!InsituError.from(thrown).retryable) throw thrown;
+        await this.#options.clock.sleep(CONFIRM_RETRY_MS, this.#stop.signal);
+      }
+    }
+    if (!this.#unconfirmed.delete(runId)) return;
+    const actor = this.#actors.get(runId);
+    if (actor) this.#performOwed(actor);
   }
 
   #finish(runId: string, state: RunState): void {
@@ -574,6 +641,8 @@ export class RunService implements ReportSink, LeaseKeeper {
       state.plan.steps.map(({ id }) => id),
     );
     this.#actors.delete(runId);
+    this.#unconfirmed.delete(runId);
+    this.#countPools(runId, state);
   }
 
   /** A fan-out owes thousands of offers at once: they go out a few at a time, and everything else goes on meanwhile. */
@@ -627,9 +696,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     }
   }
 
-  #setTimer(runId: string, effect: Extract<Effect, { kind: "timer" }>): void {
-    const key = effect.step === null ? runId : `${runId}/${effect.step}`;
-    this.#timers.set(key, effect.atMs, { runId, timer: effect.timer, step: effect.step });
+  #setTimer(runId: string, effect: Extract<Effect, { kind: "timer" }>, notBeforeMs = 0): void {
+    const { timer, step, atMs: dueAtMs } = effect;
+    const key = step === null ? runId : `${runId}/${step}`;
+    this.#timers.set(key, Math.max(dueAtMs, notBeforeMs), { runId, timer, step, dueAtMs });
     this.#armTimers();
   }
 
@@ -648,11 +718,9 @@ export class RunService implements ReportSink, LeaseKeeper {
     for (const due of this.#timers.take(atMs)) {
       const actor = this.#actors.get(due.value.runId);
       if (!actor) continue;
-      const { timer, step } = due.value;
-      this.#detach(
-        actor.submit({ kind: "timer", atMs, timer, step, dueAtMs: due.atMs, random: this.#options.random() }),
-        "timer",
-      );
+      const { timer, step, dueAtMs } = due.value;
+      const input: Input = { kind: "timer", atMs, timer, step, dueAtMs, random: this.#options.random() };
+      this.#detach(actor.submit(input), "timer");
     }
     this.#armTimers();
   }
@@ -678,6 +746,10 @@ export class RunService implements ReportSink, LeaseKeeper {
     this.#background.add(settled);
     void settled.finally(() => this.#background.delete(settled));
   }
+}
+
+function usesPools(state: RunState): boolean {
+  return state.plan.steps.some(({ pools }) => pools.length > 0);
 }
 
 function isGranted(state: RunState, stepId: string, epoch: number, agent: string): boolean {

@@ -68,6 +68,12 @@ export class ShardService implements ShardView {
     return this.#record.shards[shard]?.owner ?? undefined;
   }
 
+  /** Whether the record, read after the call, says that the shard is ours under that epoch. */
+  async confirm(shard: number, epoch: number): Promise<boolean> {
+    const current = await this.#options.store.read();
+    return current !== undefined && ownedBy(current.record, this.#options.me).get(shard) === epoch;
+  }
+
   /** Gateways of the living replicas, ours first: where agents turn to when this one has gone. */
   gateways(): string[] {
     const { me } = this.#options;

@@ -74,6 +74,10 @@ function decide(draft: Draft, input: Input): void {
   switch (input.kind) {
     case "create":
       return create(draft, input);
+    case "place":
+      if (mayBePlaced(draft.state, draft.step(input.step), input.atMs))
+        draft.effects.push({ kind: "place", step: input.step });
+      return;
     case "offer":
       return offer(draft, input);
     case "hold":

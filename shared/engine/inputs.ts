@@ -31,6 +31,8 @@ export type Input = { atMs: number } & (
       /** The environment's default for attempts whose agent is cut off. Missing: it has none. */
       disconnect?: DisconnectSpec;
     }
+  /** Something has changed that the step may have waited for: asks for a placement anew, if it still waits. */
+  | { kind: "place"; step: string }
   /** Placement did not, or a pool is full. */
   | { kind: "hold"; step: string; reason: HoldReason; message: string }
   | { kind: "started"; step: string; attempt: number; epoch: number; agent: string }

@@ -43,10 +43,12 @@ interface Running {
   lease: LeaseKey;
   durable: boolean;
   cancelled: boolean;
+  /** Set while a `once` step waits for the control plane's consent to its start. */
+  consent?: ((given: boolean) => void) | undefined;
 }
 
 export class Agent implements AgentEnd, Host {
-  readonly name: string;
+  name: string;
   readonly environment: string;
   skewMs: number;
   diskFullUntilMs = 0;
@@ -116,10 +118,12 @@ export class Agent implements AgentEnd, Host {
     for (const [key, child] of this.#children) if (child.exit === undefined) this.#children.delete(key);
   }
 
-  /** The host is replaced, and enrolled again under the same name. */
+  /** The host is replaced. It has no key of its former name any more, and enrols under another one. */
   wipe(): void {
     this.reboot();
-    this.#world.note(() => `${this.name} has a new disk`);
+    const former = this.name;
+    this.name = `${former.replace(/-again.*/, "")}-again-${this.#disk.number}`;
+    this.#world.note(() => `${former} has a new disk, and is ${this.name}`);
     this.#children.clear();
     this.#disk = emptyDisk(this.#disk.number + 1);
   }
@@ -143,6 +147,7 @@ export class Agent implements AgentEnd, Host {
         this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         for (const lease of message.verdict.superseded) this.#stop(lease);
         for (const { lease } of message.verdict.cancels) this.#stop(lease);
+        for (const lease of message.verdict.renewed) this.#running.get(keyOf(lease))?.consent?.(true);
         return;
       case "cancel":
         return this.#stop(message.lease);
@@ -243,11 +248,12 @@ export class Agent implements AgentEnd, Host {
     const name = (): string => `${offer.lease.stepId}/${offer.lease.epoch}`;
     if (decision.kind === "refuse") {
       this.#world.note(() => `${this.name} refuses ${name()}: ${decision.reason}`);
-      return ack();
+      ack();
+      return this.#pull();
     }
     if (decision.kind === "duplicate" && bug !== "double-start") {
       if (this.#running.get(key)?.durable !== false) ack();
-      return;
+      return this.#pull();
     }
     if (this.#running.size >= this.#slots) return giveBack(0);
     this.#world.note(() => `${this.name} takes ${name()}`);
@@ -268,12 +274,22 @@ export class Agent implements AgentEnd, Host {
         }
         running.durable = true;
         ack();
-        this.#launch(key, offer, running);
+        if (offer.step.once !== true || bug === "start-without-consent")
+          return this.#launch(key, offer, running);
+        this.#world.note(() => `${this.name} asks whether it may start ${name()}`);
+        running.consent = (given) => {
+          running.consent = undefined;
+          this.#world.note(() => `${this.name} may ${given ? "" : "not "}start ${name()}`);
+          if (given) this.#launch(key, offer, running);
+          else this.#finish(key, offer, "cancelled");
+        };
+        if (running.cancelled) running.consent(false);
       },
     );
   }
 
   #launch(key: string, offer: Offer, running: Running): void {
+    this.#world.note(() => `${this.name} starts ${offer.lease.stepId}/${offer.lease.epoch}`);
     this.#world.witness.started(offer.lease, this.name, this.#lives);
     const child: Child = {
       offer,
@@ -346,6 +362,7 @@ export class Agent implements AgentEnd, Host {
     const running = this.#running.get(key);
     if (!running) return;
     running.cancelled = true;
+    running.consent?.(false);
     const child = this.#children.get(key);
     if (!child || child.stopping || child.exit !== undefined) return;
     child.stopping = true;

@@ -15,6 +15,10 @@ export const BUGS = [
   "trust-local-clock",
   /** An agent starts an offer that it has seen before. */
   "double-start",
+  /** An agent starts a `once` step that it was offered, without asking whether it is the holder on record. */
+  "start-without-consent",
+  /** A replica writes to its runs whoever owns their shard meanwhile: it expects whatever the run's last message is. */
+  "write-without-fence",
 ] as const;
 
 export type Bug = (typeof BUGS)[number];

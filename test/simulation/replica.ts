@@ -9,6 +9,7 @@ import { PeerMessage, RunCommand, RunRouter } from "../../control-plane/runs/run
 import { type RecoveredRun, RunService } from "../../control-plane/runs/run-service.ts";
 import type { ClusterStore, PeerBus } from "../../control-plane/shards/ports.ts";
 import { ShardService } from "../../control-plane/shards/shard-service.ts";
+import type { Decision } from "../../shared/engine/disconnection.ts";
 import { stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
@@ -103,6 +104,12 @@ export class Replica implements ReplicaEnd, Host {
     await this.#parts?.router.cancel(runId, "somebody", "no longer wanted");
   }
 
+  /** An operator has the last word, also that a `once` step may be started again. */
+  async resolve(runId: string, step: string, decision: Decision): Promise<void> {
+    const about = { runId, step, decision, evenIfItRan: true };
+    await this.#parts?.router.resolve({ ...about, by: "somebody", reason: "looked at the site" });
+  }
+
   factsChanged(): void {
     this.parts?.service.factsChanged();
   }
@@ -110,7 +117,7 @@ export class Replica implements ReplicaEnd, Host {
   receive(session: Session, message: ToReplica): void {
     const { parts } = this;
     if (!parts || !this.serves) return;
-    const { name } = session.agent;
+    const name = session.agentName;
     if (message.kind === "hello") {
       const environment = this.#world.environmentOf(name);
       this.#agents.set(name, {
@@ -122,11 +129,8 @@ export class Replica implements ReplicaEnd, Host {
       session.toAgent({ kind: "welcome", wallMs: this.#process.clock.wallMs() });
       return;
     }
-    const connected = this.#agents.get(name);
-    if (connected?.session === session) {
-      connected.freeSlots = message.freeSlots;
-      connected.lastSeq = message.seq;
-    }
+    const { freeSlots, seq: lastSeq } = message;
+    this.#agents.set(name, { session, environment: this.#world.environmentOf(name), freeSlots, lastSeq });
     const held = this.#world.bug === "renew-all-leases" ? this.#allOf(name) : message.held;
     const verdict = parts.router.heartbeat(name, held);
     session.toAgent({ kind: "reply", seq: message.seq, wallMs: this.#process.clock.wallMs(), verdict });
@@ -138,13 +142,13 @@ export class Replica implements ReplicaEnd, Host {
 
   broken(session: Session): void {
     this.#acks.delete(session);
-    if (this.#agents.get(session.agent.name)?.session === session) this.#agents.delete(session.agent.name);
+    if (this.#agents.get(session.agentName)?.session === session) this.#agents.delete(session.agentName);
   }
 
   async #report(session: Session, seq: number, given: ReportPayload): Promise<void> {
     const [{ parts }, process] = [this, this.#process];
     if (!parts || !this.serves) return;
-    const { name } = session.agent;
+    const name = session.agentName;
     const acks = this.#acks.get(session) ?? new Acknowledgements();
     this.#acks.set(session, acks);
     const done = acks.begin(seq);
@@ -191,6 +195,7 @@ export class Replica implements ReplicaEnd, Host {
       offerTtlMs: world.scenario.offerTtlMs,
       replicaId: this.name,
       isOver: (runId) => reads.isOver(runId),
+      confirm: (shard, epoch) => shards.confirm(shard, epoch),
     });
     const inbox = new InboxReader({
       world,
@@ -216,13 +221,19 @@ export class Replica implements ReplicaEnd, Host {
       own: async (epochs) => {
         const lastSeq = await this.#ask(process, "last sequence", () => world.runs.batches.length);
         await reads.waitFor(lastSeq);
+        world.note(
+          () => `${this.name} owns ${[...epochs].map(([shard, epoch]) => `${shard}@${epoch}`).join(" ")}`,
+        );
         service.own(
           epochs,
           reads.unfinished().filter(({ runId }) => epochs.has(shardOf(runId))),
         );
         await inbox.drain();
       },
-      disown: (lost) => service.disown(lost),
+      disown: async (lost) => {
+        world.note(() => `${this.name} gives up ${[...lost].join(" ")}`);
+        await service.disown(lost);
+      },
       announce: () => bus.broadcast({ kind: "shards" }),
     });
     const router = new RunRouter({
@@ -360,7 +371,8 @@ export class Replica implements ReplicaEnd, Host {
     return {
       append: (runId, events, expectedSeq, messageId) =>
         this.#ask(process, `append ${messageId}`, () => {
-          const result = world.runs.append(runId, events, expectedSeq, messageId, writer);
+          const expected = world.bug === "write-without-fence" ? world.runs.lastSeqOf(runId) : expectedSeq;
+          const result = world.runs.append(runId, events, expected, messageId, writer);
           if (process.alive && world.chance.happens(world.crashAtAppend)) world.crash(this);
           return result;
         }),
@@ -383,6 +395,7 @@ export class Replica implements ReplicaEnd, Host {
         }));
       },
       choose: (verdicts) => chooseEnvironment(verdicts, this.#loads()),
+      disconnectOf: (environment) => world.scenario.disconnects.get(environment),
       poolCapacity: (pool) => world.scenario.pools.get(pool),
       classificationOf: () => "public",
     };

@@ -1,6 +1,6 @@
 /** What a world is made of, drawn from its seed: sites, agents, pipelines, and how unkind it is. */
 import { compile, type Plan } from "../../shared/engine/plan.ts";
-import type { StepSpec } from "../../shared/model/spec.ts";
+import type { DisconnectSpec, StepSpec } from "../../shared/model/spec.ts";
 import { pipelineSpec, stepSpec } from "../support/specs.ts";
 import type { Chance } from "./chance.ts";
 import type { Weather } from "./network.ts";
@@ -31,6 +31,8 @@ export interface FaultRates {
   diskFull: number;
   closedPolicy: number;
   cancel: number;
+  /** An operator looks at what is cut off, and says what became of it. */
+  resolve: number;
 }
 
 export interface Scenario {
@@ -39,9 +41,14 @@ export interface Scenario {
   replicas: string[];
   pools: ReadonlyMap<string, number>;
   pipelines: Pipeline[];
+  /** What each environment says of attempts whose agent is cut off. */
+  disconnects: ReadonlyMap<string, DisconnectSpec>;
   /** When each run is asked for, and of which pipeline. */
   runs: { atMs: number; pipeline: Pipeline }[];
   offerTtlMs: number;
+  /** Mean milliseconds for which what has crashed is down, and a link is cut. */
+  downMs: number;
+  cutMs: number;
   weather: Weather;
   rates: FaultRates;
   /** Share of appends after which the replica dies before it hears of them. */
@@ -73,11 +80,16 @@ export function drawScenario(chance: Chance, replicasMax: number): Scenario {
     replicas: Array.from({ length: chance.int(1, replicasMax) }, (_, index) => `replica-${index + 1}`),
     pools,
     pipelines,
+    disconnects: new Map(
+      environments.flatMap((name) => (chance.happens(0.2) ? [[name, drawDisconnect(chance)] as const] : [])),
+    ),
     runs: Array.from({ length: chance.int(1, 4) }, () => ({
       atMs: chance.int(0, Math.floor(faultsForMs / 2)),
       pipeline: chance.pick(pipelines),
     })),
     offerTtlMs: chance.pick([8_000, 30_000, 120_000]),
+    downMs: chance.pick([3_000, 12_000]),
+    cutMs: chance.pick([6_000, 20_000]),
     weather: drawWeather(chance),
     rates: drawRates(chance),
     crashAtAppend: chance.happens(0.3) ? chance.next() * 0.05 : 0,
@@ -109,6 +121,7 @@ function drawRates(chance: Chance): FaultRates {
     diskFull: often(8_000),
     closedPolicy: often(10_000),
     cancel: often(20_000),
+    resolve: often(6_000),
   };
 }
 
@@ -128,7 +141,7 @@ function drawPipeline(
       steps.map(({ id }) => [
         id,
         {
-          takesMs: chance.pick([0, 100, 1_000, 5_000]),
+          takesMs: chance.pick([0, 100, 1_000, 5_000, 20_000]),
           failShare: chance.happens(0.3) ? chance.next() * 0.7 : 0,
         },
       ]),
@@ -137,6 +150,10 @@ function drawPipeline(
       steps.map(({ id }) => [id, chance.happens(0.03) ? [] : chance.some(environments, 0.6)] as const),
     ),
   };
+}
+
+function drawDisconnect(chance: Chance): DisconnectSpec {
+  return { keepMs: chance.int(0, 30_000), then: chance.pick(["reassign", "wait", "fail"] as const) };
 }
 
 function drawStep(chance: Chance, index: number, pools: readonly string[]): StepSpec {
@@ -154,5 +171,7 @@ function drawStep(chance: Chance, index: number, pools: readonly string[]): Step
     },
     unplaceableMs: chance.int(5_000, 60_000),
     pools: chance.happens(0.3) ? pools.filter(() => chance.happens(0.6)) : [],
+    ...(chance.happens(0.25) ? { disconnect: drawDisconnect(chance) } : {}),
+    ...(chance.happens(0.15) ? { once: true } : {}),
   });
 }

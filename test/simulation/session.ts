@@ -44,6 +44,8 @@ export class Session {
   /** What was on its way when the agent gave the connection up may arrive all the same. */
   haunted = false;
   readonly agent: AgentEnd;
+  /** As whom it opened the connection: a host that was replaced has another name since. */
+  readonly agentName: string;
   readonly replica: ReplicaEnd;
   readonly #life: number;
   readonly #up: (deliver: () => void) => void;
@@ -53,6 +55,7 @@ export class Session {
 
   constructor(network: Network, agent: AgentEnd, replica: ReplicaEnd) {
     this.agent = agent;
+    this.agentName = agent.name;
     this.replica = replica;
     this.#life = replica.life;
     const up = (): boolean => this.open || this.haunted;

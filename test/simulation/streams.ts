@@ -60,6 +60,10 @@ export class RunsStream {
     return { kind: "appended", seq: batch.seq };
   }
 
+  lastSeqOf(runId: string): number {
+    return this.#lastSeq.get(runId) ?? 0;
+  }
+
   read(runId: string, afterSeq: number): StoredBatch[] {
     return this.batches.filter((batch) => batch.runId === runId && batch.seq > afterSeq);
   }

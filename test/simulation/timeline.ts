@@ -2,7 +2,7 @@
 import type { Clock, Timer } from "../../shared/system.ts";
 
 /** What the worlds call the beginning of time; whole milliseconds since the Unix epoch. */
-const BEGIN_MS = 1_800_000_000_000;
+export const BEGIN_MS = 1_800_000_000_000;
 
 interface Entry {
   atMs: number;

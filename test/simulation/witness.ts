@@ -15,7 +15,15 @@ export interface Violation {
   message: string;
 }
 
-type Status = "open" | "offered" | "running" | "succeeded" | "failed" | "skipped" | "cancelled";
+type Status =
+  | "open"
+  | "offered"
+  | "running"
+  | "disconnected"
+  | "succeeded"
+  | "failed"
+  | "skipped"
+  | "cancelled";
 
 interface StepBook {
   status: Status;
@@ -25,8 +33,11 @@ interface StepBook {
   agent: string | null;
   /** `epoch:agent` of every outcome in the stream. */
   outcomes: Set<string>;
-  /** Epochs with an outcome that counts. */
+  /** Epochs with an outcome that counts, or with an operator's word that it succeeded. */
   committed: Set<number>;
+  /** How often an operator said that it may be started again. */
+  allowedAgain: number;
+  disconnectedAtMs: number;
 }
 
 interface RunBook {
@@ -38,12 +49,13 @@ interface RunBook {
   steps: Map<string, StepBook>;
 }
 
-const OPEN = new Set<Status>(["open", "offered", "running"]);
+const OPEN = new Set<Status>(["open", "offered", "running", "disconnected"]);
+const PLACED = new Set<Status>(["offered", "running", "disconnected"]);
 
 export class Witness {
   violation: Violation | undefined;
   readonly runs = new Map<string, RunBook>();
-  /** How often each `once` step, or each grant, was started at a site. */
+  /** How often each `once` step, and each grant by each life of an agent, was started. */
   readonly #starts = new Map<string, number>();
   /** What the sites themselves recorded, by `lease@agent`. */
   readonly #outcomes = new Map<string, Outcome[]>();
@@ -60,6 +72,17 @@ export class Witness {
 
   fail(invariant: string, message: string): void {
     this.violation ??= { invariant, message };
+  }
+
+  /** Steps that are cut off, with how many milliseconds ago by the replicas' clocks they were found to be. */
+  get disconnected(): { runId: string; step: string; sinceMs: number }[] {
+    return [...this.runs].flatMap(([runId, run]) =>
+      [...run.steps].flatMap(([step, book]) =>
+        run.status === "running" && book.status === "disconnected"
+          ? [{ runId, step, sinceMs: book.disconnectedAtMs }]
+          : [],
+      ),
+    );
   }
 
   get unfinished(): string[] {
@@ -90,6 +113,12 @@ export class Witness {
     const count = (this.#starts.get(key) ?? 0) + 1;
     this.#starts.set(key, count);
     if (count > 1) this.fail("an agent starts a grant once", `${nameOf(lease)} started twice at ${agent}`);
+    const { plan } = run.pipeline;
+    if (plan.steps[plan.indexOf.get(stepId)!]!.once !== true) return;
+    const starts = (this.#starts.get(`${runId}/${stepId}`) ?? 0) + 1;
+    this.#starts.set(`${runId}/${stepId}`, starts);
+    if (starts > 1 + step.allowedAgain)
+      this.fail("a once step is started once", `${nameOf(lease)} by ${agent}, start ${starts}`);
   }
 
   ended(lease: LeaseKey, agent: string, outcome: Outcome): void {
@@ -181,6 +210,25 @@ export class Witness {
         step.committed.add(event.epoch);
         step.status = "open";
         return;
+      case "attempt.disconnected":
+        this.#checkHolder(step, event, fail);
+        if (step.status !== "running") fail("only what runs is cut off", `${about}, which is ${step.status}`);
+        step.status = "disconnected";
+        step.disconnectedAtMs = event.atMs;
+        return;
+      case "attempt.reconnected":
+        this.#checkHolder(step, event, fail);
+        if (step.status !== "disconnected" || step.agent !== event.agent)
+          fail("only the holder comes back", `${about} by ${event.agent}, held by ${step.agent}`);
+        step.status = "running";
+        return;
+      case "attempt.resolved":
+        if (step.status !== "disconnected")
+          fail("only a cut-off attempt is resolved", `${about}, which is ${step.status}`);
+        step.status = "open";
+        if (event.decision === "reassign") step.allowedAgain += 1;
+        if (event.decision === "succeeded") step.committed.add(step.epoch);
+        return;
       case "attempt.lost":
         if (event.epoch !== step.epoch) fail("only the current grant is lost", `${about} ${event.epoch}`);
         if (event.outcome) this.#outcome(step, runId, { ...event, agent: event.agent! }, event.outcome, fail);
@@ -267,15 +315,18 @@ export class Witness {
 
   #checkPools(): void {
     for (const [pool, capacity] of this.#scenario.pools) {
-      let held = 0;
-      for (const run of this.runs.values()) {
+      const held: string[] = [];
+      for (const [runId, run] of this.runs) {
         for (const spec of run.pipeline.plan.steps) {
           const status = spec.pools.includes(pool) && run.steps.get(spec.id)!.status;
-          if (status === "offered" || status === "running") held += 1;
+          if (status && PLACED.has(status)) held.push(`${spec.id} of ${runId} (${status})`);
         }
       }
-      if (held > capacity)
-        this.fail("pools are never over capacity", `${pool}: ${held} of ${capacity} places taken`);
+      if (held.length > capacity)
+        this.fail(
+          "pools are never over capacity",
+          `${pool}: ${held.length} of ${capacity} places taken, by ${held.join(", ")}`,
+        );
     }
   }
 }
@@ -293,6 +344,8 @@ function emptyBook(): StepBook {
     agent: null,
     outcomes: new Set(),
     committed: new Set(),
+    allowedAgain: 0,
+    disconnectedAtMs: 0,
   };
 }
 

@@ -1,4 +1,5 @@
 /** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
+import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { Agent } from "./agent.ts";
 import type { Bug } from "./bug.ts";
@@ -8,13 +9,15 @@ import { Network } from "./network.ts";
 import { Replica } from "./replica.ts";
 import { AGENT_SKEW_MAX_MS, type Behaviour, drawScenario, type Pipeline, type Scenario } from "./scenario.ts";
 import { InboxStream, RunsStream, WorkStream } from "./streams.ts";
-import { Timeline } from "./timeline.ts";
+import { BEGIN_MS, Timeline } from "./timeline.ts";
 import { environmentOf, type Violation, Witness } from "./witness.ts";
 
 /** Virtual time within which every run ends once nothing is wrong any more. */
 const PROGRESS_MS = 30 * 60_000;
 /** After the last run: what was superseded is stopped, and every report delivered. */
 const QUIET_MS = 120_000;
+/** For so long an operator leaves a cut-off attempt to its agent. */
+const RESOLVE_AFTER_MS = 30_000;
 const REPLICA_SKEW_MAX_MS = 600_000;
 const REPLICA_SKEW_HEALED_MS = 500;
 
@@ -150,7 +153,7 @@ export class World {
   /** Dead now, and back after a while. */
   crash(node: Replica | Agent): void {
     node.crash();
-    this.timeline.after(this.chance.wait(3_000), () => node.start());
+    this.timeline.after(this.chance.wait(this.scenario.downMs), () => node.start());
   }
 
   /** Until it is so, or the time is over, or something is wrong. True when it is so. */
@@ -193,7 +196,7 @@ export class World {
         [replica().name, "nats"],
       ] as const);
       this.note(() => `link of ${one} and ${other} is cut`);
-      this.network.cut(one, other, this.chance.wait(6_000));
+      this.network.cut(one, other, this.chance.wait(this.scenario.cutMs));
     });
     this.#recur(rates.reset, () => agent().resetConnection());
     this.#recur(rates.clockJump, () => {
@@ -205,6 +208,7 @@ export class World {
     this.#recur(rates.diskFull, () => {
       agent().diskFullUntilMs = this.timeline.nowMs + this.chance.wait(5_000);
     });
+    this.#recur(rates.resolve, () => this.#resolve(0));
     this.#recur(rates.closedPolicy, () => this.#setClosed(!this.closed));
     this.#recur(rates.cancel, () => {
       const [runId] = [...this.witness.unfinished];
@@ -215,9 +219,21 @@ export class World {
     });
   }
 
+  /** After the faults an operator waits until an agent had time to come back. */
+  #resolve(patienceMs: number): void {
+    for (const { runId, step, sinceMs } of this.witness.disconnected) {
+      const replica = this.chance.pick(this.#replicas);
+      if (!replica.serves || BEGIN_MS + this.timeline.nowMs - sinceMs < patienceMs) continue;
+      const decision = this.chance.pick(DECISIONS);
+      this.note(() => `somebody says of ${step} in ${runId}: ${decision}`);
+      // A step whose outputs others need is not taken as succeeded; the next look may say something else.
+      replica.resolve(runId, step, decision).catch(() => undefined);
+    }
+  }
+
   #restart(agent: Agent, end: (agent: Agent) => void): void {
     end(agent);
-    this.timeline.after(this.chance.wait(3_000), () => agent.start());
+    this.timeline.after(this.chance.wait(this.scenario.downMs), () => agent.start());
   }
 
   #recur(meanMs: number, fault: () => void): void {
@@ -246,6 +262,11 @@ export class World {
       replica.skewMs = this.chance.int(-REPLICA_SKEW_HEALED_MS, REPLICA_SKEW_HEALED_MS);
     for (const agent of this.#agents) agent.diskFullUntilMs = 0;
     for (const node of [...this.#replicas, ...this.#agents]) node.start();
+    const look = (): void => {
+      this.#resolve(RESOLVE_AFTER_MS);
+      this.timeline.after(RESOLVE_AFTER_MS, look);
+    };
+    look();
   }
 
   /** Runs have ids of chance; in traces they have numbers. */
@@ -260,9 +281,22 @@ function isSame(one: LeaseKey, other: LeaseKey): boolean {
   return one.runId === other.runId && one.stepId === other.stepId && one.epoch === other.epoch;
 }
 
-function describe(event: { kind: string; step?: string; epoch?: number; agent?: string | null }): string {
-  const { kind, step, epoch, agent } = event;
-  return [kind, step, epoch === undefined ? undefined : `epoch ${epoch}`, agent].filter(Boolean).join(" ");
+function describe(event: {
+  kind: string;
+  step?: string;
+  epoch?: number;
+  agent?: string | null;
+  reason?: string;
+}): string {
+  const { kind, step, epoch, agent, reason } = event;
+  const parts = [
+    kind,
+    step,
+    epoch === undefined ? undefined : `epoch ${epoch}`,
+    agent,
+    reason && `(${reason})`,
+  ];
+  return parts.filter(Boolean).join(" ");
 }
 
 export async function simulate(options: WorldOptions): Promise<Verdict> {

@@ -85,6 +85,7 @@ const ACTING =
 const PURE_BUILT_INS = new Set([
   "node:crypto",
   "node:buffer",
+  "node:events",
   "node:util",
   "node:assert",
   "node:path",
