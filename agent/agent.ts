@@ -12,6 +12,7 @@ import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
+import { sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
@@ -56,7 +57,7 @@ export class Agent {
       clock: Clock;
       random: Random;
       log: Logger;
-      launchSupervisor(directory: string, socketPath: string): void;
+      launchSupervisor(directory: string, socketPath: string, failed: (why: Error) => void): void;
     },
   ) {
     this.#config = config;
@@ -131,6 +132,9 @@ export class Agent {
   async start(): Promise<void> {
     await this.#supervisors.find();
     await this.#attempts.recover();
+    // Workspaces hold data of the site: one that a crash has left, between an outcome and its removal, goes now.
+    const left = await sweepWorkspaces(this.#config.stateDir, this.#attempts.held());
+    if (left > 0) this.#log.info({ workspaces: left }, "workspaces of ended attempts removed");
     await this.#checkDisk();
     this.#timer = this.#clock.every(DISK_CHECK_MS, () => {
       this.#checkDisk()

@@ -10,8 +10,15 @@ export interface Bundle extends Disposable {
   readonly path: string;
 }
 
-/** Lies under node_modules, so that it finds the native addon; `others` lie beside it under their names. */
-export async function bundleOf(entry: URL, others: Record<string, URL> = {}): Promise<Bundle> {
+/**
+ * Lies under node_modules, so that it finds the native addon; `others` lie beside it under their names. `instead`: what
+ * is bundled in a package's place.
+ */
+export async function bundleOf(
+  entry: URL,
+  others: Record<string, URL> = {},
+  instead: Record<string, URL> = {},
+): Promise<Bundle> {
   const directory = mkdtempSync(join(ROOT, "node_modules", ".insitu-test-"));
   writeFileSync(join(directory, "package.json"), '{"type":"module"}');
   await build({
@@ -27,7 +34,8 @@ export async function bundleOf(entry: URL, others: Record<string, URL> = {}): Pr
     platform: "node",
     target: "node20",
     logLevel: "warning",
-    external: ["lmdb", "pino"],
+    external: ["lmdb", "pino"].filter((name) => instead[name] === undefined),
+    alias: Object.fromEntries(Object.entries(instead).map(([name, url]) => [name, fileURLToPath(url)])),
     banner: {
       js: 'import { createRequire as __makeRequire } from "node:module"; const require = __makeRequire(import.meta.url);',
     },

@@ -1,7 +1,7 @@
 /** The program as it is run: a process of its own, a real gateway's protocol, a real work queue. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -17,6 +17,8 @@ import { createAuthority, TestGateway } from "./uplink/gateway.fixture.ts";
 
 const signer = offerSigner();
 let program: Bundle;
+/** The program over an LMDB that kills it. */
+let killing: Bundle;
 let nats: TestNats;
 let centre: NatsConnection;
 let gateway: TestGateway;
@@ -27,8 +29,16 @@ beforeAll(async () => {
   program = await bundleOf(new URL("./main.ts", import.meta.url), {
     "insitu-supervisor": new URL("./supervisor/main.ts", import.meta.url),
   });
+  killing = await bundleOf(
+    new URL("./main.ts", import.meta.url),
+    { "insitu-supervisor": new URL("./supervisor/main.ts", import.meta.url) },
+    { lmdb: new URL("./journal/killing-lmdb.fixture.ts", import.meta.url) },
+  );
 });
-afterAll(() => program?.[Symbol.dispose]());
+afterAll(() => {
+  program?.[Symbol.dispose]();
+  killing?.[Symbol.dispose]();
+});
 
 beforeEach(async () => {
   const authority = await createAuthority();
@@ -79,9 +89,18 @@ afterEach(async () => {
   directory[Symbol.dispose]();
 });
 
-function start(...flags: string[]): ChildProcess {
-  const args = [program.path, "run", "--state-dir", directory.path, "--slots", "2", ...flags];
-  const child = spawn(process.execPath, args, { stdio: ["ignore", "ignore", "inherit", "ipc"] });
+function start(options: { program?: string; env?: NodeJS.ProcessEnv; flags?: string[] } = {}): ChildProcess {
+  const { env = process.env, flags = [] } = options;
+  const args = [
+    options.program ?? program.path,
+    "run",
+    "--state-dir",
+    directory.path,
+    "--slots",
+    "2",
+    ...flags,
+  ];
+  const child = spawn(process.execPath, args, { env, stdio: ["ignore", "ignore", "inherit", "ipc"] });
   children.push(child);
   return child;
 }
@@ -165,7 +184,7 @@ test("killed in the middle of a step, it takes the step up again: its true end, 
   await hasStarted();
   await killed(first);
   expect(exists(pid)).toBe(true);
-  start("--on-stop", "interrupt");
+  start({ flags: ["--on-stop", "interrupt"] });
   await gateway.until.holds(() => gateway.heartbeats.some(({ held }) => held?.length === 1));
   writeFileSync(gate, "");
   await ended();
@@ -211,6 +230,119 @@ test("with its supervisor killed too, the step is reported as interrupted, once,
   expect(outcomes().map(({ status }) => status)).toEqual(["interrupted", "succeeded"]);
 });
 
+test("a supervisor that is halted while the agent restarts is not taken for dead: the step's true end arrives", async () => {
+  const first = start();
+  const gate = join(directory.path, "gate");
+  await publish(
+    shell(`echo $$ > ${directory.path}/pid; while [ ! -e ${gate} ]; do sleep 0.02; done; echo bye; exit 4`),
+  );
+  const pid = await fileOf("pid");
+  await hasStarted();
+  const [supervisor] = supervisors();
+  process.kill(supervisor!, "SIGSTOP");
+  await killed(first);
+  start();
+  await gateway.until.holds(() => gateway.heartbeats.some(({ held }) => held?.length === 1));
+  writeFileSync(gate, "");
+  while (exists(pid)) await systemClock.sleep(10);
+  process.kill(supervisor!, "SIGCONT");
+  await ended();
+  expect(outcomes()).toMatchObject([{ status: "failed", exitCode: 4, logBytes: 4 }]);
+});
+
+test("workspaces that a crash has left between an outcome and their removal go with the next start", async () => {
+  const left = join(directory.path, "work", "run-0", "fit.1.1", "work");
+  mkdirSync(left, { recursive: true });
+  writeFileSync(join(left, "patients.csv"), "data of the site");
+  start();
+  await gateway.connected();
+  expect(readdirSync(join(directory.path, "work"))).toEqual([]);
+});
+
+/** Of a long run: \`INSITU_KILLS=200 npm test -- agent/main.test.ts -t "every pair"\`. */
+const KILLS = Number(process.env.INSITU_KILLS ?? 16);
+
+test(`killed between every pair of writes of its journal, ${KILLS} times: no outcome lost, none twice, no step run twice`, async () => {
+  const manager = await centre.jetstreamManager();
+  await manager.consumers.update("WORK", "env-dream", { ack_wait: 1_000_000_000 });
+  const effects = join(directory.path, "effects");
+  const points = Array.from(
+    { length: KILLS },
+    (_, i) => `${Math.floor(i / 2) + 1}:${i % 2 ? "after" : "before"}`,
+  );
+  let killedOnes = 0;
+  for (const [i, point] of points.entries()) {
+    const runId = `kill-${i}`;
+    const env = { ...process.env, INSITU_TEST_KILL_AT: point };
+    const doomed = start({ program: killing.path, env });
+    const gone = once(doomed, "exit");
+    await publish(shell(`echo ${runId} >> ${effects}; echo line; exit 7`, { lease: leaseKey({ runId }) }));
+    const mine = () =>
+      gateway.reports.flatMap(({ payload }) =>
+        payload.kind === "finished" && payload.lease.runId === runId ? [payload] : [],
+      );
+    // Killed before its outcome is known here, or a moment after it, or not at all: fewer writes than that.
+    await Promise.race([
+      gone,
+      gateway.until.holds(() => mine().length > 0).then(() => systemClock.sleep(200)),
+    ]);
+    if (doomed.signalCode === "SIGKILL") killedOnes += 1;
+    else await killed(doomed);
+    const next = start({ env: process.env });
+    await gateway.until.holds(() => mine().length > 0);
+    const outcomesOfIt = new Set(mine().map(({ outcome, lease }) => JSON.stringify([lease, outcome])));
+    expect(outcomesOfIt.size, point).toBe(1);
+    const { status, exitCode } = mine()[0]!.outcome;
+    const ran = existsSync(effects) ? readFileSync(effects, "utf8").split("\n") : [];
+    // Killed when the lease was on record and nobody had been told to start it: it never ran, and is offered again.
+    if (status === "interrupted") expect(ran, point).not.toContain(runId);
+    else {
+      expect([status, exitCode], point).toEqual(["failed", 7]);
+      expect(
+        ran.filter((line) => line === runId),
+        point,
+      ).toHaveLength(1);
+    }
+    await killed(next);
+  }
+  expect(killedOnes).toBeGreaterThan(Math.min(6, KILLS / 2));
+}, 600_000);
+
+/** Of a long run: \`INSITU_FLOOD_MB=1000 npm test -- agent/main.test.ts -t flood\`; it prints what it saw. */
+const FLOOD_MB = Number(process.env.INSITU_FLOOD_MB ?? 60);
+
+test(`a flood of ${FLOOD_MB} MB from one step takes little memory, and holds up no other step and no heartbeat`, async () => {
+  const child = start();
+  const bytes = FLOOD_MB * 1_000_000;
+  await publish(shell(`head -c ${bytes} /dev/zero | tr '\\0' x`));
+  await gateway.until.holds(() => gateway.chunks.length > 10);
+  const beats = gateway.heartbeats.length;
+  // While it goes on, another step begins and ends.
+  await publish(shell("exit 9", { lease: leaseKey({ runId: "run-2" }) }));
+  await gateway.until.holds(() => outcomes().some(({ exitCode }) => exitCode === 9));
+  expect(gateway.heartbeats.length).toBeGreaterThan(beats);
+  await ended(2);
+  const flood = outcomes().find(({ exitCode }) => exitCode === 0)!;
+  expect(flood.logBytes).toBe(bytes);
+  // What is not given up has arrived, and what was given up is counted.
+  await gateway.until.holds(() => received() >= bytes - flood.logDroppedBytes);
+  const peaks = [child.pid!, ...supervisors()].map(peakMb);
+  if (process.env.INSITU_FLOOD_MB) console.log({ peaks, dropped: flood.logDroppedBytes });
+  for (const peak of peaks) expect(peak).toBeLessThan(400);
+}, 600_000);
+
+function received(): number {
+  return gateway.chunks
+    .flatMap((chunk) => decodeLogEntries(chunk.encoding as "identity", chunk.entries))
+    .reduce((sum, { data }) => sum + data.length, 0);
+}
+
+/** The most memory that the process has had, in MB: \`VmHWM\` of proc_pid_status(5). */
+function peakMb(pid: number): number {
+  const line = /^VmHWM:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"));
+  return Number(line?.[1]) / 1_000;
+}
+
 test("stopped, it leaves its steps running, and its next start goes on with them", async () => {
   const child = start();
   const gate = join(directory.path, "gate");
@@ -229,7 +361,7 @@ test("stopped, it leaves its steps running, and its next start goes on with them
 });
 
 test("stopped with --on-stop interrupt it ends its steps, delivers so, and exits with 0", async () => {
-  const child = start("--on-stop", "interrupt");
+  const child = start({ flags: ["--on-stop", "interrupt"] });
   await publish(shell(`echo $$ > ${directory.path}/pid; exec sleep 600`));
   const pid = await fileOf("pid");
   const exit = once(child, "exit");

@@ -1,6 +1,7 @@
 /** The command `insitu-agent`. */
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { closeSync, existsSync, openSync, readFileSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { type Logger, pino } from "pino";
@@ -59,6 +60,8 @@ const FLAGS = {
   help: { type: "boolean", short: "h" },
 } as const;
 
+const SUPERVISOR_LOG_MAX_BYTES = 1024 * 1024;
+
 async function main(argv: string[]): Promise<number> {
   const { values, positionals } = parse(argv);
   const [command] = positionals;
@@ -86,14 +89,29 @@ async function main(argv: string[]): Promise<number> {
 }
 
 /** In a session of its own, and with nothing of the agent's environment: it lives on when the agent does not. */
-function launchSupervisor(directory: string, socketPath: string): void {
+function launchSupervisor(directory: string, socketPath: string, failed: (why: Error) => void): void {
   const program = fileURLToPath(new URL("./insitu-supervisor.js", import.meta.url));
   const { PATH = "" } = process.env;
-  spawn(process.execPath, [program, directory, socketPath, SOFTWARE_VERSION], {
+  const log = openLog(join(dirname(dirname(directory)), "supervisor.log"));
+  const child = spawn(process.execPath, [program, directory, socketPath, SOFTWARE_VERSION], {
     detached: true,
-    stdio: "ignore",
+    stdio: ["ignore", "ignore", log ?? "ignore"],
     env: { PATH },
-  }).unref();
+  });
+  child.on("error", failed);
+  child.once("exit", (code, signal) => failed(new Error(`it ended with ${signal ?? `exit code ${code}`}`)));
+  child.unref();
+  if (log !== undefined) closeSync(log);
+}
+
+/** Anew when it has grown: nobody reads what was complained of long ago. Undefined when it cannot be written. */
+function openLog(path: string): number | undefined {
+  try {
+    const grown = existsSync(path) && statSync(path).size > SUPERVISOR_LOG_MAX_BYTES;
+    return openSync(path, grown ? "w" : "a", 0o600);
+  } catch {
+    return undefined; // a full disk, for example: steps run all the same
+  }
 }
 
 function parse(argv: string[]) {

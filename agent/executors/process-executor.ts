@@ -21,6 +21,7 @@ import {
   keepArtifacts,
   ProductError,
   removeWorkspace,
+  WORK,
   type Workspace,
   workspaceAt,
   workspaceRoot,
@@ -122,7 +123,11 @@ class ProcessExecution implements FrameSink {
   stop(reason: StopReason, message: string): void {
     if (this.#stopped) return;
     this.#stopped = { reason, message };
-    this.#followed?.stop(reason, message);
+    if (this.#followed?.stop(reason, message) === false) {
+      // A tree that cannot be listed now is stopped by its supervisor's timeout.
+      const { clock } = this.#options;
+      void killTree(markerOf(this.#options, this.#offer.lease), undefined, clock).catch(() => undefined);
+    }
   }
 
   /** It may come at any await. */
@@ -166,7 +171,9 @@ class ProcessExecution implements FrameSink {
       return failure("interrupted", "interrupted", message);
     }
     this.#io.dropped(exit.droppedBytes);
-    if (exit.stopped || exit.error || exit.code !== 0) return this.#failed(exit);
+    // Ended by us over the head of a supervisor that says nothing: its record knows of no wish.
+    const stopped = exit.stopped ?? (exit.signal === "SIGKILL" ? (this.#stopped ?? null) : null);
+    if (stopped || exit.error || exit.code !== 0) return this.#failed({ ...exit, stopped });
     return await this.#succeeded(workspace);
   }
 
@@ -206,6 +213,8 @@ function failed(thrown: unknown): ExecutionResult {
   // The host's trouble and not the step's: another grant may do better.
   if (isDiskFull(thrown))
     return failure("interrupted", "disk-full", `no room on the agent's disk: ${message}`);
+  if (thrown instanceof InsituError && thrown.code === "unavailable")
+    return failure("interrupted", "supervisor", message);
   return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
 }
 
@@ -225,7 +234,7 @@ function markerOf({ stateDir }: ProcessExecutorOptions, lease: LeaseKey): string
 }
 
 function workBase(options: ProcessExecutorOptions): string {
-  return join(options.stateDir, "work");
+  return join(options.stateDir, WORK);
 }
 
 function stepEnvironment(

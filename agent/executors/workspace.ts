@@ -1,7 +1,7 @@
 /** The directory of one attempt: its files and inputs when it starts, its outputs and artifacts when it ends. */
 import { createHash } from "node:crypto";
 import { constants, createReadStream, createWriteStream } from "node:fs";
-import { lstat, mkdir, open, realpath, rename, rm, rmdir, writeFile } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, realpath, rename, rm, rmdir, writeFile } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { InsituError } from "../../shared/errors.ts";
@@ -28,6 +28,9 @@ export class ProductError extends Error {
     this.code = code;
   }
 }
+
+/** Below an agent's state directory. */
+export const WORK = "work";
 
 export function workspaceRoot(base: string, lease: LeaseKey): string {
   return join(base, lease.runId, `${lease.stepId}.${lease.attempt}.${lease.epoch}`);
@@ -66,6 +69,22 @@ export async function createWorkspace(base: string, offer: Offer): Promise<Works
 export async function removeWorkspace(root: string): Promise<void> {
   await rm(root, { recursive: true, force: true, maxRetries: 3 });
   await rmdir(dirname(root)).catch(() => undefined); // the run's, once it is empty
+}
+
+/** Removes what belongs to none of the attempts. Returns how many that were. */
+export async function sweepWorkspaces(stateDir: string, held: readonly LeaseKey[]): Promise<number> {
+  const base = join(stateDir, WORK);
+  const kept = new Set(held.map((lease) => workspaceRoot(base, lease)));
+  let removed = 0;
+  for (const run of await readdir(base).catch(() => [])) {
+    for (const attempt of await readdir(join(base, run)).catch(() => [])) {
+      const root = join(base, run, attempt);
+      if (kept.has(root)) continue;
+      await removeWorkspace(root).catch(() => undefined); // the next start tries again
+      removed += 1;
+    }
+  }
+  return removed;
 }
 
 /** Reads the declared outputs; others stay where they are and vanish with the directory. @throws ProductError */

@@ -177,6 +177,16 @@ export class Journal {
     }, this.#onLog);
   }
 
+  /** How far the log of an attempt is kept that stays at the site. Resolves when durable. */
+  markLog(lease: LeaseKey, mark: LogMark): Promise<void> {
+    return this.#write(
+      () => {
+        if (this.#leases.get(keyOf(lease))) this.#marks.putSync(keyOf(lease), mark);
+      },
+      () => undefined,
+    );
+  }
+
   reportsAfter(seq: number, limit: number): StoredReport[] {
     const range = this.#outbox.getRange({ start: Math.max(seq, this.#ackedSeq.outbox) + 1, limit });
     return [...range].map(({ key, value }) => ({ seq: key, payload: value }));

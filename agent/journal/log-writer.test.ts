@@ -1,10 +1,10 @@
 import { mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
 import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
-import { LIMITS, leaseKey, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { LIMITS, leaseKey, offerOf, type TestDirectory, testDirectory } from "../agent.fixture.ts";
 import { Journal } from "./journal.ts";
 import { LogWriter } from "./log-writer.ts";
 
@@ -21,8 +21,8 @@ afterEach(async () => {
   await journal.close();
   directory[Symbol.dispose]();
 });
-const open = (siteFile: string | null = null) =>
-  new LogWriter({ lease: leaseKey(), journal, clock: systemClock, siteFile, from: START });
+const open = (siteFile: string | null = null, from = START) =>
+  new LogWriter({ lease: leaseKey(), journal, clock: systemClock, siteFile, from });
 const entries = () => journal.logsAfter(0, 10_000).flatMap((c) => decodeLogEntries(c.encoding, c.entries));
 
 test("what a running step wrote is on record soon, without more being written", async () => {
@@ -89,4 +89,36 @@ test("a step whose log cannot be kept at the site goes on, and what was lost is 
   expect(resumed).toBe(true);
   expect(writer.log("stdout", Buffer.alloc(100_000), AT)).toBe(true);
   expect(await writer.close()).toEqual({ lastSeq: 0, bytes: 200_000, droppedBytes: 200_000 });
+});
+
+test("the mark of a chunk counts the content that is in it, and no entry of the next one", async () => {
+  const stored = new Promise<void>((resolve) => journal.onStored({ report: () => undefined, log: resolve }));
+  const writer = open();
+  const most = LOG_CHUNK_MAX_BYTES - 100;
+  writer.log("stdout", Buffer.alloc(most), { atMs: 1, endOffset: most });
+  writer.log("stdout", Buffer.alloc(200), { atMs: 1, endOffset: most + 200 });
+  await stored;
+  expect(journal.logMark(leaseKey())).toMatchObject({ lastSeq: 1, endOffset: most, bytes: most });
+  expect(await writer.close()).toMatchObject({ bytes: most + 200 });
+  expect(journal.logMark(leaseKey())).toMatchObject({ lastSeq: 2, bytes: most + 200 });
+});
+
+test("a log that stays at the site is taken up behind its mark: each byte is in the file once", async () => {
+  const file = join(directory.path, "site.log");
+  const lease = leaseKey();
+  await journal.take({ offer: offerOf({ lease }), takenAtMs: 1 }, { kind: "started", lease, atMs: 1 });
+  const writer = open(file);
+  writer.log("stdout", Buffer.from("one\n"), { atMs: 1, endOffset: 40 });
+  await vi.waitFor(() => expect(writer.storedOffset).toBe(40));
+  writer.log("stdout", Buffer.from("two\n"), { atMs: 1, endOffset: 80 });
+  await vi.waitFor(() => expect(readFileSync(file, "utf8")).toBe("one\ntwo\n"));
+  // The agent is killed here: the mark says one entry, and the file has two.
+  const mark = journal.logMark(lease);
+  expect(mark).toMatchObject({ endOffset: 40, bytes: 4 });
+  const next = open(file, mark);
+  next.log("stdout", Buffer.from("two\n"), { atMs: 1, endOffset: 80 });
+  next.log("stdout", Buffer.from("three\n"), { atMs: 1, endOffset: 120 });
+  expect(await next.close()).toEqual({ lastSeq: 0, bytes: 14, droppedBytes: 0 });
+  expect(readFileSync(file, "utf8")).toBe("one\ntwo\nthree\n");
+  await writer.close();
 });

@@ -1,5 +1,5 @@
 /** Gathers what one attempt writes into chunks for the spool, or into a file of the site when it may not leave. */
-import { createWriteStream, mkdirSync, type WriteStream } from "node:fs";
+import { createWriteStream, mkdirSync, statSync, truncateSync, type WriteStream } from "node:fs";
 import { dirname } from "node:path";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
@@ -13,6 +13,9 @@ const FLUSH_MS = 100;
 const ENTRY_FRAME_BYTES = 32;
 /** Taken from the step and not yet in the journal; the pipes are paused above it. */
 const BUFFER_MAX_BYTES = 1024 * 1024;
+/** Of the log of one attempt that stays at the site. */
+export const SITE_LOG_MAX_BYTES = 256 * 1024 * 1024;
+const SITE_MARK_MS = 500;
 
 export interface LogTotals {
   lastSeq: number;
@@ -37,7 +40,10 @@ export class LogWriter {
   #storedSeq: number;
   #bytes: number;
   #lostBytes: number;
-  /** In the supervisor's spool: what lies before it is in the journal. Stays 0 for a log that stays at the site. */
+  /** Of the site's file: given to it, and written by it. */
+  #siteBytes = 0;
+  #storedSiteBytes = 0;
+  /** In the supervisor's spool: what lies before it is in the journal, or in the site's file. */
   storedOffset = 0;
   #timer: Timer | undefined;
   #resumes: (() => void)[] = [];
@@ -59,7 +65,13 @@ export class LogWriter {
     [this.#bytes, this.#lostBytes] = [bytes, lostBytes];
     if (options.siteFile === null) return;
     mkdirSync(dirname(options.siteFile), { recursive: true, mode: 0o700 });
-    this.#file = createWriteStream(options.siteFile, { mode: 0o600 });
+    this.#siteBytes = bytes - lostBytes;
+    const there = cutTo(options.siteFile, this.#siteBytes);
+    // After a power cut the file may be shorter than its mark.
+    this.#lostBytes += this.#siteBytes - there;
+    this.#siteBytes = there;
+    this.#storedSiteBytes = there;
+    this.#file = createWriteStream(options.siteFile, { flags: "a", mode: 0o600 });
     // A step does not fail, and above all does not stand still, because its log cannot be kept: the loss is counted.
     this.#file.on("error", () => {
       this.#fileFailed = true;
@@ -69,21 +81,65 @@ export class LogWriter {
 
   /** False when the step should pause. */
   log(stream: LogStreamName, data: Buffer, at: { atMs: number; endOffset: number }): boolean {
-    this.#bytes += data.length;
-    if (this.#fileFailed) return true;
     if (this.#file) {
-      const open = this.#file.write(data);
-      if (!open) this.#file.once("drain", () => this.#resume());
-      return open;
+      this.#bytes += data.length;
+      return this.#keep(this.#file, data, at.endOffset);
     }
     this.#add(stream, data, at);
     return this.#bufferedBytes < BUFFER_MAX_BYTES;
+  }
+
+  /** Into the site's own file, up to its limit: beyond it the loss is counted. */
+  #keep(file: WriteStream, data: Buffer, endOffset: number): boolean {
+    if (this.#fileFailed || this.#siteBytes + data.length > SITE_LOG_MAX_BYTES) {
+      this.#lostBytes += data.length;
+      this.#storedAt(endOffset);
+      return true;
+    }
+    this.#siteBytes += data.length;
+    const siteBytes = this.#siteBytes;
+    const open = file.write(data, (err) => {
+      if (err) this.#lostBytes += data.length;
+      this.#storedAt(endOffset, siteBytes);
+    });
+    if (!open) file.once("drain", () => this.#resume());
+    return open;
+  }
+
+  /** An agent that is started again goes on behind the mark, and the supervisor may forget what lies before it. */
+  #storedAt(endOffset: number, siteBytes = this.#siteBytes): void {
+    this.#endOffset = Math.max(this.#endOffset, endOffset);
+    this.#storedSiteBytes = Math.max(this.#storedSiteBytes, siteBytes);
+    this.#timer ??= this.#clock.after(SITE_MARK_MS, () => {
+      this.#timer = undefined;
+      void this.#mark();
+    });
+  }
+
+  async #mark(): Promise<void> {
+    const mark: LogMark = {
+      lastSeq: this.#storedSeq,
+      endOffset: this.#endOffset,
+      bytes: this.#storedSiteBytes + this.#lostBytes,
+      lostBytes: this.#lostBytes,
+    };
+    const write = this.#journal
+      .markLog(this.#lease, mark)
+      .then(() => {
+        this.storedOffset = Math.max(this.storedOffset, mark.endOffset);
+      })
+      .catch(() => undefined) // a full disk: the next mark says more
+      .finally(() => this.#writes.delete(write));
+    this.#writes.add(write);
+    await write;
   }
 
   /** The gateway refuses a chunk over its limit for good, so an entry that does not fit begins the next one. */
   #add(stream: LogStreamName, data: Buffer, { atMs, endOffset }: { atMs: number; endOffset: number }): void {
     const framed = this.#entriesBytes + (this.#entries.length + 1) * ENTRY_FRAME_BYTES;
     if (this.#entries.length > 0 && framed + data.length > LOG_CHUNK_MAX_BYTES) this.#flush();
+    // Behind the flush: the mark of a chunk counts what is in it, and no more.
+    this.#bytes += data.length;
     this.#entries.push({ seq: ++this.#seq, atMs, stream, data, droppedBytes: 0 });
     this.#endOffset = endOffset;
     this.#entriesBytes += data.length;
@@ -108,7 +164,6 @@ export class LogWriter {
     await Promise.all(this.#writes);
     if (this.#file) {
       await new Promise<void>((resolve) => this.#file?.end(() => resolve()));
-      this.#lostBytes = this.#bytes - this.#file.bytesWritten;
     }
     return { lastSeq: this.#storedSeq, bytes: this.#bytes, droppedBytes: this.#lostBytes };
   }
@@ -160,4 +215,12 @@ export class LogWriter {
   #resume(): void {
     for (const resume of this.#resumes.splice(0)) resume();
   }
+}
+
+/** Bytes of the file behind the mark are written again. Gives its size then. */
+function cutTo(path: string, bytes: number): number {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (!stat?.isFile()) return 0;
+  if (stat.size > bytes) truncateSync(path, bytes);
+  return Math.min(stat.size, bytes);
 }

@@ -5,9 +5,10 @@ import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
-import { type Clock, newSecret } from "../../shared/system.ts";
+import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import type { StopReason } from "../executors/executor.ts";
 import {
+  About,
   ExitRecord,
   FromSupervisor,
   onMessages,
@@ -21,7 +22,10 @@ import { EXIT_FILE, FRAMES } from "./supervisor.ts";
 
 const CONNECT_RETRY_MS = 5;
 const START_WITHIN_MS = 10_000;
-const HELLO_WITHIN_MS = 5_000;
+const HELLO_WITHIN_MS = 2_000;
+const ANSWER_WITHIN_MS = 5_000;
+/** Of a supervisor that does not speak to us: between two looks at what its steps have left on disk. */
+const LOOK_MS = 250;
 /** `sun_path` of unix(7) holds 108 bytes with its zero. */
 const SOCKET_PATH_MAX = 100;
 
@@ -30,8 +34,8 @@ export interface SupervisorsOptions {
   /** Of the agent; holds `supervisors/`. */
   stateDir: string;
   software: string;
-  /** Starts the program in the background; it listens on the path soon after. */
-  launch(directory: string, socketPath: string): void;
+  /** Starts the program in the background; it listens on the path soon after. `failed`: it ended before it did. */
+  launch(directory: string, socketPath: string, failed: (why: Error) => void): void;
 }
 
 /** Takes what a step wrote. False: wait for `onDrain`. */
@@ -46,12 +50,16 @@ export interface FrameSink {
 export interface Followed {
   /** Resolves after all output was given to the sink; undefined when the supervisor has gone without a record. */
   readonly exit: Promise<ExitRecord | undefined>;
-  stop(reason: StopReason, message: string): void;
+  /** False when nobody is there to be asked: the caller has to end the processes itself. */
+  stop(reason: StopReason, message: string): boolean;
 }
 
 export class Supervisors {
   readonly #options: SupervisorsOptions;
   readonly #lines = new Set<Line>();
+  /** Directories of those that live and do not speak to us: they are stopped, overloaded, or of another release. */
+  readonly #silent = new Set<string>();
+  readonly #watches = new Set<() => void>();
   #current: Promise<Line> | undefined;
 
   constructor(options: SupervisorsOptions) {
@@ -63,9 +71,11 @@ export class Supervisors {
     const base = join(this.#options.stateDir, "supervisors");
     for (const name of entries(base)) {
       const directory = join(base, name);
-      const socketPath = aboutOf(directory);
-      const line = socketPath === undefined ? undefined : await Line.open(socketPath).catch(() => undefined);
+      const about = aboutOf(directory);
+      const line = about && (await Line.open(about.socketPath, this.#options.clock).catch(() => undefined));
       if (line) this.#add(line);
+      // What its steps write and how they end lies on disk in any case.
+      else if (isSupervisor(about?.pid, directory)) this.#silent.add(directory);
       else rmSync(directory, { recursive: true, force: true });
     }
     const fresh = [...this.#lines].find(({ software }) => software === this.#options.software);
@@ -96,17 +106,38 @@ export class Supervisors {
   ): Promise<Followed | undefined> {
     const record = exitOf(directory);
     if (record) return new Step(key, directory, offset, sink, undefined, record);
+    let mute = this.#silent.size > 0;
     for (const line of this.#lines) {
-      if (!(await line.knows(key, offset))) continue;
-      return new Step(key, directory, offset, sink, line);
+      const answer = await line.knows(key, offset);
+      if (answer === "yes") return new Step(key, directory, offset, sink, line);
+      mute ||= answer === "silent";
     }
-    // Nobody runs it: what it wrote is there, and its end, if it came to one while we asked.
     if (!existsSync(directory)) return undefined;
-    return new Step(key, directory, offset, sink, undefined, exitOf(directory));
+    // Nobody runs it: what it wrote is there, and its end, if it came to one while we asked.
+    const step = new Step(key, directory, offset, sink, undefined, exitOf(directory), mute);
+    if (mute) this.#watch(step, directory);
+    return step;
+  }
+
+  /** Of a step whose supervisor says nothing: its record ends it, or the death of every supervisor that may run it. */
+  #watch(step: Step, directory: string): void {
+    const { clock } = this.#options;
+    const look = (): void => {
+      const record = exitOf(directory);
+      for (const silent of this.#silent)
+        if (!isSupervisor(aboutOf(silent)?.pid, silent)) this.#silent.delete(silent);
+      const mute = this.#silent.size > 0 || [...this.#lines].some((line) => line.isSilent);
+      if (record || !mute) return step.ended(record);
+      step.look();
+      timer = clock.after(LOOK_MS, look);
+    };
+    let timer: Timer | undefined = clock.after(LOOK_MS, look);
+    this.#watches.add(() => timer?.cancel());
   }
 
   /** Supervisors without a step end; the others go on without us. */
   close(): void {
+    for (const end of this.#watches) end();
     for (const line of this.#lines) {
       line.send({ op: "leave" });
       line.end();
@@ -127,21 +158,24 @@ export class Supervisors {
     const directory = join(stateDir, "supervisors", id);
     mkdirSync(directory, { recursive: true, mode: 0o700 });
     const socketPath = socketPathOf(directory, id);
-    launch(directory, socketPath);
+    let failure: Error | undefined;
+    launch(directory, socketPath, (why) => {
+      failure = why;
+    });
     const untilMs = clock.monotonicMs() + START_WITHIN_MS;
     for (;;) {
       try {
-        const line = await Line.open(socketPath);
+        const line = await Line.open(socketPath, clock);
         this.#add(line);
         return line;
       } catch (err) {
-        if (clock.monotonicMs() > untilMs) {
+        if (failure !== undefined || clock.monotonicMs() > untilMs) {
+          rmSync(directory, { recursive: true, force: true });
+          const why = failure?.message ?? `it does not answer within ${START_WITHIN_MS} ms`;
           throw new InsituError(
             "unavailable",
-            "the supervisor of steps does not start; see the agent's log",
-            {
-              cause: err,
-            },
+            `the supervisor of steps does not start: ${why}. When the agent's program or Node was replaced, restart the agent; see also supervisor.log in its state directory`,
+            { retryable: true, cause: failure ?? err },
           );
         }
         await clock.sleep(CONNECT_RETRY_MS);
@@ -150,21 +184,27 @@ export class Supervisors {
   }
 }
 
+type Answer = "yes" | "no" | "silent";
+
 /** One connection to a supervisor. */
 class Line {
   readonly software: string;
   readonly #socket: Socket;
+  readonly #clock: Clock;
   readonly #steps = new Map<string, Step>();
-  readonly #asked = new Map<string, (known: boolean) => void>();
+  readonly #asked = new Map<string, (answer: Answer) => void>();
   #gone = false;
+  /** It has left a question without an answer, and has said nothing since. */
+  isSilent = false;
   #onClose: () => void = () => undefined;
 
-  private constructor(socket: Socket, software: string) {
+  private constructor(socket: Socket, software: string, clock: Clock) {
     this.#socket = socket;
+    this.#clock = clock;
     this.software = software;
   }
 
-  static open(path: string): Promise<Line> {
+  static open(path: string, clock: Clock): Promise<Line> {
     return new Promise((resolve, reject) => {
       const socket = connect(path);
       let line: Line | undefined;
@@ -181,7 +221,7 @@ class Line {
           return;
         }
         socket.setTimeout(0);
-        line = new Line(socket, message.software);
+        line = new Line(socket, message.software, clock);
         resolve(line);
       });
     });
@@ -207,10 +247,18 @@ class Line {
     this.#steps.delete(key);
   }
 
-  knows(key: string, offset: number): Promise<boolean> {
-    if (this.#gone) return Promise.resolve(false);
+  knows(key: string, offset: number): Promise<Answer> {
+    if (this.#gone) return Promise.resolve("no");
     return new Promise((resolve) => {
-      this.#asked.set(key, resolve);
+      const late = this.#clock.after(ANSWER_WITHIN_MS, () => {
+        this.isSilent = true;
+        this.#asked.delete(key);
+        resolve("silent");
+      });
+      this.#asked.set(key, (answer) => {
+        late.cancel();
+        resolve(answer);
+      });
       this.send({ op: "attach", key, offset });
     });
   }
@@ -224,7 +272,8 @@ class Line {
   receive(message: FromSupervisor): void {
     if (message.say === "hello") return;
     const { key } = message;
-    this.#asked.get(key)?.(message.say !== "unknown");
+    this.isSilent = false;
+    this.#asked.get(key)?.(message.say === "unknown" ? "no" : "yes");
     this.#asked.delete(key);
     const step = this.#steps.get(key);
     if (message.say === "output") step?.written(message.end);
@@ -233,7 +282,7 @@ class Line {
 
   closed(): void {
     this.#gone = true;
-    for (const resolve of this.#asked.values()) resolve(false);
+    for (const answer of this.#asked.values()) answer("no");
     this.#asked.clear();
     for (const step of [...this.#steps.values()]) step.ended();
     this.#onClose();
@@ -261,6 +310,8 @@ class Step implements Followed {
     sink: FrameSink,
     line: Line | undefined,
     record?: ExitRecord,
+    /** Somebody who does not speak to us may run it: nothing is concluded yet. */
+    mute = false,
   ) {
     this.#key = key;
     this.#directory = directory;
@@ -272,13 +323,20 @@ class Step implements Followed {
       this.#resolve = resolve;
     });
     line?.follow(key, this);
-    if (!line || line.gone) this.ended(record);
+    if (mute && !record) this.look();
+    else if (!line || line.gone) this.ended(record);
     // What came before this object is asked for once more.
     else line.send({ op: "attach", key, offset });
   }
 
-  stop(reason: StopReason, message: string): void {
+  stop(reason: StopReason, message: string): boolean {
     this.#line?.send({ op: "stop", key: this.#key, stop: { reason, message } });
+    return this.#line !== undefined;
+  }
+
+  /** Nobody tells how far it is: all whole frames on disk. */
+  look(): void {
+    this.written(this.#reader.size());
   }
 
   written(end: number): void {
@@ -335,12 +393,21 @@ function entries(directory: string): string[] {
   }
 }
 
-function aboutOf(directory: string): string | undefined {
+function aboutOf(directory: string): About | undefined {
   try {
-    const about = JSON.parse(readFileSync(join(directory, "about.json"), "utf8")) as { socketPath?: string };
-    return about.socketPath;
+    return About.parse(JSON.parse(readFileSync(join(directory, "about.json"), "utf8")));
   } catch {
     return undefined;
+  }
+}
+
+/** Whether that process is the supervisor of that directory, and not one that got its number later. */
+function isSupervisor(pid: number | undefined, directory: string): boolean {
+  if (pid === undefined) return false;
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0").includes(directory);
+  } catch {
+    return false; // it has ended
   }
 }
 

@@ -40,6 +40,10 @@ export const FromSupervisor = z.discriminatedUnion("say", [
 ]);
 export type FromSupervisor = z.infer<typeof FromSupervisor>;
 
+/** `about.json` in a supervisor's directory. The socket has a short path of its own when the directory's is too long. */
+export const About = z.object({ socketPath: z.string(), pid: z.number().optional() });
+export type About = z.infer<typeof About>;
+
 /** `exit.json`: how the process ended. Complete, or not there. */
 export const ExitRecord = z.object({
   v: z.literal(1),

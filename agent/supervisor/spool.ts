@@ -12,6 +12,7 @@ import {
   readdirSync,
   readSync,
   rmSync,
+  statSync,
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -115,6 +116,13 @@ export class SpoolReader {
     } finally {
       closeSync(fd);
     }
+  }
+
+  /** Of the byte behind what is on disk, from what is read at present on; the last frame may be half written. */
+  size(): number {
+    const start = this.#starts().at(-1);
+    if (start === undefined) return this.offset;
+    return start + statSync(join(this.#directory, segmentName(start))).size;
   }
 
   /** Deletes the segments that lie wholly before the offset. */
