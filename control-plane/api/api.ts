@@ -4,9 +4,11 @@ import type { Context, MiddlewareHandler } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { newId } from "../../shared/system.ts";
 import { authenticate } from "./access.ts";
+import { accessRoutes } from "./access-routes.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { ApiEnv, ApiOptions, RouteDeps } from "./context.ts";
 import { fleetRoutes } from "./fleet-routes.ts";
+import { checkGuards } from "./guard.ts";
 import { healthRoutes } from "./health-routes.ts";
 import { idempotent } from "./idempotency.ts";
 import { openApiDocument } from "./openapi.ts";
@@ -35,7 +37,9 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   app.use("*", framed(options));
   app.use("*", hostGuard(options.allowedHosts));
   app.use("/v1/*", async (c, next) => {
-    c.set("caller", authenticate(options.access, c.req.header("authorization")));
+    const principal = await authenticate(options.access, c.req.header("authorization"));
+    c.set("principal", principal);
+    c.set("caller", principal.name);
     await next();
   });
   app.use("/v1/*", bodyReader);
@@ -58,6 +62,8 @@ export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   resourceRoutes(app, deps);
   runRoutes(app, deps);
   fleetRoutes(app, deps);
+  accessRoutes(app, deps);
+  checkGuards(app);
 }
 
 /** Request id, security headers and the access log, around everything else. */
@@ -126,6 +132,8 @@ function refuse(c: Context<ApiEnv>, { log }: ApiOptions, error: InsituError): Re
   const requestId = c.get("requestId");
   if (error.httpStatus >= 500)
     log.error({ requestId, path: c.req.path, code: error.code, err: error }, "request failed");
+  if (error.code === "auth.denied")
+    log.info({ requestId, method: c.req.method, path: c.req.path, ...error.details }, "request denied");
   return problemResponse(c, error, `urn:insitu:request:${requestId}`);
 }
 

@@ -1,6 +1,7 @@
 /** What every route sees besides the request. */
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
+import type { Principal } from "../access/rights.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type { Access } from "./access.ts";
 import type { ConsoleAssets } from "./console.ts";
@@ -33,6 +34,7 @@ export interface ApiEnv {
   Variables: {
     /** Who calls, after authentication. */
     caller: string;
+    principal: Principal;
     requestId: string;
     /** The body as JSON text; "" for none. */
     bodyText: string;

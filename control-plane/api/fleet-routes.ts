@@ -4,10 +4,12 @@ import { InsituError } from "../../shared/errors.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
+import { needs } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
 import { AgentView, JoinTokenBody, JoinTokenView, pageOf, ServerView } from "./schemas.ts";
 
 const list = createRoute({
+  ...needs("fleet:view"),
   method: "get",
   path: "/v1/agents",
   operationId: "listAgents",
@@ -18,6 +20,7 @@ const list = createRoute({
 });
 
 const get = createRoute({
+  ...needs("fleet:view"),
   method: "get",
   path: "/v1/agents/{environment}/{name}",
   operationId: "getAgent",
@@ -28,6 +31,7 @@ const get = createRoute({
 });
 
 const listServers = createRoute({
+  ...needs("fleet:view"),
   method: "get",
   path: "/v1/servers",
   operationId: "listServers",
@@ -37,6 +41,7 @@ const listServers = createRoute({
 });
 
 const createToken = createRoute({
+  ...needs("agents:admit"),
   method: "post",
   path: "/v1/join-tokens",
   operationId: "createJoinToken",

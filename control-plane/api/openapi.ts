@@ -16,6 +16,12 @@ export function openApiDocument(app: OpenAPIHono<ApiEnv>): object {
     },
     servers: [{ url: "/" }],
     security: [{ bearer: [] }],
-    tags: [{ name: "resources" }, { name: "runs" }, { name: "fleet" }, { name: "health" }],
+    tags: [
+      { name: "resources" },
+      { name: "runs" },
+      { name: "fleet" },
+      { name: "access" },
+      { name: "health" },
+    ],
   });
 }

@@ -1,10 +1,10 @@
 /** Pipelines, datasets, environments and pools: apply, plan, read, delete. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { InsituError } from "../../shared/errors.ts";
-import { unknownName } from "../../shared/model/nearest.ts";
 import { KINDS, type Kind } from "../../shared/model/spec.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
+import { demand, needs, needsOnPipeline } from "./guard.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   AppliedChange,
@@ -16,7 +16,7 @@ import {
   ResourceDetail,
   StoredResourceView,
 } from "./schemas.ts";
-import type { StoredResource } from "./services.ts";
+import { refuseUnseenPipeline, seenResources, unknownResource } from "./unseen.ts";
 
 const PLURALS: Record<Kind, string> = {
   pipeline: "pipelines",
@@ -26,6 +26,7 @@ const PLURALS: Record<Kind, string> = {
 };
 
 const apply = createRoute({
+  ...needs("resources:apply"),
   method: "post",
   path: "/v1/apply",
   operationId: "apply",
@@ -43,6 +44,7 @@ const apply = createRoute({
 });
 
 const plan = createRoute({
+  ...needsOnPipeline("resources:view"),
   method: "post",
   path: "/v1/plan",
   operationId: "plan",
@@ -53,6 +55,7 @@ const plan = createRoute({
 });
 
 const pipelineVersion = createRoute({
+  ...needsOnPipeline("resources:view"),
   method: "get",
   path: "/v1/pipelines/{name}/versions/{digest}",
   operationId: "getPipelineVersion",
@@ -70,15 +73,18 @@ export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDep
 
   app.openapi(plan, async (c) => {
     const body = c.req.valid("json");
-    const plans =
-      "documents" in body
-        ? await resources.plan(body)
-        : [await resources.planStored(body.pipeline, body.version)];
-    return c.json({ plans }, 200);
+    if ("documents" in body) {
+      // Its explanations speak of whatever datasets and sites the documents name.
+      demand(c, "resources:view", null);
+      return c.json({ plans: await resources.plan(body) }, 200);
+    }
+    refuseUnseenPipeline(c, resources, body.pipeline);
+    return c.json({ plans: [await resources.planStored(body.pipeline, body.version)] }, 200);
   });
 
   app.openapi(pipelineVersion, async (c) => {
     const { name, digest } = c.req.valid("param");
+    refuseUnseenPipeline(c, resources, name);
     const spec = await resources.version(digest);
     // Versions are found by digest alone, and this one may be another pipeline's.
     if (spec?.name !== name) throw new InsituError("not-found", `pipeline ${name} has no version ${digest}`);
@@ -91,9 +97,11 @@ export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDep
 function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"], kind: Kind): void {
   const plural = PLURALS[kind];
   const titled = kind[0]?.toUpperCase() + kind.slice(1);
+  const view = kind === "pipeline" ? needsOnPipeline("resources:view") : needs("resources:view");
   const one = { params: z.object({ name: z.string().openapi({ description: `Name of the ${kind}` }) }) };
 
   const list = createRoute({
+    ...view,
     method: "get",
     path: `/v1/${plural}`,
     operationId: `list${titled}s`,
@@ -103,7 +111,7 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
     responses: { 200: json(pageOf(StoredResourceView), "A page"), ...problems },
   });
   app.openapi(list, (c) => {
-    const page = pageByKey(resources.list(kind), (item) => item.name, {
+    const page = pageByKey(seenResources(c, resources, kind), (item) => item.name, {
       list: plural,
       ...c.req.valid("query"),
     });
@@ -111,6 +119,7 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
   });
 
   const get = createRoute({
+    ...view,
     method: "get",
     path: `/v1/${plural}/{name}`,
     operationId: `get${titled}`,
@@ -121,15 +130,13 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
   });
   app.openapi(get, (c) => {
     const { name } = c.req.valid("param");
-    const found: StoredResource | undefined = resources.get(kind, name);
-    if (found === undefined) {
-      const known = resources.list(kind).map((resource) => resource.name);
-      throw new InsituError("not-found", unknownName({ kind, name, known }));
-    }
+    const found = seenResources(c, resources, kind).find((resource) => resource.name === name);
+    if (found === undefined) throw unknownResource(c, resources, { kind, name });
     return c.json(kind === "pipeline" ? { ...found, versions: resources.versions(name) } : found, 200);
   });
 
   const remove = createRoute({
+    ...needs("resources:delete"),
     method: "delete",
     path: `/v1/${plural}/{name}`,
     operationId: `delete${titled}`,

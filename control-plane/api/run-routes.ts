@@ -4,7 +4,10 @@ import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
+import type { Right } from "../access/rights.ts";
+import { reach as pipelinesOf } from "../access/rights.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
+import { covers, demand, needsOnPipeline } from "./guard.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   CancelRunBody,
@@ -17,10 +20,12 @@ import {
   StartRunBody,
 } from "./schemas.ts";
 import { bodyOf, eventFrames, logFrames } from "./streams.ts";
+import { refuseUnseenPipeline } from "./unseen.ts";
 
 const RunParams = z.object({ id: z.string().max(64).openapi({ description: "Id of the run" }) });
 
 const start = createRoute({
+  ...needsOnPipeline("runs:start"),
   method: "post",
   path: "/v1/runs",
   operationId: "startRun",
@@ -31,6 +36,7 @@ const start = createRoute({
 });
 
 const list = createRoute({
+  ...needsOnPipeline("runs:view"),
   method: "get",
   path: "/v1/runs",
   operationId: "listRuns",
@@ -48,6 +54,7 @@ const list = createRoute({
 });
 
 const get = createRoute({
+  ...needsOnPipeline("runs:view"),
   method: "get",
   path: "/v1/runs/{id}",
   operationId: "getRun",
@@ -58,6 +65,7 @@ const get = createRoute({
 });
 
 const cancel = createRoute({
+  ...needsOnPipeline("runs:cancel"),
   method: "post",
   path: "/v1/runs/{id}/cancel",
   operationId: "cancelRun",
@@ -68,6 +76,7 @@ const cancel = createRoute({
 });
 
 const resolve = createRoute({
+  ...needsOnPipeline("runs:resolve"),
   method: "post",
   path: "/v1/runs/{id}/steps/{step}/resolve",
   operationId: "resolveStep",
@@ -82,6 +91,7 @@ const resolve = createRoute({
 });
 
 const events = createRoute({
+  ...needsOnPipeline("runs:view"),
   method: "get",
   path: "/v1/runs/{id}/events",
   operationId: "followRun",
@@ -109,6 +119,7 @@ const events = createRoute({
 const NDJSON: string = "application/x-ndjson";
 
 const logs = createRoute({
+  ...needsOnPipeline("logs:read"),
   method: "get",
   path: "/v1/runs/{id}/logs",
   operationId: "readLogs",
@@ -141,15 +152,22 @@ const STREAM_HEADERS = {
 export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   const { runs, queries } = deps;
 
-  const existing = (id: string) => {
+  /** A run that the caller may not view is answered like one that is not there. */
+  const existing = (c: Context<ApiEnv>, id: string) => {
     const run = queries.get(id);
-    if (run === undefined)
+    if (run === undefined || !covers(c, "runs:view", run.pipeline))
       throw new InsituError("not-found", `there is no run ${id}; GET /v1/runs lists them`);
     return run;
+  };
+  /** Who has the right over everything needs no look at the run, which this replica may not know of yet. */
+  const demandOnRun = (c: Context<ApiEnv>, right: Right, id: string) => {
+    if (!covers(c, right, null)) demand(c, right, existing(c, id).pipeline);
   };
 
   app.openapi(start, async (c) => {
     const { pipeline, version, params } = c.req.valid("json");
+    refuseUnseenPipeline(c, deps.resources, pipeline);
+    demand(c, "runs:start", pipeline);
     const seed = c.get("repeatSeed");
     const request = {
       pipeline,
@@ -165,8 +183,10 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
 
   app.openapi(list, (c) => {
     const { pipeline, status, limit, cursor } = c.req.valid("query");
+    const pipelines = pipelinesOf(c.get("principal"), "runs:view");
     const page = queries.list({
       limit,
+      ...(pipelines === null ? {} : { pipelines }),
       ...(pipeline === undefined ? {} : { pipeline }),
       ...(status === undefined ? {} : { status }),
       ...(cursor === undefined ? {} : { cursor }),
@@ -174,22 +194,24 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
     return c.json(page, 200);
   });
 
-  app.openapi(get, (c) => c.json(existing(c.req.valid("param").id), 200));
+  app.openapi(get, (c) => c.json(existing(c, c.req.valid("param").id), 200));
 
   app.openapi(cancel, async (c) => {
+    demandOnRun(c, "runs:cancel", c.req.valid("param").id);
     const request = { by: c.get("caller"), reason: c.req.valid("json").reason };
     return c.json(await runs.cancel(c.req.valid("param").id, request), 200);
   });
 
   app.openapi(resolve, async (c) => {
     const { id, step } = c.req.valid("param");
+    demandOnRun(c, "runs:resolve", id);
     const { as: decision, reason, evenIfItRan } = c.req.valid("json");
     const request = { runId: id, step, decision, reason, evenIfItRan, by: c.get("caller") };
     return c.json(await runs.resolve(request), 200);
   });
 
   app.openapi(events, (c) => {
-    const { id } = existing(c.req.valid("param").id);
+    const { id } = existing(c, c.req.valid("param").id);
     const after = lastEventId(c.req.header("last-event-id"));
     const ended = () => TERMINAL.has(queries.get(id)?.status ?? "");
     const { clock, heartbeatMs } = deps;
@@ -202,7 +224,8 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
 
   app.openapi(logs, (c) => {
     const { step, attempt, follow } = c.req.valid("query");
-    const run = existing(c.req.valid("param").id);
+    const run = existing(c, c.req.valid("param").id);
+    demand(c, "logs:read", run.pipeline);
     if (step !== undefined && !run.steps.some((one) => one.id === step)) {
       const known = run.steps.map((one) => one.id);
       throw new InsituError(

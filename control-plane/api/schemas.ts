@@ -11,6 +11,7 @@ import {
   PoolSpec,
 } from "../../shared/model/spec.ts";
 import { ArtifactRef, EgressRecord, OutcomeStatus, OutputValue } from "../../shared/wire/attempt.ts";
+import { RIGHTS, ROLES } from "../access/rights.ts";
 
 const StepStatus = z.enum([
   "pending",
@@ -306,6 +307,55 @@ export const JoinTokenBody = z
   .openapi("CreateJoinToken");
 
 export const JoinTokenView = z.object({ token: z.string(), expiresAtMs: AtMs }).openapi("JoinToken");
+
+export const ApiTokenBody = z
+  .strictObject({
+    name: Name,
+    role: z.enum(ROLES),
+    pipelines: z
+      .array(Name)
+      .min(1)
+      .max(1000)
+      .nullable()
+      .default(null)
+      .openapi({ description: "The role holds for these alone; null: for everything" }),
+    ttlMs: z
+      .int()
+      .min(1_000)
+      .max(366 * 86_400_000)
+      .default(90 * 86_400_000),
+  })
+  .openapi("CreateApiToken");
+
+export const ApiTokenView = z
+  .object({
+    name: z.string(),
+    role: z.enum(ROLES),
+    pipelines: z.array(z.string()).nullable(),
+    createdBy: z.string(),
+    createdAtMs: AtMs,
+    expiresAtMs: AtMs,
+    lastUsedAtMs: AtMs.nullable().openapi({ description: "To the hour; null: never" }),
+    revokedAtMs: AtMs.nullable(),
+  })
+  .openapi("ApiToken");
+export type ApiTokenView = z.infer<typeof ApiTokenView>;
+
+export const NewApiTokenView = ApiTokenView.extend({ token: z.string() }).openapi("NewApiToken");
+export type NewApiTokenView = z.infer<typeof NewApiTokenView>;
+
+export const WhoAmIView = z
+  .object({
+    name: z.string(),
+    grants: z.array(z.object({ role: z.enum(ROLES), pipelines: z.array(z.string()).nullable() })),
+  })
+  .openapi("WhoAmI");
+export type WhoAmIView = z.infer<typeof WhoAmIView>;
+
+export const CanIView = z
+  .object({ right: z.enum(RIGHTS), pipeline: z.string().nullable(), allowed: z.boolean() })
+  .openapi("CanI");
+export type CanIView = z.infer<typeof CanIView>;
 
 export const VersionView = z
   .object({ software: z.string(), protocol: z.object({ major: z.int(), minor: z.int() }) })

@@ -3,11 +3,14 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
+import type { Role } from "../access/rights.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type {
   AgentView,
+  ApiTokenView,
   AppliedChange,
   LogLine,
+  NewApiTokenView,
   PlanView,
   RunDetail,
   RunSummary,
@@ -75,7 +78,14 @@ export interface RunCommands {
 }
 
 export interface RunQueries {
-  list(query: { pipeline?: string; status?: string; limit: number; cursor?: string }): Page<RunSummary>;
+  /** `pipelines`: only runs of these; nothing of the answer, its cursor neither, depends on others. */
+  list(query: {
+    pipeline?: string;
+    pipelines?: readonly string[];
+    status?: string;
+    limit: number;
+    cursor?: string;
+  }): Page<RunSummary>;
   get(runId: string): RunDetail | undefined;
   /** Batches after `afterSeq` (0: from the start), then live ones; ends after the batch with `run.finished`. */
   follow(
@@ -112,6 +122,21 @@ export interface JoinTokens {
   }>;
 }
 
+export interface ApiTokens {
+  /** `token` is the secret, shown once. Throws `conflict` for a name that is or was taken. */
+  create(request: {
+    name: string;
+    role: Role;
+    pipelines: string[] | null;
+    ttlMs: number;
+    by: string;
+  }): Promise<NewApiTokenView>;
+  /** By name. */
+  list(): Promise<ApiTokenView[]>;
+  /** Idempotent. Throws `not-found`. */
+  revoke(name: string, by: string): Promise<ApiTokenView>;
+}
+
 export interface ApiServices {
   resources: ResourceService;
   runs: RunCommands;
@@ -120,6 +145,7 @@ export interface ApiServices {
   fleet: FleetQueries;
   servers: ServerQueries;
   joinTokens: JoinTokens;
+  tokens: ApiTokens;
   /** Name → ok, for /readyz. */
   readiness(): Record<string, boolean>;
 }

@@ -25,6 +25,7 @@ const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   versions: "after",
   agents: "after",
   joinTokens: "after",
+  apiTokens: "after",
   // Epochs of shards that are older than those in the run events would stop the runs.
   cluster: "after",
 };

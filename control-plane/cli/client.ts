@@ -3,14 +3,19 @@ import type { Readable } from "node:stream";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
+import type { Right } from "../access/rights.ts";
 import type {
   AgentView,
+  ApiTokenView,
   AppliedChange,
+  CanIView,
   LogLine,
+  NewApiTokenView,
   PlanView,
   RunDetail,
   RunSummary,
   ServerView,
+  WhoAmIView,
 } from "../api/schemas.ts";
 import type { DocumentSet, Page, StoredResource } from "../api/services.ts";
 import type { Settings } from "./config.ts";
@@ -216,6 +221,30 @@ export class ApiClient {
     signal: AbortSignal,
   ): Promise<{ token: string; expiresAtMs: number }> {
     return this.#http.json({ method: "POST", path: "/v1/join-tokens", body: request, signal });
+  }
+
+  whoAmI(signal: AbortSignal): Promise<WhoAmIView> {
+    return this.#get("/v1/access/whoami", signal);
+  }
+
+  canI(asked: { right: Right; pipeline?: string | undefined }, signal: AbortSignal): Promise<CanIView> {
+    return this.#http.json({ method: "GET", path: "/v1/access/can-i", query: asked, signal });
+  }
+
+  async listTokens(signal: AbortSignal): Promise<ApiTokenView[]> {
+    return (await this.#get<{ items: ApiTokenView[] }>("/v1/tokens", signal)).items;
+  }
+
+  /** Not repeated on a broken connection, like that of a join token. */
+  createToken(
+    request: { name: string; role: string; pipelines: string[] | null; ttlMs: number },
+    signal: AbortSignal,
+  ): Promise<NewApiTokenView> {
+    return this.#http.json({ method: "POST", path: "/v1/tokens", body: request, signal });
+  }
+
+  revokeToken(name: string, signal: AbortSignal): Promise<ApiTokenView> {
+    return this.#http.json({ method: "DELETE", path: `/v1/tokens/${encodeURIComponent(name)}`, signal });
   }
 
   #get<T>(path: string, signal: AbortSignal): Promise<T> {

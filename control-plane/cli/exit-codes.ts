@@ -1,6 +1,14 @@
 /** What the exit status of a command says. Errors get theirs from the table in shared/errors.ts. */
 
-export const EXIT = { ok: 0, failed: 1, usage: 2, runNotSuccessful: 3, denied: 5, brokenPipe: 141 } as const;
+export const EXIT = {
+  ok: 0,
+  failed: 1,
+  usage: 2,
+  runNotSuccessful: 3,
+  denied: 5,
+  notAllowed: 6,
+  brokenPipe: 141,
+} as const;
 
 const CODES: readonly (readonly [number, string])[] = [
   [0, "done as asked"],

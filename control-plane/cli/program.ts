@@ -3,6 +3,7 @@ import { Command, CommanderError, Option } from "commander";
 import { InsituError } from "../../shared/errors.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
+import { RIGHTS, ROLES } from "../access/rights.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
@@ -100,6 +101,7 @@ function build(world: World, state: { code: number }): Command {
   resourceCommands(program, act);
   runCommands(program, act);
   agentCommands(program, act);
+  accessCommands(program, act);
   backupCommands(program, act);
   otherCommands(program, act, world);
   return program;
@@ -323,6 +325,58 @@ function agentCommands(program: Command, act: Act): void {
     "insitu join-token create --environment hq --ttl 10m --uses 3",
   ]);
   examples(tokens, ["insitu join-token create --environment hq"]);
+}
+
+function accessCommands(program: Command, act: Act): void {
+  const commands = () => import("./commands/access.ts");
+  const auth = program.command("auth").description("who you are, and what you may do");
+  examples(auth, ["insitu auth whoami", "insitu auth can-i runs:start pipeline/nightly"]);
+  const whoAmI = auth
+    .command("whoami")
+    .description("the name and the roles of your token")
+    .action(act(async () => (await commands()).whoAmI));
+  examples(whoAmI, ["insitu auth whoami", "insitu auth whoami -o json"]);
+  const canI = auth
+    .command("can-i <right> [pipeline]")
+    .description("whether you have a right, over everything or on one pipeline; exit 0 for yes, 6 for no")
+    .action(act(async () => (await commands()).canI));
+  examples(
+    canI,
+    ["insitu auth can-i runs:start pipeline/nightly", "insitu auth can-i tokens:manage"],
+    `Rights: ${RIGHTS.join(", ")}.`,
+  );
+
+  const tokens = program.command("tokens").description("API tokens for people and programs");
+  examples(tokens, [
+    "insitu tokens create ci --role runner --pipeline nightly",
+    "insitu tokens list",
+    "insitu tokens revoke ci",
+  ]);
+  const create = tokens
+    .command("create <name>")
+    .description("a token with one role; it is shown once, and its name is never given again")
+    .addOption(new Option("--role <role>", "what it may do").choices(ROLES).makeOptionMandatory())
+    .option("--pipeline <name>", "over this pipeline and its runs alone; may be repeated", collect)
+    .option("--ttl <duration>", "how long it is good", "90d")
+    .action(act(async () => (await commands()).createToken));
+  examples(
+    create,
+    [
+      "insitu tokens create ci --role runner --pipeline nightly --pipeline weekly",
+      "insitu tokens create ada --role operator --ttl 30d",
+    ],
+    "docs/security/access.md says what each role may do.",
+  );
+  const list = tokens
+    .command("list")
+    .description("all tokens, also those that are revoked or have expired")
+    .action(act(async () => (await commands()).listTokens));
+  examples(list, ["insitu tokens list", "insitu tokens list -o json"]);
+  const revoke = tokens
+    .command("revoke <name>")
+    .description("end a token; it is refused from then on")
+    .action(act(async () => (await commands()).revokeToken));
+  examples(revoke, ["insitu tokens revoke ci"]);
 }
 
 function backupCommands(program: Command, act: Act): void {

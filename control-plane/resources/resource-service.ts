@@ -62,7 +62,10 @@ export class Resources implements ResourceService {
     const stored = this.#options.journal.get("pipeline", pipeline);
     const wanted = version ?? stored?.version;
     if (!stored || !wanted) throw this.#notFound("pipeline", pipeline);
-    const { spec } = await this.#options.journal.load(wanted);
+    const spec = await this.version(wanted);
+    // Versions are found by digest alone, and this one may be of a pipeline that the caller may not view.
+    if (spec?.name !== pipeline)
+      throw new InsituError("not-found", `pipeline ${pipeline} has no version ${wanted}`);
     return this.#plan(wanted, spec, this.facts());
   }
 

@@ -121,7 +121,13 @@ export class ReadModel implements RunQueries {
       .map((run) => ({ runId: run.state.runId, state: run.state, seq: run.seq }));
   }
 
-  list(query: { pipeline?: string; status?: string; limit: number; cursor?: string }): Page<RunSummary> {
+  list(query: {
+    pipeline?: string;
+    pipelines?: readonly string[];
+    status?: string;
+    limit: number;
+    cursor?: string;
+  }): Page<RunSummary> {
     this.#flush();
     const items: RunSummary[] = [];
     // Ids begin with the time, so the key order backwards is newest first.
@@ -129,6 +135,7 @@ export class ReadModel implements RunQueries {
     for (const { value } of this.#runs.getRange({ ...range, reverse: true })) {
       const { summary } = value;
       if (query.pipeline !== undefined && summary.pipeline !== query.pipeline) continue;
+      if (query.pipelines?.includes(summary.pipeline) === false) continue;
       if (query.status !== undefined && summary.status !== query.status) continue;
       if (items.length === query.limit) return { items, nextCursor: items.at(-1)!.id };
       items.push(summary);

@@ -13,6 +13,8 @@ export const BUCKETS = {
   agents: "agents",
   joinTokens: "join-tokens",
   idempotency: "idempotency",
+  /** Who may call the API, by the name of the token. */
+  apiTokens: "api-tokens",
   /** One entry: who the replicas are, and which of them owns which shard. */
   cluster: "cluster",
 } as const;

@@ -1,0 +1,83 @@
+/**
+ * What a caller may do. Pure: a role is a fixed set of rights, a grant is a role over everything or over some pipelines.
+ *
+ * Only what belongs to a pipeline can be reached through a grant that names pipelines: the pipeline, its runs, their
+ * logs. Sites, datasets, agents and tokens belong to none, so such a grant never covers them.
+ */
+import { InsituError } from "../../shared/errors.ts";
+
+export const RIGHTS = [
+  "resources:view",
+  "resources:apply",
+  "resources:delete",
+  "runs:view",
+  "runs:start",
+  "runs:cancel",
+  "runs:resolve",
+  "logs:read",
+  "fleet:view",
+  "agents:admit",
+  "tokens:manage",
+] as const;
+export type Right = (typeof RIGHTS)[number];
+
+const VIEW = ["resources:view", "runs:view", "fleet:view"] as const;
+
+/** `resolve` decides whether a step runs twice: it is a right of its own, and no runner's. */
+const ROLE_RIGHTS = {
+  viewer: VIEW,
+  runner: [...VIEW, "runs:start", "runs:cancel", "logs:read"],
+  operator: [...VIEW, "runs:start", "runs:cancel", "runs:resolve", "logs:read"],
+  editor: [...VIEW, "resources:apply", "resources:delete"],
+  "agent-admin": [...VIEW, "agents:admit"],
+  auditor: [...VIEW, "logs:read"],
+  admin: RIGHTS,
+} as const satisfies Record<string, readonly Right[]>;
+
+export type Role = keyof typeof ROLE_RIGHTS;
+export const ROLES = Object.keys(ROLE_RIGHTS) as [Role, ...Role[]];
+
+export interface Grant {
+  role: Role;
+  /** Names of pipelines; null: over everything. */
+  pipelines: readonly string[] | null;
+}
+
+export interface Principal {
+  name: string;
+  grants: readonly Grant[];
+}
+
+/** @param pipeline null asks for the right over everything */
+export function may(principal: Principal, right: Right, pipeline: string | null): boolean {
+  return principal.grants.some(
+    (grant) =>
+      gives(grant, right) &&
+      (grant.pipelines === null || (pipeline !== null && grant.pipelines.includes(pipeline))),
+  );
+}
+
+/** The pipelines over which the caller has the right; null: all there are or will be. */
+export function reach(principal: Principal, right: Right): readonly string[] | null {
+  if (may(principal, right, null)) return null;
+  const grants = principal.grants.filter((grant) => gives(grant, right));
+  return [...new Set(grants.flatMap(({ pipelines }) => pipelines ?? []))].sort();
+}
+
+/** Says which right is missing, and nothing about what it was wanted for that the caller did not say itself. */
+export function denied(principal: Principal, right: Right, pipeline: string | null): InsituError {
+  const over = pipeline === null ? "over everything" : `on pipeline ${pipeline}`;
+  const held = principal.grants.map(({ role, pipelines }) =>
+    pipelines === null ? role : `${role} on ${pipelines.join(", ")}`,
+  );
+  return new InsituError(
+    "auth.denied",
+    `this needs the right ${right} ${over}; ${principal.name} is ${held.join("; ") || "nobody here"}. ` +
+      "Who has tokens:manage can give you a token with it",
+    { details: { right, pipeline, caller: principal.name } },
+  );
+}
+
+function gives({ role }: Grant, right: Right): boolean {
+  return (ROLE_RIGHTS[role] as readonly Right[]).includes(right);
+}

@@ -1,0 +1,102 @@
+/** `insitu auth …` and `insitu tokens …`. */
+import { InsituError } from "../../../shared/errors.ts";
+import { RIGHTS } from "../../access/rights.ts";
+import type { ApiTokenView } from "../../api/schemas.ts";
+import { EXIT } from "../exit-codes.ts";
+import { type Invocation, parseDuration } from "../invocation.ts";
+import { type Hue, instant } from "../text.ts";
+
+export async function whoAmI(invocation: Invocation): Promise<number> {
+  const { output, signal } = invocation;
+  const client = await invocation.client();
+  const me = await client.whoAmI(signal);
+  if (!output.people) await output.data(me);
+  else
+    for (const grant of me.grants) await output.line(`${me.name}  ${grant.role}  ${over(grant.pipelines)}`);
+  return EXIT.ok;
+}
+
+/** Exit 0 for yes and 6 for no, so that a script may ask before it begins. */
+export async function canI(invocation: Invocation, [right = "", target]: string[]): Promise<number> {
+  const known = RIGHTS.find((one) => one === right);
+  if (known === undefined) {
+    throw new InsituError("request.invalid", `there is no right "${right}"; there are ${RIGHTS.join(", ")}`);
+  }
+  const pipeline = target?.replace(/^pipelines?\//, "");
+  const client = await invocation.client();
+  const answer = await client.canI({ right: known, pipeline }, invocation.signal);
+  const { output } = invocation;
+  if (output.people) await output.line(answer.allowed ? "yes" : "no");
+  else await output.data(answer);
+  return answer.allowed ? EXIT.ok : EXIT.notAllowed;
+}
+
+export async function createToken(
+  invocation: Invocation,
+  [name = ""]: string[],
+  { role, pipeline, ttl }: { role: string; pipeline?: string[]; ttl: string },
+): Promise<number> {
+  const request = { name, role, pipelines: pipeline ?? null, ttlMs: parseDuration(ttl, "--ttl") };
+  const client = await invocation.client();
+  const token = await client.createToken(request, invocation.signal);
+  const { output } = invocation;
+  if (!output.people) {
+    await output.data(token);
+    return EXIT.ok;
+  }
+  await output.line(token.token);
+  await output.note(
+    `${role} ${over(token.pipelines)}, valid until ${instant(token.expiresAtMs)}. It is not shown again.
+Put it into INSITU_TOKEN; \`insitu tokens revoke ${name}\` ends it.`,
+  );
+  return EXIT.ok;
+}
+
+export async function listTokens(invocation: Invocation): Promise<number> {
+  const client = await invocation.client();
+  const tokens = await client.listTokens(invocation.signal);
+  const { output, clock } = invocation;
+  if (!output.people) {
+    await output.data(tokens);
+    return EXIT.ok;
+  }
+  if (tokens.length === 0) {
+    await output.note(
+      "There is none but the server's own. `insitu tokens create NAME --role ROLE` makes one.",
+    );
+    return EXIT.ok;
+  }
+  const nowMs = clock.wallMs();
+  await output.table(tokens, [
+    { title: "TOKEN", value: (token) => token.name },
+    { title: "ROLE", value: (token) => token.role },
+    { title: "OVER", value: (token) => over(token.pipelines) },
+    { title: "STATE", value: (token) => stateOf(token, nowMs), hue: (token) => stateHue(token, nowMs) },
+    { title: "UNTIL", value: (token) => instant(token.expiresAtMs) },
+    { title: "LAST USED", value: ({ lastUsedAtMs: at }) => (at === null ? "never" : instant(at)) },
+    { title: "MADE BY", value: (token) => token.createdBy },
+  ]);
+  return EXIT.ok;
+}
+
+export async function revokeToken(invocation: Invocation, [name = ""]: string[]): Promise<number> {
+  const client = await invocation.client();
+  const token = await client.revokeToken(name, invocation.signal);
+  const { output } = invocation;
+  if (output.people) await output.line(`token ${token.name} is revoked`);
+  else await output.data(token);
+  return EXIT.ok;
+}
+
+function over(pipelines: readonly string[] | null): string {
+  return pipelines === null ? "everything" : `on ${pipelines.join(", ")}`;
+}
+
+function stateOf(token: ApiTokenView, nowMs: number): string {
+  if (token.revokedAtMs !== null) return "revoked";
+  return nowMs < token.expiresAtMs ? "good" : "expired";
+}
+
+function stateHue(token: ApiTokenView, nowMs: number): Hue {
+  return stateOf(token, nowMs) === "good" ? "green" : "yellow";
+}
