@@ -55,7 +55,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
       );
     } catch (err) {
       // The caller has shown who it is; that the note of it got lost is no reason to refuse it.
-      log.warn({ err, token: name }, "last use of an API token not kept");
+      log.warn({ err, tokenName: name }, "last use of an API token not kept");
     }
   };
 
@@ -87,7 +87,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
         const message = `there is or was a token named ${name}, and records speak of it by that name; take another`;
         throw new InsituError("conflict", message, { cause: err });
       });
-      log.info({ caller: by, token: name, role, pipelines, expiresAtMs }, "API token created");
+      log.info({ caller: by, tokenName: name, role, pipelines, expiresAtMs }, "API token created");
       return { ...viewOf(record), token: `ins_${name}_${secret}` };
     },
 
@@ -109,7 +109,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
         const names = (await kv.list()).map(({ key }) => key);
         throw new InsituError("not-found", unknownName({ kind: "token", name, known: names }));
       }
-      log.info({ caller: by, token: name }, "API token revoked");
+      log.info({ caller: by, tokenName: name }, "API token revoked");
       return viewOf(value);
     },
 
