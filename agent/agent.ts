@@ -16,6 +16,7 @@ import { sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
+import type { Sandbox } from "./sandbox/sandbox.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
 import { keepAccess, loadAccess, type NatsAccess } from "./uplink/nats-access.ts";
@@ -57,6 +58,7 @@ export class Agent {
       clock: Clock;
       random: Random;
       log: Logger;
+      sandbox: Sandbox;
       launchSupervisor(directory: string, socketPath: string, failed: (why: Error) => void): void;
     },
   ) {
@@ -73,7 +75,12 @@ export class Agent {
       launch: world.launchSupervisor,
     });
     const supervisors = this.#supervisors;
-    const processes = new ProcessExecutor({ ...config, clock: world.clock, supervisors });
+    const processes = new ProcessExecutor({
+      ...config,
+      clock: world.clock,
+      sandbox: world.sandbox,
+      supervisors,
+    });
     this.#attempts = new AttemptService({
       clock: world.clock,
       log: world.log,

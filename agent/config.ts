@@ -5,6 +5,7 @@ import { dirname, resolve } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
 import { FIELD_PATTERN, Name } from "../shared/model/names.ts";
+import { SandboxConfig } from "./sandbox/sandbox-config.ts";
 
 const MiB = 1024 * 1024;
 
@@ -34,6 +35,8 @@ const Config = z.strictObject({
   killGraceMs: z.coerce.number().int().min(0).max(600_000),
   /** What becomes of running steps when the agent is stopped: they go on and are taken up again, or they end. */
   onStop: z.enum(["leave", "interrupt"]),
+  /** How steps are kept from the rest of the host. See docs/security/sandbox.md. */
+  sandbox: SandboxConfig.prefault({}),
 });
 export type AgentConfig = Readonly<z.infer<typeof Config>>;
 
@@ -59,6 +62,8 @@ const SCALAR_FLAGS = {
   "log-level": "logLevel",
   "on-stop": "onStop",
 } as const;
+/** Flags that set one key of a part. */
+const SANDBOX_FLAG = "sandbox";
 const PAIR_FLAGS = { dataset: "datasets", label: "labels", "step-env": "stepEnv" } as const;
 
 export interface Flags {
@@ -84,6 +89,8 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
   if (env.INSITU_LOG_LEVEL) raw.logLevel = env.INSITU_LOG_LEVEL;
   for (const [flag, key] of Object.entries(SCALAR_FLAGS))
     if (flags[flag] !== undefined) raw[key] = flags[flag];
+  if (flags[SANDBOX_FLAG] !== undefined && (raw.sandbox === undefined || isMap(raw.sandbox)))
+    raw.sandbox = { ...raw.sandbox, mode: flags[SANDBOX_FLAG] };
   const problems: string[] = [];
   for (const [flag, key] of Object.entries(PAIR_FLAGS)) {
     const given = pairs(flag, flags[flag], problems);

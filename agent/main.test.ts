@@ -1,7 +1,7 @@
 /** The program as it is run: a process of its own, a real gateway's protocol, a real work queue. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
@@ -89,6 +89,9 @@ afterEach(async () => {
   directory[Symbol.dispose]();
 });
 
+/** Most steps here speak with the test through files beside the agent's state, which no boxed one sees. */
+const SANDBOX = ["--sandbox", "off"];
+
 function start(options: { program?: string; env?: NodeJS.ProcessEnv; flags?: string[] } = {}): ChildProcess {
   const { env = process.env, flags = [] } = options;
   const args = [
@@ -98,6 +101,7 @@ function start(options: { program?: string; env?: NodeJS.ProcessEnv; flags?: str
     directory.path,
     "--slots",
     "2",
+    ...SANDBOX,
     ...flags,
   ];
   const child = spawn(process.execPath, args, { env, stdio: ["ignore", "ignore", "inherit", "ipc"] });
@@ -133,6 +137,35 @@ async function fileOf(name: string): Promise<string> {
 }
 const exists = (pid: string): boolean =>
   existsSync(`/proc/${pid}`) && !/ Z /.test(readFileSync(`/proc/${pid}/stat`, "utf8"));
+
+test("a boxed step outlives its agent: true exit, every line once, and a cancel ends it", async () => {
+  const shared = join(directory.path, "shared");
+  mkdirSync(shared);
+  chmodSync(shared, 0o777);
+  const flags = ["--sandbox", "required", "--dataset", `gate=${shared}`];
+  const first = start(...flags);
+  const step = (text: string) =>
+    stepSpec("fit", { executor: { kind: "process", argv: ["sh", "-ec", text] }, writes: ["gate"] });
+  const gate = '"$INSITU_DATASET_GATE"';
+  const text = `echo before; : >${gate}/up; while [ ! -e ${gate}/open ]; do sleep 0.02; done; echo after; exit 4`;
+  const datasets = [{ name: "gate", classification: "secret" as const }];
+  await publish(offerOf({ step: step(text), datasets }));
+  while (!existsSync(join(shared, "up"))) await systemClock.sleep(10);
+  const gone = once(first, "exit");
+  first.kill("SIGKILL");
+  await gone;
+  start(...flags);
+  writeFileSync(join(shared, "open"), "");
+  await ended();
+  expect(outcomes()[0]).toMatchObject({ status: "failed", exitCode: 4, logBytes: 13 });
+
+  const lease = leaseKey({ runId: "run-2" });
+  await publish(offerOf({ lease, step: step(`trap "" TERM; : >${gate}/again; sleep 600`), datasets }));
+  while (!existsSync(join(shared, "again"))) await systemClock.sleep(10);
+  gateway.cancel(lease);
+  await ended(2);
+  expect(outcomes()[1]).toMatchObject({ status: "cancelled" });
+});
 
 test("an offer is run, its log and outcome arrive, and nothing is left on disk", async () => {
   const child = start();

@@ -11,6 +11,8 @@ import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
+import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
+import { Sandbox } from "./sandbox/sandbox.ts";
 import { softwareVersion } from "./uplink/version.ts";
 
 const HELP = `insitu-agent — runs steps next to the data, over connections that it opens itself
@@ -33,6 +35,8 @@ Flags
   --on-stop leave|interrupt
                          running steps go on when the agent stops, and its next start takes them up again;
                          or they end. Default: leave                           (onStop)
+  --sandbox required|preferred|off
+                         whether steps run in a box; default: preferred         (sandbox.mode)
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
 Environment
@@ -57,6 +61,7 @@ const FLAGS = {
   "step-env": { type: "string", multiple: true },
   "log-level": { type: "string" },
   "on-stop": { type: "string" },
+  sandbox: { type: "string" },
   help: { type: "boolean", short: "h" },
 } as const;
 
@@ -147,8 +152,29 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
   return identity;
 }
 
+/** @throws request.invalid when the configuration requires what the host cannot do */
+async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
+  const { stateDir, datasets, sandbox: wanted } = config;
+  const facts: HostFacts =
+    wanted.mode === "off"
+      ? { can: false, reason: "switched off" }
+      : await probeHost({ path: process.env.PATH ?? "", user: wanted.user });
+  if (wanted.mode === "required" && !facts.can) {
+    throw new InsituError(
+      "request.invalid",
+      `sandbox.mode is required, and this host cannot: ${facts.reason} (see docs/security/sandbox.md)`,
+    );
+  }
+  const sandbox = new Sandbox({ config: wanted, facts, stateDir, datasets });
+  if (sandbox.boxes) log.info({ sandbox: sandbox.summary }, "steps run in a sandbox");
+  else log.warn({ sandbox: sandbox.summary, unboxedUpTo: wanted.unboxedUpTo }, "steps run without a sandbox");
+  return sandbox;
+}
+
 async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {
+  const sandbox = await sandboxOf(config, log);
   const agent = new Agent(config, identity, {
+    sandbox,
     clock: systemClock,
     random: systemRandom,
     log,

@@ -5,9 +5,9 @@
  */
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { findNatsServer } from "./find-nats-server.mjs";
+import { aptInstall, findNatsServer, mayUseApt } from "./find-nats-server.mjs";
 
 export const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const STILL_AT_IT_MS = 5_000;
@@ -22,6 +22,7 @@ export async function ensure({ bundles = true } = {}) {
     checkNode();
     await installDependencies();
     const { path } = await findNatsServer({ install: true, say });
+    await ensureBubblewrap();
     // In a process of its own: the bundler keeps a helper process, which would outlive its use here.
     if (bundles) await node(["scripts/build.mjs"]);
     return { natsServer: path };
@@ -29,6 +30,22 @@ export async function ensure({ bundles = true } = {}) {
     say(error instanceof Error ? error.message : String(error));
     process.exit(1);
   }
+}
+
+/** Steps run in a sandbox where there is one. Without it all goes on, and each agent says so. */
+async function ensureBubblewrap() {
+  if (process.platform !== "linux") return;
+  const found = (process.env.PATH ?? "").split(delimiter).some((each) => existsSync(join(each, "bwrap")));
+  if (found) return;
+  if (mayUseApt(process.env)) {
+    say("No bubblewrap found: installing Debian's package");
+    const trouble = await aptInstall("bubblewrap", say, process.env).catch((error) => error.message);
+    if (trouble === null) return;
+    say(`  ${trouble}`);
+  }
+  say(
+    "Note: without bubblewrap, steps run as plain processes (Debian, Ubuntu: sudo apt-get install bubblewrap)",
+  );
 }
 
 function say(line) {

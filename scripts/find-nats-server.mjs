@@ -126,7 +126,7 @@ async function versionOf(path) {
   }
 }
 
-function mayUseApt(env) {
+export function mayUseApt(env) {
   const aptGet = (env.PATH ?? "")
     .split(delimiter)
     .some((directory) => existsSync(join(directory, "apt-get")));
@@ -134,13 +134,17 @@ function mayUseApt(env) {
 }
 
 async function installWithApt(say, env) {
-  // Package lists may be absent or old; they are only refreshed when the first try fails.
-  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say, env)) === 0) return;
+  const trouble = await aptInstall("nats-server", say, env);
+  if (trouble !== null) throw new Error(`${trouble}.\n${INSTALL_HELP}`);
+}
+
+/** Null when the package is there. Package lists may be absent or old; they are refreshed when the first try fails. */
+export async function aptInstall(name, say, env) {
+  if ((await aptGet(["install", "-y", "--no-install-recommends", name], say, env)) === 0) return null;
   say("Refreshing Debian's package lists");
-  if ((await aptGet(["update"], say, env)) !== 0) throw new Error(`apt-get update failed.\n${INSTALL_HELP}`);
-  if ((await aptGet(["install", "-y", "--no-install-recommends", "nats-server"], say, env)) !== 0) {
-    throw new Error(`apt-get install nats-server failed.\n${INSTALL_HELP}`);
-  }
+  if ((await aptGet(["update"], say, env)) !== 0) return "apt-get update failed";
+  const code = await aptGet(["install", "-y", "--no-install-recommends", name], say, env);
+  return code === 0 ? null : `apt-get install ${name} failed`;
 }
 
 /** Resolves with the exit code. The last lines are shown when it failed. */

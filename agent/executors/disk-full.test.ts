@@ -6,6 +6,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { offerOf, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { NO_SANDBOX } from "../sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import { ProcessExecutor } from "./process-executor.ts";
 
@@ -55,6 +56,7 @@ function start(offer: ReturnType<typeof offerOf>) {
     stateDir: disk,
     datasets: {},
     stepEnv: { PATH: process.env.PATH ?? "" },
+    sandbox: NO_SANDBOX,
     killGraceMs: 300,
     supervisors,
   });

@@ -6,6 +6,7 @@ import { systemClock } from "../../shared/system.ts";
 import type { LogStreamName } from "../../shared/wire/log-entries.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { leaseKey, offerOf, type TestDirectory, testDirectory, Until } from "../agent.fixture.ts";
+import { NO_SANDBOX } from "../sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import type { AttemptIo } from "./executor.ts";
 import { ProcessExecutor, type ProcessExecutorOptions } from "./process-executor.ts";
@@ -51,6 +52,7 @@ function start(argv: string[], change: Parameters<typeof offerOf>[0] = {}, optio
     stateDir: directory.path,
     datasets: {},
     stepEnv: { PATH: process.env.PATH ?? "" },
+    sandbox: NO_SANDBOX,
     killGraceMs: 300,
     supervisors,
     ...options,
@@ -164,6 +166,7 @@ describe("what a step writes", () => {
       stateDir: directory.path,
       datasets: {},
       stepEnv: { PATH: process.env.PATH ?? "" },
+      sandbox: NO_SANDBOX,
       killGraceMs: 300,
       supervisors,
     });
@@ -300,6 +303,7 @@ describe.runIf(process.platform === "linux")("its whole tree", () => {
       stateDir: directory.path,
       datasets: {},
       stepEnv: {},
+      sandbox: NO_SANDBOX,
       killGraceMs: 0,
       supervisors,
     });

@@ -4,6 +4,8 @@ import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
+import { highestClassification } from "../egress/egress-gate.ts";
+import type { Boxed, Sandbox } from "../sandbox/sandbox.ts";
 import type { Followed, FrameSink, Supervisors } from "../supervisor/client.ts";
 import type { ExitRecord, StepSpec } from "../supervisor/protocol.ts";
 import {
@@ -18,6 +20,7 @@ import { killTree, MARKER_VARIABLE } from "./process-tree.ts";
 import {
   collectOutputs,
   createWorkspace,
+  handOver,
   keepArtifacts,
   ProductError,
   removeWorkspace,
@@ -34,6 +37,7 @@ export interface ProcessExecutorOptions {
   datasets: Readonly<Record<string, string>>;
   stepEnv: Readonly<Record<string, string>>;
   killGraceMs: number;
+  sandbox: Sandbox;
   supervisors: Supervisors;
 }
 
@@ -97,11 +101,15 @@ class ProcessExecution implements FrameSink {
       const advice = "add them to `datasets` in this agent's configuration";
       return failure("refused", "dataset.not-mounted", `not mounted at this agent: ${names}; ${advice}`);
     }
+    const refusal = this.#options.sandbox.refusal(highestClassification(this.#offer));
+    if (refusal !== undefined) return failure("refused", "sandbox", refusal);
     try {
       const workspace = await createWorkspace(workBase(this.#options), this.#offer);
+      const spec = await this.#spec(workspace);
+      if (spec.kind === "refused") return failure("refused", "sandbox", spec.message);
       const early = this.#wish();
       if (early) return failure(early.reason, early.reason, early.message);
-      const followed = await this.#options.supervisors.start(this.#spec(workspace), this);
+      const followed = await this.#options.supervisors.start(spec.step, this);
       this.#followed = followed;
       const late = this.#wish();
       if (late) followed.stop(late.reason, late.message);
@@ -147,20 +155,44 @@ class ProcessExecution implements FrameSink {
     this.#io.onDrain(resume);
   }
 
-  #spec(workspace: Workspace): StepSpec {
+  async #spec(
+    workspace: Workspace,
+  ): Promise<{ kind: "step"; step: StepSpec } | { kind: "refused"; message: string }> {
     const { executor, timeoutMs } = this.#offer.step;
     if (executor.kind !== "process") throw new Error(`executor ${executor.kind} is not a process`);
     const marker = markerOf(this.#options, this.#offer.lease);
-    return {
+    const argv = [...executor.argv];
+    const env = stepEnvironment(this.#offer, workspace, this.#options, marker);
+    const boxed = await this.#box(workspace, argv, env);
+    if (boxed.kind === "refused") return boxed;
+    const step: StepSpec = {
       key: marker,
       directory: supervised(workspace),
-      argv: [...executor.argv],
-      env: stepEnvironment(this.#offer, workspace, this.#options, marker),
+      argv,
+      env,
       cwd: workspace.work,
       marker,
       timeoutMs,
       killGraceMs: this.#options.killGraceMs,
     };
+    // Boxed, the environment is told to the innermost shell alone.
+    return { kind: "step", step: boxed.kind === "boxed" ? { ...step, env: {}, box: boxed.box } : step };
+  }
+
+  async #box(workspace: Workspace, argv: string[], env: Record<string, string>): Promise<Boxed> {
+    const { sandbox } = this.#options;
+    if (!sandbox.boxes) return { kind: "plain" };
+    const { work, inputs, outputs, scratch } = workspace;
+    if (sandbox.owner) await handOver([work, inputs, outputs, scratch], sandbox.owner);
+    return sandbox.plan({
+      step: this.#offer.step,
+      argv,
+      env,
+      cwd: work,
+      // Not their parent: it holds the supervisor's record of how the step ended.
+      writable: [work, outputs, scratch],
+      readable: [inputs],
+    });
   }
 
   async #conclude(followed: Followed, workspace: Workspace): Promise<ExecutionResult> {
@@ -246,7 +278,7 @@ function stepEnvironment(
   const { lease, step } = offer;
   const env: Record<string, string> = {
     HOME: workspace.work,
-    TMPDIR: workspace.root,
+    TMPDIR: workspace.scratch,
     ...options.stepEnv,
     ...step.env,
   };
@@ -277,6 +309,7 @@ function variable(name: string): string {
 function describeSpawnError(error: { code: string; message: string }, offer: Offer): string {
   const { executor } = offer.step;
   const command = executor.kind === "process" ? executor.argv[0] : executor.kind;
+  if (error.code === "BOX") return `the sandbox of ${command} could not be set up; the step's log says why`;
   if (error.code === "ENOENT")
     return `there is no command ${command} on this host's PATH (see stepEnv in the agent's configuration)`;
   if (error.code === "EACCES") return `${command} may not be executed on this host`;

@@ -1,7 +1,7 @@
 /** The directory of one attempt: its files and inputs when it starts, its outputs and artifacts when it ends. */
 import { createHash } from "node:crypto";
-import { constants, createReadStream, createWriteStream } from "node:fs";
-import { lstat, mkdir, open, readdir, realpath, rename, rm, rmdir, writeFile } from "node:fs/promises";
+import { constants, createWriteStream } from "node:fs";
+import { lchown, mkdir, open, readdir, realpath, rename, rm, rmdir, writeFile } from "node:fs/promises";
 import { dirname, isAbsolute, join, relative } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { InsituError } from "../../shared/errors.ts";
@@ -16,7 +16,9 @@ export interface Workspace {
   work: string;
   inputs: string;
   outputs: string;
-  /** Holds the three; removed as a whole. */
+  /** For temporary files, on disk. */
+  scratch: string;
+  /** Holds the four; removed as a whole. */
   root: string;
 }
 
@@ -38,7 +40,13 @@ export function workspaceRoot(base: string, lease: LeaseKey): string {
 
 export function workspaceAt(base: string, lease: LeaseKey): Workspace {
   const root = workspaceRoot(base, lease);
-  return { root, work: join(root, "work"), inputs: join(root, "inputs"), outputs: join(root, "outputs") };
+  return {
+    root,
+    work: join(root, "work"),
+    inputs: join(root, "inputs"),
+    outputs: join(root, "outputs"),
+    scratch: join(root, "scratch"),
+  };
 }
 
 /** @throws offer.refused when a file's path leaves the working directory */
@@ -46,7 +54,7 @@ export async function createWorkspace(base: string, offer: Offer): Promise<Works
   const workspace = workspaceAt(base, offer.lease);
   const { root } = workspace;
   await rm(root, { recursive: true, force: true });
-  for (const directory of [workspace.work, workspace.inputs, workspace.outputs]) {
+  for (const directory of [workspace.work, workspace.inputs, workspace.outputs, workspace.scratch]) {
     await mkdir(directory, { recursive: true, mode: 0o700 });
   }
   for (const [path, content] of Object.entries(offer.files)) {
@@ -64,6 +72,18 @@ export async function createWorkspace(base: string, offer: Offer): Promise<Works
     }
   }
   return workspace;
+}
+
+/** Gives directories and all that is in them, which the agent has just made, to the user that a step runs as. */
+export async function handOver(
+  directories: readonly string[],
+  { uid, gid }: { uid: number; gid: number },
+): Promise<void> {
+  for (const directory of directories) {
+    await lchown(directory, uid, gid);
+    for (const entry of await readdir(directory, { recursive: true }))
+      await lchown(join(directory, entry), uid, gid);
+  }
 }
 
 export async function removeWorkspace(root: string): Promise<void> {
@@ -176,7 +196,12 @@ async function keepArtifact(
       `artifact ${name}: ${spec.path} leads out of the working directory`,
     );
   }
-  const stat = await lstat(real);
+  // What was looked at is what is read: one file, opened once, without following a link that came meanwhile.
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+  const file = await open(real, flags).catch(() => undefined);
+  if (!file) throw new ProductError("artifact.invalid", `artifact ${name}: ${spec.path} cannot be read`);
+  await using _closed = { [Symbol.asyncDispose]: () => file.close() };
+  const stat = await file.stat();
   if (!stat.isFile())
     throw new ProductError("artifact.invalid", `artifact ${name}: ${spec.path} is not a regular file`);
   if (stat.size > spec.maxBytes) {
@@ -191,7 +216,7 @@ async function keepArtifact(
   const temporary = join(directory, `.${newSecret(9)}`);
   let bytes = 0;
   await pipeline(
-    createReadStream(real),
+    file.createReadStream({ autoClose: false }),
     async function* (source: AsyncIterable<Buffer>) {
       for await (const chunk of source) {
         hash.update(chunk);

@@ -18,6 +18,7 @@ import {
 import { noopExecutor } from "../executors/noop-executor.ts";
 import { ProcessExecutor } from "../executors/process-executor.ts";
 import { Journal } from "../journal/journal.ts";
+import { NO_SANDBOX } from "../sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import { AttemptService } from "./attempt-service.ts";
 import { OfferReader } from "./offer-reader.ts";
@@ -39,6 +40,7 @@ function open(): void {
     stateDir: directory.path,
     datasets: { patients: "/dev/null" },
     stepEnv: { PATH: process.env.PATH ?? "" },
+    sandbox: NO_SANDBOX,
     killGraceMs: 200,
     supervisors,
   });

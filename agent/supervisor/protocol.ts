@@ -17,6 +17,8 @@ export const StepSpec = z.object({
   marker: z.string(),
   timeoutMs: z.number(),
   killGraceMs: z.number(),
+  /** How it is boxed; `argv` and `env` are in it then. Missing: plain processes. */
+  box: z.object({ argv: z.array(z.string()).min(1), stdin: z.string(), seccomp: z.string() }).optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 

@@ -4,6 +4,7 @@ import type { Socket } from "node:net";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { StopReason } from "../executors/executor.ts";
 import { endTree, killTree, type Leftovers } from "../executors/process-tree.ts";
+import { type BoxedChild, endBox, spawnBoxed } from "../sandbox/boxed-process.ts";
 import type { StepSpec } from "./protocol.ts";
 
 /** How long the pipes may stay open after the process has gone: an escaped child can hold them for ever. */
@@ -23,6 +24,7 @@ export class StepProcess {
   readonly #clock: Clock;
   readonly #leftovers: Leftovers;
   #child: ChildProcess | undefined;
+  #boxed: BoxedChild | undefined;
   #ending: Promise<void> | undefined;
   #timeout: Timer | undefined;
   stopped: { reason: StopReason; message: string } | null = null;
@@ -36,9 +38,8 @@ export class StepProcess {
 
   /** Resolves when the process has gone, its pipes are closed, and a stopped one's whole tree has ended. */
   async run(): Promise<Exit> {
-    const { argv, cwd, env, timeoutMs, marker } = this.#spec;
-    const [command, ...args] = argv;
-    const child = spawn(command!, args, { cwd, env, stdio: ["ignore", "pipe", "pipe"], detached: true });
+    const { timeoutMs, marker } = this.#spec;
+    const child = this.#spawn();
     this.#child = child;
     this.#timeout = this.#clock.after(timeoutMs, () => {
       this.stop("timed-out", `it ran longer than its timeout of ${timeoutMs} ms`);
@@ -47,7 +48,9 @@ export class StepProcess {
     this.#pipe(child, "stdout");
     this.#pipe(child, "stderr");
     try {
-      return await exited;
+      const exit = await exited;
+      const error = this.stopped ? undefined : this.#boxed?.trouble();
+      return error ? { ...exit, error } : exit;
     } finally {
       this.#timeout.cancel();
       await this.#ending;
@@ -60,7 +63,20 @@ export class StepProcess {
     if (this.stopped) return;
     this.stopped = { reason, message };
     const { marker, killGraceMs } = this.#spec;
-    this.#ending = endTree(marker, this.#child?.pid, { graceMs: killGraceMs, clock: this.#clock });
+    const options = { graceMs: killGraceMs, clock: this.#clock };
+    this.#ending = this.#boxed
+      ? endBox(this.#boxed, marker, options)
+      : endTree(marker, this.#child?.pid, options);
+  }
+
+  #spawn(): ChildProcess {
+    const { argv, box, cwd, env } = this.#spec;
+    if (box) {
+      this.#boxed = spawnBoxed(box);
+      return this.#boxed.child;
+    }
+    const [command, ...args] = argv;
+    return spawn(command!, args, { cwd, env, stdio: ["ignore", "pipe", "pipe"], detached: true });
   }
 
   #pipe(child: ChildProcess, name: "stdout" | "stderr"): void {

@@ -53,6 +53,8 @@ export class Host {
       slots: 4,
       diskFreeMinBytes: this.#mounted ? DISK_FREE_MIN_BYTES : 0,
       datasets: holdsData ? { [DATASET]: directory } : {},
+      // The witness is a file of the site that every step writes to.
+      sandbox: { mode: "off" },
       stepEnv: { CHAOS_JOURNAL: journal, CHAOS_SITE: site, CHAOS_AGENT: name },
     };
     writeFileSync(file, JSON.stringify(config));

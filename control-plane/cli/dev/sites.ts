@@ -1,7 +1,16 @@
 /** The sites of a demonstration: a folder each, with its own data, one agent, and a configuration of that data alone. */
 import { createHash, X509Certificate } from "node:crypto";
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import {
+  existsSync,
+  lchownSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { delimiter, dirname, isAbsolute, join } from "node:path";
 import type { Demo } from "../../../examples/demo.ts";
 import { InsituError } from "../../../shared/errors.ts";
 import type { Clock } from "../../../shared/system.ts";
@@ -52,12 +61,31 @@ export async function prepareSite(
     // Only what lies at this site: a path to another's data is nowhere in it.
     datasets: demo.environments[environment]?.datasets ?? {},
     stepEnv: demo.stepEnv,
+    sandbox: { paths: programsOf(demo), user: { uid: STEP_ID, gid: STEP_ID } },
     slots: SLOTS,
     ...(known === null ? { joinToken: token } : {}),
   };
+  // Steps of a root agent run as this user; at a real site, whoever owns the data gives that user its rights.
+  if (process.getuid?.() === 0) giveAway(join(directory, "data"));
   const configFile = join(directory, "agent.json");
   writeAtomically(configFile, `${JSON.stringify(config, null, 2)}\n`);
   return { environment, directory, configFile, stateDirectory, agentId: `${environment}/${name}` };
+}
+
+const STEP_ID = 62_017;
+
+function giveAway(directory: string): void {
+  if (!existsSync(directory)) return;
+  lchownSync(directory, STEP_ID, STEP_ID);
+  for (const entry of readdirSync(directory, { recursive: true, encoding: "utf8" }))
+    lchownSync(join(directory, entry), STEP_ID, STEP_ID);
+}
+
+/** What the example's steps need of this machine beyond its system directories: Node, and packages. */
+function programsOf(demo: Demo): string[] {
+  const packages = (demo.stepEnv.NODE_PATH ?? "").split(delimiter);
+  const node = dirname(dirname(process.execPath));
+  return [node, ...packages].filter((path) => isAbsolute(path) && path !== "/" && !path.startsWith("/usr"));
 }
 
 /**

@@ -1,0 +1,124 @@
+/** Finds out, once, whether this host can box steps: by boxing a program that does nothing. */
+import { execFile, spawn } from "node:child_process";
+import { accessSync, constants, lstatSync, readlinkSync } from "node:fs";
+import { delimiter, join } from "node:path";
+import { promisify } from "node:util";
+import { BOX_READY, type BoxHost, planBox } from "./box-plan.ts";
+import { seccompFilter } from "./seccomp.ts";
+
+const run = promisify(execFile);
+const PROBE_TIMEOUT_MS = 10_000;
+const SYSTEM = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+/** Never all of /etc: it holds keys, passwords and the configuration of other programs. */
+const ETC = [
+  ...["/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime"],
+  ...[
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/mime.types",
+  ],
+];
+
+export type HostFacts = { can: true; host: BoxHost } | { can: false; reason: string };
+
+export interface ProbeOptions {
+  path: string;
+  user: { uid: number; gid: number };
+  architecture?: string;
+}
+
+/** Never rejects: what cannot be is said in words. */
+export async function probeHost({
+  path,
+  user,
+  architecture = process.arch,
+}: ProbeOptions): Promise<HostFacts> {
+  if (process.platform !== "linux")
+    return cannot(`steps can be boxed on Linux alone, and this is ${process.platform}`);
+  const seccomp = seccompFilter(architecture);
+  if (!seccomp) return cannot(`there is no seccomp filter for ${architecture}`);
+  const bwrap = findProgram("bwrap", path);
+  if (!bwrap) return cannot("bubblewrap is not installed (Debian, Ubuntu: apt-get install bubblewrap)");
+  const mode = process.getuid?.() === 0 ? "drop" : "user-namespace";
+  const setpriv = findProgram("setpriv", path);
+  if (mode === "drop" && !setpriv)
+    return cannot("setpriv is not installed; a root agent needs it (Debian, Ubuntu: util-linux)");
+  const host: BoxHost = {
+    bwrap,
+    version: await versionOf(bwrap),
+    mode,
+    setpriv: setpriv ?? "",
+    seccomp: seccomp.toString("base64"),
+    system: SYSTEM.flatMap(describe),
+    etc: ETC.filter((file) => describe(file).length > 0),
+  };
+  const trouble = await tryIt(host, user);
+  return trouble === undefined
+    ? { can: true, host }
+    : cannot(`bubblewrap does not work on this host: ${trouble}`);
+}
+
+function cannot(reason: string): HostFacts {
+  return { can: false, reason };
+}
+
+function describe(path: string): { path: string; link?: string }[] {
+  try {
+    return lstatSync(path).isSymbolicLink() ? [{ path, link: readlinkSync(path) }] : [{ path }];
+  } catch {
+    return []; // this distribution has none
+  }
+}
+
+function findProgram(name: string, path: string): string | undefined {
+  return [...path.split(delimiter), "/usr/bin", "/usr/local/bin"]
+    .filter((directory) => directory.startsWith("/"))
+    .map((directory) => join(directory, name))
+    .find((file) => {
+      try {
+        accessSync(file, constants.X_OK);
+        return true;
+      } catch {
+        return false; // not in this directory
+      }
+    });
+}
+
+async function versionOf(bwrap: string): Promise<string> {
+  try {
+    const { stdout } = await run(bwrap, ["--version"], { timeout: PROBE_TIMEOUT_MS });
+    return stdout.trim().split(" ").at(-1) ?? "";
+  } catch {
+    return ""; // the trial says what is wrong
+  }
+}
+
+/** Undefined when a program ran in the box and ended well. */
+function tryIt(host: BoxHost, user: { uid: number; gid: number }): Promise<string | undefined> {
+  const limits = { openFiles: 256, fileSizeBytes: 1024 * 1024, tmpBytes: 1024 * 1024 };
+  const paths = { cwd: "/", writable: [], readable: [], hidden: [] };
+  const box = planBox(host, { argv: ["/bin/sh", "-c", "exit 0"], env: {}, ...paths, user, limits });
+  return new Promise((resolve) => {
+    const [command, ...args] = box.argv;
+    const stdio = ["pipe", "ignore", "pipe", "pipe", "pipe"] as const;
+    const child = spawn(command!, args, { env: {}, stdio: [...stdio], timeout: PROBE_TIMEOUT_MS });
+    let said = "";
+    let told = "";
+    child.stderr!.on("data", (data: Buffer) => {
+      said = (said + data.toString("utf8")).slice(-1_000);
+    });
+    child.stdio[4]!.on("data", (data: Buffer) => {
+      told += data.toString("utf8");
+    });
+    for (const stream of child.stdio) stream?.on("error", () => undefined); // the exit says the rest
+    child.stdin!.end(box.stdin);
+    (child.stdio[3] as NodeJS.WritableStream).end(Buffer.from(box.seccomp, "base64"));
+    child.once("error", (err) => resolve(err.message));
+    child.once("close", (code) =>
+      resolve(code === 0 && told.trim() === BOX_READY ? undefined : said.trim() || `it ended with ${code}`),
+    );
+  });
+}

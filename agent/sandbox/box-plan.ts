@@ -1,0 +1,191 @@
+/**
+ * From what a step may see to the exact command that boxes it. Pure: what it needs to know of the host is handed in.
+ *
+ * Paths are the same inside and outside, so that a step is told the same whether it is boxed or not.
+ */
+import { dirname } from "node:path";
+
+/** What the host can do, found out once when the agent starts. */
+export interface BoxHost {
+  /** Path of bubblewrap. */
+  bwrap: string;
+  version: string;
+  /**
+   * `drop`: the agent is root; bubblewrap sets up as root, and setpriv drops to the step's user, with no capability
+   * left. `user-namespace`: the step has the agent's own user, in a user namespace.
+   */
+  mode: "drop" | "user-namespace";
+  setpriv: string;
+  /** base64, for `--seccomp`. */
+  seccomp: string;
+  /** Of /usr, /bin, /sbin, /lib, /lib64 and what else there is: real directories, and links by their target. */
+  system: readonly { path: string; link?: string }[];
+  /** Files and directories of /etc that programs need to start, as far as they are there. */
+  etc: readonly string[];
+}
+
+export interface BoxRequest {
+  argv: readonly string[];
+  env: Readonly<Record<string, string>>;
+  cwd: string;
+  /** The step's own directories. */
+  writable: readonly string[];
+  readable: readonly string[];
+  /** Never shown, wherever they lie: the agent's state, datasets that the step does not name. Real paths. */
+  hidden: readonly { path: string; kind: "directory" | "file" }[];
+  user: { uid: number; gid: number };
+  limits: BoxLimits;
+}
+
+export interface BoxLimits {
+  openFiles: number;
+  fileSizeBytes: number;
+  /** Of /tmp and /dev/shm, each: they lie in memory. */
+  tmpBytes: number;
+}
+
+/** What the supervisor spawns: with no environment, `stdin` on descriptor 0, the filter on 3, and 4 to be told on. */
+export interface Box {
+  argv: string[];
+  stdin: string;
+  seccomp: string;
+}
+
+const FILE_BLOCK_BYTES = 512;
+/** Said on descriptor 4 just before the step's program takes over. Anything else, or nothing: it never ran. */
+export const BOX_READY = "ready";
+
+export function planBox(host: BoxHost, request: BoxRequest): Box {
+  const { limits, user } = request;
+  const { bwrap, mode, setpriv } = host;
+  // Limits are inherited over exec and cannot be raised again without a capability.
+  const outer = [
+    "set -e",
+    "ulimit -c 0",
+    `ulimit -n ${limits.openFiles}`,
+    `ulimit -f ${Math.ceil(limits.fileSizeBytes / FILE_BLOCK_BYTES)}`,
+    'exec "$@"',
+  ].join("\n");
+  const dropped =
+    mode === "drop"
+      ? [
+          ...[setpriv, "--reuid", String(user.uid), "--regid", String(user.gid), "--clear-groups"],
+          ...["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"],
+        ]
+      : [];
+  return {
+    argv: [
+      "/bin/sh",
+      "-c",
+      outer,
+      "sh",
+      bwrap,
+      ...bwrapArguments(host, request),
+      "--",
+      ...dropped,
+      "/bin/sh",
+      "-s",
+      "--",
+      ...request.argv,
+    ],
+    stdin: startScript(request),
+    seccomp: host.seccomp,
+  };
+}
+
+function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
+  const capabilities = ["CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP"];
+  const privileges =
+    host.mode === "drop"
+      ? ["--cap-drop", "ALL", ...capabilities.flatMap((name) => ["--cap-add", name])]
+      : ["--unshare-user", "--cap-drop", "ALL"];
+  const size = String(request.limits.tmpBytes);
+  return [
+    ...privileges,
+    ...["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--unshare-cgroup-try"],
+    ...["--die-with-parent", "--hostname", "insitu", "--seccomp", "3"],
+    ...host.system.flatMap(({ path, link }) =>
+      link === undefined ? ["--ro-bind", path, path] : ["--symlink", link, path],
+    ),
+    ...host.etc.flatMap((path) => [...parentOf(path), "--ro-bind", path, path]),
+    ...["--proc", "/proc", "--dev", "/dev"],
+    ...["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"],
+    ...["--perms", "1777", "--size", size, "--tmpfs", "/tmp"],
+    ...mounts(request),
+    ...["--remount-ro", "/", "--chdir", "/"],
+  ];
+}
+
+/** Outer paths first, so that what lies deeper is laid over them. */
+function mounts({ writable, readable, hidden }: BoxRequest): string[] {
+  const all = [
+    // At one path, hiding comes last: to show less is the safe mistake.
+    ...readable.map((path) => ({ path, args: ["--ro-bind", path, path] })),
+    ...writable.map((path) => ({ path, args: ["--bind", path, path] })),
+    ...hidden.map(({ path, kind }) => ({
+      path,
+      args:
+        kind === "directory"
+          ? ["--perms", "0555", "--size", "4096", "--tmpfs", path]
+          : ["--ro-bind", "/dev/null", path],
+    })),
+  ];
+  return all
+    .sort((a, b) => depth(a.path) - depth(b.path))
+    .flatMap(({ path, args }) => [...parentOf(path), ...args]);
+}
+
+/** bubblewrap makes missing parents as private as what it binds: their owner alone, who is not the step, could pass. */
+function parentOf(path: string): string[] {
+  return ["--perms", "0755", "--dir", dirname(path)];
+}
+
+function depth(path: string): number {
+  return path.split("/").filter((segment) => segment !== "").length;
+}
+
+/**
+ * Where the hidden would be seen: `shown` is at `path` in the box and at `real` on the host, which differ when it is
+ * reached by a link.
+ */
+export function exposed<T extends { path: string }>(
+  shown: readonly { path: string; real: string }[],
+  hidden: readonly T[],
+): T[] {
+  return hidden.flatMap((item) =>
+    shown
+      .filter(({ real }) => isWithin(real, item.path))
+      .map(({ path, real }) => ({ ...item, path: path + item.path.slice(real.length) })),
+  );
+}
+
+export function isWithin(parent: string, path: string): boolean {
+  for (let at = path; ; at = dirname(at)) {
+    if (at === parent) return true;
+    if (at === dirname(at)) return false;
+  }
+}
+
+/**
+ * What the innermost shell reads. The environment comes this way alone: it is on no command line, not in the
+ * environment of bubblewrap or of process 1, and a loader's variable cannot act on a program that still has privileges.
+ */
+function startScript({ env, cwd }: Pick<BoxRequest, "env" | "cwd">): string {
+  return [
+    ...Object.entries(env).map(([name, value]) => `export ${name}=${quoted(value)}`),
+    // Here and not by bubblewrap, which may be root without the right to enter another user's directory.
+    `cd -- ${quoted(cwd)} || exit 126`,
+    "fail() { echo $1 >&4; exit 127; }",
+    'case $1 in */*) [ -e "$1" ] || fail ENOENT; [ -x "$1" ] || fail EACCES;; *) command -v -- "$1" >/dev/null || fail ENOENT;; esac',
+    `echo ${BOX_READY} >&4`,
+    'exec "$@" </dev/null 3>&- 4>&-',
+    "",
+  ].join("\n");
+}
+
+function quoted(text: string): string {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** Names that a shell can export. Others cannot be handed to a boxed step. */
+export const EXPORTABLE = /^[A-Za-z_][A-Za-z0-9_]*$/;

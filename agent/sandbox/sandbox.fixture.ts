@@ -1,0 +1,28 @@
+/** A sandbox for the agent's tests: the real one, or none. */
+import { type HostFacts, probeHost } from "./box-host.ts";
+import { Sandbox } from "./sandbox.ts";
+import { SandboxConfig } from "./sandbox-config.ts";
+
+export const NO_SANDBOX = new Sandbox({
+  config: SandboxConfig.parse({ mode: "off", unboxedUpTo: "secret" }),
+  facts: { can: false, reason: "switched off" },
+  stateDir: "/nonexistent",
+  datasets: {},
+});
+
+let facts: Promise<HostFacts> | undefined;
+
+export async function realSandbox(options: {
+  stateDir: string;
+  datasets?: Record<string, string>;
+  config?: object;
+}): Promise<Sandbox> {
+  const config = SandboxConfig.parse({ mode: "required", ...options.config });
+  facts ??= probeHost({ path: process.env.PATH ?? "", user: config.user });
+  return new Sandbox({
+    config,
+    facts: await facts,
+    stateDir: options.stateDir,
+    datasets: options.datasets ?? {},
+  });
+}

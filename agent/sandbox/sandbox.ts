@@ -1,0 +1,136 @@
+/** The agent's sandbox: what its configuration asks for, what the host can do, and the box of each step. */
+import { realpathSync, statSync } from "node:fs";
+import type { Classification, StepSpec } from "../../shared/model/spec.ts";
+import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import type { HostFacts } from "./box-host.ts";
+import { type Box, EXPORTABLE, exposed, planBox } from "./box-plan.ts";
+import type { SandboxConfig } from "./sandbox-config.ts";
+
+export interface SandboxOptions {
+  config: SandboxConfig;
+  facts: HostFacts;
+  stateDir: string;
+  datasets: Readonly<Record<string, string>>;
+}
+
+/** What a step is to be given. Paths are those of the host. */
+export interface BoxWishes {
+  step: Pick<StepSpec, "reads" | "writes">;
+  argv: readonly string[];
+  env: Readonly<Record<string, string>>;
+  cwd: string;
+  writable: readonly string[];
+  readable: readonly string[];
+}
+
+export type Boxed = { kind: "boxed"; box: Box } | { kind: "plain" } | { kind: "refused"; message: string };
+
+export class Sandbox {
+  readonly #options: SandboxOptions;
+
+  constructor(options: SandboxOptions) {
+    this.#options = options;
+  }
+
+  /** One line for the log: what steps run in. */
+  get summary(): string {
+    const { config, facts } = this.#options;
+    if (config.mode === "off") return "off: steps are plain processes";
+    if (!facts.can) return `none: ${facts.reason}`;
+    return `bubblewrap ${facts.host.version} (${facts.host.mode})`;
+  }
+
+  /** Whether steps are boxed. When they are, every one is: a box that fails is no reason to go without. */
+  get boxes(): boolean {
+    return this.#options.config.mode !== "off" && this.#options.facts.can;
+  }
+
+  /** Of a directory that a boxed step is to write. Undefined: the agent's own user. */
+  get owner(): { uid: number; gid: number } | undefined {
+    const { config, facts } = this.#options;
+    return this.boxes && facts.can && facts.host.mode === "drop" ? config.user : undefined;
+  }
+
+  /** Why this agent does not start a step that reads data of that class; undefined when it does. */
+  refusal(highest: Classification | null): string | undefined {
+    const { config } = this.#options;
+    if (this.boxes) return undefined;
+    const why = `this agent has no sandbox (${this.summary})`;
+    if (config.mode === "required") return `${why}, and its configuration requires one`;
+    const level = highest === null ? -1 : CLASSIFICATIONS.indexOf(highest);
+    if (level <= CLASSIFICATIONS.indexOf(config.unboxedUpTo)) return undefined;
+    return `${why}, and without one it takes no step that reads data classed above ${config.unboxedUpTo} (sandbox.unboxedUpTo)`;
+  }
+
+  plan({ step, argv, env, cwd, writable, readable }: BoxWishes): Boxed {
+    const { config, facts, datasets } = this.#options;
+    if (!this.boxes || !facts.can) return { kind: "plain" };
+    const bad = Object.keys(env).find((name) => !EXPORTABLE.test(name));
+    if (bad !== undefined)
+      return {
+        kind: "refused",
+        message: `a boxed step cannot be given an environment variable named ${bad}`,
+      };
+    const paths = (names: readonly string[]): string[] =>
+      names.map((name) => datasets[name] ?? "").filter(isLocal);
+    const writes = paths(step.writes);
+    const reads = paths(step.reads).filter((path) => !writes.includes(path));
+    const missing = [...reads, ...writes, ...config.paths].find((path) => realOf(path) === undefined);
+    if (missing !== undefined)
+      return {
+        kind: "refused",
+        message: `there is no ${missing} on this host; create it, or correct the agent's configuration`,
+      };
+    const own = [...writable, ...readable];
+    const shown = [...facts.host.system.map(({ path }) => path), ...reads, ...writes, ...config.paths];
+    return {
+      kind: "boxed",
+      box: planBox(facts.host, {
+        argv,
+        env,
+        cwd,
+        writable: [...writable, ...writes],
+        readable: [...readable, ...reads, ...config.paths],
+        hidden: this.#hidden(shown, [...reads, ...writes], own),
+        user: config.user,
+        limits: { ...config.limits },
+      }),
+    };
+  }
+
+  /** The agent's state and the datasets that the step does not name, where they lie below something that it sees. */
+  #hidden(shown: readonly string[], declared: readonly string[], own: readonly string[]) {
+    const { stateDir, datasets } = this.#options;
+    const reals = (paths: readonly string[]): string[] => paths.map((path) => realOf(path) ?? path);
+    const named = new Set(reals(declared));
+    const secret = reals([stateDir, ...Object.values(datasets).filter(isLocal)]).filter(
+      (path) => !named.has(path),
+    );
+    const candidates = [...new Set(secret)].flatMap((path) => {
+      const kind = kindOf(path);
+      return kind === undefined ? [] : [{ path, kind }];
+    });
+    const seen = [...new Set(shown)].map((path) => ({ path, real: realOf(path) ?? path }));
+    return exposed(seen, candidates).filter(({ path }) => !own.includes(path));
+  }
+}
+
+function isLocal(path: string): boolean {
+  return path.startsWith("/");
+}
+
+function realOf(path: string): string | undefined {
+  try {
+    return realpathSync(path);
+  } catch {
+    return undefined; // not there, or behind a link that leads nowhere
+  }
+}
+
+function kindOf(path: string): "directory" | "file" | undefined {
+  try {
+    return statSync(path).isDirectory() ? "directory" : "file";
+  } catch {
+    return undefined; // not there: nothing to hide
+  }
+}
