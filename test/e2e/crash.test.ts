@@ -158,7 +158,12 @@ test("a cancel ends the whole tree of processes within two heartbeats, sessions 
   const config = join(plant.directory, "agent.json");
   writeFileSync(
     config,
-    JSON.stringify({ stateDir: join(plant.directory, "sites/site/a"), name: "a", killGraceMs: 200 }),
+    JSON.stringify({
+      stateDir: join(plant.directory, "sites/site/a"),
+      name: "a",
+      killGraceMs: 200,
+      sandbox: { mode: "off" },
+    }),
   );
   await plant.startAgent("site", "a", ["--config", config]);
   const { id } = await plant.start("stubborn");
