@@ -151,7 +151,7 @@ test("a boxed step outlives its agent: true exit, every line once, and a cancel 
   mkdirSync(shared);
   chmodSync(shared, 0o777);
   const flags = ["--sandbox", "required", "--dataset", `gate=${shared}`];
-  const first = start(...flags);
+  const first = start({ flags: [...flags] });
   const step = (text: string) =>
     stepSpec("fit", { executor: { kind: "process", argv: ["sh", "-ec", text] }, writes: ["gate"] });
   const gate = '"$INSITU_DATASET_GATE"';
@@ -162,7 +162,7 @@ test("a boxed step outlives its agent: true exit, every line once, and a cancel 
   const gone = once(first, "exit");
   first.kill("SIGKILL");
   await gone;
-  start(...flags);
+  start({ flags: [...flags] });
   writeFileSync(join(shared, "open"), "");
   await ended();
   expect(outcomes()[0]).toMatchObject({ status: "failed", exitCode: 4, logBytes: 13 });
@@ -216,8 +216,12 @@ function supervisors(): number[] {
   const base = join(directory.path, "supervisors");
   if (!existsSync(base)) return [];
   return readdirSync(base).flatMap((id) => {
-    const about = join(base, id, "about.json");
-    return existsSync(about) ? [(JSON.parse(readFileSync(about, "utf8")) as { pid: number }).pid] : [];
+    try {
+      const about = readFileSync(join(base, id, "about.json"), "utf8");
+      return [(JSON.parse(about) as { pid: number }).pid];
+    } catch {
+      return []; // it has not said so yet, or has just left
+    }
   });
 }
 
