@@ -6,6 +6,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import type { Logger } from "pino";
 import { type Clock, newSecret, type Random, type Timer } from "../shared/system.ts";
+import type { NatsAccess__Output } from "../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { Welcome__Output } from "../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import type { AgentConfig } from "./config.ts";
@@ -19,7 +20,13 @@ import { OfferReader } from "./leases/offer-reader.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
-import { keepAccess, loadAccess, type NatsAccess } from "./uplink/nats-access.ts";
+import {
+  keepAccess,
+  loadAccess,
+  loadOrMakeUserKey,
+  type NatsAccess,
+  type UserKey,
+} from "./uplink/nats-access.ts";
 import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
@@ -39,6 +46,7 @@ export class Agent {
   readonly #attempts: AttemptService;
   readonly #uplink: Uplink;
   readonly #reader = new OfferReader();
+  readonly #userKey: UserKey;
   #pulls: PullLoop | undefined;
   #accessText = "";
   #timer: Timer | undefined;
@@ -67,6 +75,7 @@ export class Agent {
     this.#log = world.log;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
+    this.#userKey = loadOrMakeUserKey(join(config.stateDir, "nats-user.json"));
     this.#reader.setKey(identity.offerPublicKeyPem);
     this.#supervisors = new Supervisors({
       clock: world.clock,
@@ -110,11 +119,13 @@ export class Agent {
           datasets: Object.keys(config.datasets),
           labels: { ...config.labels },
           hostname: hostname(),
+          natsUserKey: this.#userKey.publicKey,
         }),
         held: () => this.#attempts.held(),
         freeSlots: () => this.#attempts.freeSlots,
         notTakingWork: () => this.#notTakingWork(),
         welcomed: (welcome) => this.#welcomed(welcome),
+        natsAccess: (access) => this.#natsAccess(access),
         cancel: (lease, reason) => {
           if (this.#attempts.stop(lease, "cancelled", reason))
             this.#log.info({ ...lease, reason }, "attempt cancelled");
@@ -199,9 +210,10 @@ export class Agent {
   #welcomed(welcome: Welcome__Output): void {
     this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
-    const { nats } = welcome;
-    if (!nats) return;
-    const { caPem, ...rest } = nats;
+    if (welcome.nats) this.#natsAccess(welcome.nats);
+  }
+
+  #natsAccess({ caPem, ...rest }: NatsAccess__Output): void {
     this.#pullFrom({ ...rest, caPem: Buffer.from(caPem).toString("utf8") });
   }
 
@@ -215,6 +227,7 @@ export class Agent {
       clock: this.#clock,
       log: this.#log,
       access,
+      userSeed: this.#userKey.seed,
       freeSlots: () => (this.#mayTakeWork() ? this.#attempts.freeSlots : 0),
       onOffer: (message) => {
         this.#take(message).catch((err: unknown) => this.#log.error({ err }, "offer could not be handled"));

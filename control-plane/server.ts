@@ -1,22 +1,19 @@
 /** One replica: opens its parts in order, and closes them in the reverse one. */
-import { createHash, createHmac } from "node:crypto";
+import { createHash } from "node:crypto";
 import { mkdir, rename, writeFile } from "node:fs/promises";
-import { isIP } from "node:net";
 import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
-import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
-import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { InsituError } from "../shared/errors.ts";
 import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
-import { BUCKETS, STREAMS, shardOf, workConsumer } from "../shared/wire/subjects.ts";
+import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
-import { loadOrCreatePki, type Pki } from "./access/pki.ts";
+import { loadOrCreatePki } from "./access/pki.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
 import { anyAccess, tokenAccess } from "./api/access.ts";
 import { createApi } from "./api/api.ts";
@@ -24,12 +21,15 @@ import { loadConsole } from "./api/console.ts";
 import { LOOPBACK_HOSTS } from "./api/context.ts";
 import { IDEMPOTENCY_TTL_MS } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
+import { Closers } from "./closers.ts";
 import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
+import { openEngine } from "./engine.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
-import { createGateway, type NatsAccess } from "./gateway/gateway.ts";
+import { createGateway } from "./gateway/gateway.ts";
+import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
 import { Commands } from "./runs/run-commands.ts";
@@ -38,7 +38,7 @@ import { RunService } from "./runs/run-service.ts";
 import { explainWaiting } from "./runs/waiting.ts";
 import { ClusterRecord } from "./shards/shard-book.ts";
 import { ShardService } from "./shards/shard-service.ts";
-import { connectNats, ensureStreams, ensureWorkConsumer } from "./store/jetstream.ts";
+import { ensureStreams } from "./store/jetstream.ts";
 import { JetStreamInbox } from "./store/jetstream-inbox.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
@@ -47,20 +47,12 @@ import { kvClusterStore } from "./store/kv-cluster-store.ts";
 import { IdempotencyEntry, KvIdempotencyStore } from "./store/kv-idempotency-store.ts";
 import { LogStore } from "./store/log-store.ts";
 import { NatsPeers } from "./store/nats-peers.ts";
-import {
-  keepNatsServerRunning,
-  type NatsServer,
-  type NatsUser,
-  startNatsServer,
-} from "./store/nats-server.ts";
-import { externalTarget } from "./store/nats-target.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 import { refuseHalfRestored } from "./store/restore-mark.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
 
 const DRAIN_MS = 1_000;
-const CONTROL_PLANE_USER = "control-plane";
 
 export interface ServerWorld {
   clock: Clock;
@@ -74,36 +66,6 @@ export interface RunningServer {
   token: string;
   gatewayPort: number;
   close(): Promise<void>;
-}
-
-/** What NATS this replica uses, and how agents get at it. */
-interface Engine {
-  connection: NatsConnection;
-  accessFor(environment: string): NatsAccess;
-  /** Environments came or went. */
-  setEnvironments(environments: readonly string[]): Promise<void>;
-}
-
-/** Closers run in reverse order, each even when another failed. */
-class Closers {
-  readonly #closers: { what: string; close: () => Promise<unknown> }[] = [];
-  readonly #log: Logger;
-
-  constructor(log: Logger) {
-    this.#log = log;
-  }
-
-  add(what: string, close: () => Promise<unknown>): void {
-    this.#closers.push({ what, close });
-  }
-
-  async close(): Promise<void> {
-    for (const { what, close } of this.#closers.splice(0).reverse()) {
-      await close().catch((err: unknown) =>
-        this.#log.warn({ err, part: what }, "part did not close cleanly"),
-      );
-    }
-  }
 }
 
 /** Resolves when the replica serves. What was opened is closed again when anything fails. */
@@ -278,6 +240,7 @@ async function open(
 
   const syncEnvironments = (): Promise<void> =>
     engine.setEnvironments(resourceLog.list("environment").map((environment) => environment.name));
+  await engine.begin({ registry, replicas });
   await syncEnvironments();
   resourceLog.onChange(() => {
     desk.refresh();
@@ -326,6 +289,7 @@ async function open(
     leases: router,
     logs,
     natsAccessFor: (environment) => engine.accessFor(environment),
+    natsIdentity: engine.identity,
     offerPublicKeyPem: signer.publicKeyPem,
     listen: { host: config.gatewayHost, port: config.gatewayPort },
     serverNames: namesOf(config),
@@ -425,114 +389,6 @@ async function open(
   return { url: server.url, token: apiToken.token, gatewayPort: gateway.port, close: () => closers.close() };
 }
 
-async function openEngine(
-  config: ServerConfig,
-  world: ServerWorld & { pki: Pki; secrets: string },
-  signal: AbortSignal,
-  closers: Closers,
-): Promise<Engine> {
-  const embedded =
-    config.natsUrl === undefined ? await startEmbedded(config, world, signal, closers) : undefined;
-  const target = embedded?.target ?? (await externalTarget(config));
-  const connection = await connectNats({ ...target, name: "insitu-server" });
-  closers.add("nats connection", () => connection.close());
-  const manager = await connection.jetstreamManager();
-  const known = new Set<string>();
-  return {
-    connection,
-    accessFor: (environment) => ({
-      ...(embedded?.agentAccess(environment) ?? {
-        servers: target.servers,
-        user: config.agentNatsUser,
-        password: config.agentNatsPassword,
-        caPem: target.caPem ?? "",
-      }),
-      inboxPrefix: inboxOf(environment),
-      stream: STREAMS.work,
-      consumer: workConsumer(environment),
-    }),
-    async setEnvironments(environments) {
-      const fresh = environments.filter((environment) => !known.has(environment));
-      if (fresh.length === 0) return;
-      for (const environment of fresh) {
-        await ensureWorkConsumer(manager, environment, workConsumer(environment));
-        known.add(environment);
-      }
-      await embedded?.setEnvironments(environments);
-    },
-  };
-}
-
-/** A nats-server of our own: a user for the control plane, and one per environment that reaches only its own queue. */
-async function startEmbedded(
-  config: ServerConfig,
-  world: ServerWorld & { pki: Pki; secrets: string },
-  signal: AbortSignal,
-  closers: Closers,
-) {
-  const { clock, log, pki, secrets, env } = world;
-  const secret = (await loadOrCreateSecret(join(secrets, "nats-users"), () => `${newSecret(32)}\n`)).trim();
-  const passwordOf = (user: string): string => createHmac("sha256", secret).update(user).digest("base64url");
-  const users = (environments: readonly string[]): NatsUser[] => [
-    { user: CONTROL_PLANE_USER, password: passwordOf(CONTROL_PLANE_USER) },
-    ...environments.map((environment) => ({
-      user: `environment-${environment}`,
-      password: passwordOf(`environment-${environment}`),
-      publish: [
-        `$JS.API.CONSUMER.MSG.NEXT.${STREAMS.work}.${workConsumer(environment)}`,
-        `$JS.ACK.${STREAMS.work}.${workConsumer(environment)}.>`,
-      ],
-      subscribe: [`${inboxOf(environment)}.>`],
-    })),
-  ];
-  const { path: binary, version } = await findNatsServer({ env, install: false, say: () => undefined });
-  const remote = !isLoopback(config.natsHost);
-  const syncAlways = config.natsSync === "always" && canSyncAlways(version);
-  if (config.natsSync === "always" && !syncAlways)
-    log.warn(
-      { version },
-      "this nats-server syncs its files every 60 s: a power cut can lose what was acknowledged since; 2.10 and newer sync each write",
-    );
-  const tls = remote ? await natsCertificate(pki, config, secrets) : undefined;
-  const server: NatsServer = await startNatsServer({
-    binary,
-    directory: join(config.data, "nats"),
-    host: config.natsHost,
-    port: config.natsPort,
-    users: users([]),
-    syncAlways,
-    log,
-    clock,
-    signal,
-    ...(tls ? { tls } : {}),
-  });
-  closers.add("nats-server", () => server.stop());
-  const guard = new AbortController();
-  const guarding = keepNatsServerRunning(server, { clock, log, signal: guard.signal });
-  closers.add("nats-server guard", async () => {
-    guard.abort();
-    await guarding;
-  });
-  log.info({ version, url: server.url }, "nats-server started");
-  const scheme = remote ? "tls" : "nats";
-  const local = `${scheme}://${remote ? "localhost" : "127.0.0.1"}:${server.port}`;
-  return {
-    target: {
-      servers: [local],
-      user: CONTROL_PLANE_USER,
-      password: passwordOf(CONTROL_PLANE_USER),
-      ...(tls ? { caPem: pki.caPem } : {}),
-    },
-    agentAccess: (environment: string) => ({
-      servers: [remote ? `${scheme}://${advertisedHost(config)}:${server.port}` : local],
-      user: `environment-${environment}`,
-      password: passwordOf(`environment-${environment}`),
-      caPem: remote ? pki.caPem : "",
-    }),
-    setEnvironments: (environments: readonly string[]) => server.setUsers(users(environments)),
-  };
-}
-
 function isPoke(message: unknown): boolean {
   return typeof message === "object" && message !== null && "kind" in message && message.kind === "shards";
 }
@@ -540,44 +396,6 @@ function isPoke(message: unknown): boolean {
 /** Part of a NATS subject: no dots. */
 function replicaName(): string {
   return hostname().replaceAll(/[^A-Za-z0-9-]/g, "-");
-}
-
-/** `sync_interval: always` came with 2.10.0. */
-function canSyncAlways(version: string): boolean {
-  const [major = 0, minor = 0] = version.split(".").map(Number);
-  return major > 2 || (major === 2 && minor >= 10);
-}
-
-function inboxOf(environment: string): string {
-  return `_INBOX.${environment}`;
-}
-
-function advertisedHost(config: ServerConfig): string {
-  const [first] = config.publicHosts;
-  if (first !== undefined) return first.includes(":") ? `[${first}]` : first;
-  return isLoopback(config.gatewayHost) ? "127.0.0.1" : hostname();
-}
-
-function namesOf(config: ServerConfig): { dns: string[]; ips: string[] } {
-  const names = [...config.publicHosts, hostname()];
-  return { dns: names.filter((name) => isIP(name) === 0), ips: names.filter((name) => isIP(name) !== 0) };
-}
-
-async function serverCertificate(pki: Pki, config: ServerConfig): Promise<{ cert: string; key: string }> {
-  const pair = await pki.issueServerCertificate(namesOf(config));
-  return { cert: pair.chainPem, key: pair.keyPem };
-}
-
-async function natsCertificate(pki: Pki, config: ServerConfig, directory: string) {
-  const pair = await serverCertificate(pki, config);
-  const files = {
-    certFile: join(directory, "nats.crt.pem"),
-    keyFile: join(directory, "nats.key.pem"),
-    caFile: join(directory, "ca.crt.pem"),
-  };
-  await writeFile(files.certFile, pair.cert, { mode: 0o600 });
-  await writeFile(files.keyFile, pair.key, { mode: 0o600 });
-  return files;
 }
 
 async function writeContext(

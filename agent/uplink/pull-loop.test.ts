@@ -71,7 +71,9 @@ class Puller {
         stream: STREAM,
         consumer: CONSUMER,
         caPem: "",
+        userJwt: "",
       },
+      userSeed: "",
       freeSlots: () => this.free,
       onOffer: (message) => {
         this.free -= 1;

@@ -5,7 +5,15 @@
  * `$JS.API.CONSUMER.MSG.NEXT.<stream>.<consumer>`): the client's `consume` fetches ahead of the slots, and its
  * recovery needs the consumer's INFO, which agents have no right to.
  */
-import { type ConnectionOptions, connect, Events, type Msg, type NatsConnection, nanos } from "nats";
+import {
+  type ConnectionOptions,
+  connect,
+  Events,
+  jwtAuthenticator,
+  type Msg,
+  type NatsConnection,
+  nanos,
+} from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
@@ -32,6 +40,8 @@ export interface PullLoopOptions {
   clock: Clock;
   log: Logger;
   access: NatsAccess;
+  /** Secret, of the key that the access is for. */
+  userSeed: string;
   /** 0 while the agent takes no work. */
   freeSlots(): number;
   onOffer(message: OfferMessage): void;
@@ -99,11 +109,12 @@ export class PullLoop {
   }
 
   async #connect(): Promise<void> {
-    const { access, clock } = this.#options;
+    const { access, clock, userSeed } = this.#options;
     const options: ConnectionOptions = {
       servers: access.servers,
-      user: access.user,
-      pass: access.password,
+      ...(access.userJwt === ""
+        ? { user: access.user, pass: access.password }
+        : { authenticator: jwtAuthenticator(access.userJwt, Buffer.from(userSeed)) }),
       inboxPrefix: access.inboxPrefix,
       maxReconnectAttempts: -1,
       reconnectTimeWait: 200,

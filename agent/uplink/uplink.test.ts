@@ -29,11 +29,13 @@ class Side implements AgentSide {
     datasets: ["penguins"],
     labels: { rack: "7" },
     hostname: "h",
+    natsUserKey: "U1",
   });
   held = () => this.leases;
   freeSlots = () => 2 - this.leases.length;
   notTakingWork = () => this.reason;
   welcomed = () => this.#note("welcomed");
+  natsAccess = () => this.#note("nats access");
   cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);
   superseded = (lease: LeaseKey) => this.#note(`superseded ${lease.epoch}`);
   renewed = () => undefined;

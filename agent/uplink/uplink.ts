@@ -9,6 +9,7 @@ import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
 import type { Lease__Output } from "../../shared/wire/gen/insitu/agent/v1/Lease.ts";
 import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
+import type { NatsAccess__Output } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
@@ -37,12 +38,16 @@ export interface AgentSide {
     datasets: string[];
     labels: Record<string, string>;
     hostname: string;
+    /** Public, of the key on this host that NATS is to let in. */
+    natsUserKey: string;
   };
   held(): LeaseKey[];
   freeSlots(): number;
   /** Empty, or why nothing is pulled. */
   notTakingWork(): string;
   welcomed(welcome: Welcome__Output): void;
+  /** Where work is pulled from now on, and as whom. */
+  natsAccess(access: NatsAccess__Output): void;
   cancel(lease: LeaseKey, reason: string): void;
   superseded(lease: LeaseKey): void;
   /** The control plane has confirmed that it is this agent's. */
@@ -265,6 +270,9 @@ export class Uplink {
         if (lease) side.cancel(toKey(lease), reason);
         return;
       }
+      case "natsAccess":
+        side.natsAccess(message.natsAccess!);
+        return;
       case "drain":
         this.#reconnectAfterMs = message.drain!.reconnectAfterMs;
         this.#options.gateways.learn(message.drain!.gateways);

@@ -24,6 +24,7 @@ const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   idempotency: "before",
   versions: "after",
   agents: "after",
+  natsUsers: "after",
   joinTokens: "after",
   apiTokens: "after",
   // Epochs of shards that are older than those in the run events would stop the runs.

@@ -116,7 +116,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
         return plane.onHeartbeat(agent, held);
       },
     },
-    natsAccessFor: (environment) => ({
+    natsAccessFor: ({ environment }) => ({
       servers: [nats.url],
       user: environment,
       password: "secret",

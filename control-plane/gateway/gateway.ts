@@ -7,6 +7,7 @@ import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import type { JoinTokenService } from "../access/join-tokens.ts";
+import type { NatsIdentity } from "../access/nats-identity.ts";
 import type { Pki } from "../access/pki.ts";
 import { agentId } from "../access/spiffe.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
@@ -15,6 +16,7 @@ import { enrolHandler } from "./enrol-handler.ts";
 import { Intake } from "./intake.ts";
 import { logItems, reportItems } from "./intake-items.ts";
 import { OpenCalls } from "./open-calls.ts";
+import type { Peer } from "./peer-identity.ts";
 import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
 import { peerOf, requireAgent } from "./require-agent.ts";
@@ -44,7 +46,9 @@ export interface GatewayOptions {
   reports: ReportSink;
   leases: LeaseKeeper;
   logs: LogSink;
-  natsAccessFor(environment: string): NatsAccess;
+  natsAccessFor(peer: Pick<Peer, "environment" | "name">): NatsAccess;
+  /** Where NATS has accounts: lets an agent in with a key of its own, soon after its welcome. */
+  natsIdentity?: NatsIdentity | undefined;
   /** Of the key that signs offers, SPKI. */
   offerPublicKeyPem: string;
   /** Port 0: a free one. */
@@ -114,7 +118,8 @@ class GrpcGateway implements Gateway {
       clock: options.clock,
       log: options.log,
       silenceMaxMs: Math.max(options.leaseTtlMs, options.heartbeatMs * 3),
-      welcome: (peer) => this.#welcome(peer.environment),
+      welcome: (peer) => this.#welcome(peer),
+      access: (peer, userKey) => this.#access(peer, userKey),
       gateways: options.gateways,
     });
   }
@@ -258,10 +263,11 @@ class GrpcGateway implements Gateway {
     });
   }
 
-  #welcome(environment: string) {
-    const { clock, heartbeatMs, leaseTtlMs, natsAccessFor, offerPublicKeyPem, replicaId, gateways } =
-      this.#options;
-    const nats = natsAccessFor(environment);
+  /** Without an access to NATS where that takes a write: a lease must not wait for the store. */
+  #welcome(peer: Peer) {
+    const { clock, heartbeatMs, leaseTtlMs, natsAccessFor, natsIdentity } = this.#options;
+    const { offerPublicKeyPem, replicaId, gateways } = this.#options;
+    const nats = natsIdentity ? undefined : natsAccessFor(peer);
     return {
       version: {
         major: PROTOCOL_MAJOR,
@@ -271,12 +277,20 @@ class GrpcGateway implements Gateway {
       },
       heartbeatMs,
       leaseTtlMs,
-      nats: { ...nats, caPem: Buffer.from(nats.caPem) },
+      ...(nats ? { nats: { ...nats, caPem: Buffer.from(nats.caPem) } } : {}),
       wallMs: String(clock.wallMs()),
       offerPublicKeyPem: Buffer.from(offerPublicKeyPem),
       replicaId,
       gateways: gateways(),
     };
+  }
+
+  async #access(peer: Peer, userKey: string) {
+    const { natsAccessFor, natsIdentity } = this.#options;
+    if (!natsIdentity) return undefined;
+    const { userJwt, renewAtMs } = await natsIdentity.accessFor(peer, userKey);
+    const nats = natsAccessFor(peer);
+    return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, renewAtMs };
   }
 
   #onSweep(): void {

@@ -5,6 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
+import type { NatsAccess } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { ServerMessage } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import type { Fleet, Presence } from "../fleet/fleet-service.ts";
@@ -25,6 +26,8 @@ export interface SessionDeps {
   /** How long an agent may say nothing. */
   silenceMaxMs: number;
   welcome(peer: Peer): Welcome;
+  /** Lets the agent into NATS with that key; undefined where NATS has no accounts. */
+  access(peer: Peer, userKey: string): Promise<{ natsAccess: NatsAccess; renewAtMs: number } | undefined>;
   /** Of the living replicas, this one first. */
   gateways(): string[];
 }
@@ -88,6 +91,11 @@ class Session implements OpenCall {
   /** What the agent was told of gateways. */
   #told = "";
   #goodbye: string | undefined;
+  #userKey = "";
+  /** When the agent is to have another access to NATS. Wall time. */
+  #accessDueMs = Number.POSITIVE_INFINITY;
+  /** Said once. */
+  #accessTrouble = "";
 
   constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
     this.#call = call;
@@ -178,6 +186,8 @@ class Session implements OpenCall {
     const welcome = this.#deps.welcome(this.peer);
     this.#told = String(welcome.gateways);
     this.send({ welcome });
+    this.#userKey = message.natsUserKey;
+    void this.#giveAccess();
     // What it still holds is renewed at once: the time it was away must not count twice.
     const verdict = leases.heartbeat(this.peer.id, hello.held);
     for (const { lease, reason } of verdict.cancels) this.send({ cancel: { lease, reason } });
@@ -192,6 +202,7 @@ class Session implements OpenCall {
     this.#sessions.set(this.peer.id, this);
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
+    if (this.#deps.clock.wallMs() >= this.#accessDueMs) void this.#giveAccess();
     const gateways = this.#deps.gateways();
     const changed = String(gateways) !== this.#told;
     this.#told = String(gateways);
@@ -201,6 +212,24 @@ class Session implements OpenCall {
         gateways: changed ? gateways : [],
       },
     });
+  }
+
+  /** Never rejects: without the store, the agent goes on with the access that it has, and the next heartbeat asks again. */
+  async #giveAccess(): Promise<void> {
+    this.#accessDueMs = Number.POSITIVE_INFINITY;
+    try {
+      const access = await this.#deps.access(this.peer, this.#userKey);
+      if (!access) return;
+      this.#accessDueMs = access.renewAtMs;
+      this.#accessTrouble = "";
+      this.send({ natsAccess: access.natsAccess });
+    } catch (err) {
+      this.#accessDueMs = this.#deps.clock.wallMs();
+      const { message } = InsituError.from(err);
+      if (message === this.#accessTrouble) return;
+      this.#accessTrouble = message;
+      this.#log.warn({ err }, "agent is not let into NATS yet");
+    }
   }
 
   #leave(how: "cancelled" | "closed" | "failed" | "finished"): void {

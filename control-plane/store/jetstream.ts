@@ -8,6 +8,7 @@ import {
   ErrorCode,
   Events,
   type JetStreamManager,
+  jwtAuthenticator,
   type NatsConnection,
   NatsError,
   nanos,
@@ -31,6 +32,8 @@ export interface NatsTarget {
   servers: string[];
   user?: string;
   password?: string;
+  /** In place of user and password, for a NATS in operator mode. */
+  credentials?: { jwt: string; seed: string };
   /** PEM of the authority to trust; without it the system's. */
   caPem?: string;
   name: string;
@@ -49,6 +52,9 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     pingInterval: 5_000,
     maxPingOut: 2,
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
+    ...(target.credentials === undefined
+      ? {}
+      : { authenticator: jwtAuthenticator(target.credentials.jwt, Buffer.from(target.credentials.seed)) }),
     ...tlsOf(target.servers, target.caPem ?? ""),
   };
   try {
@@ -133,12 +139,21 @@ export function refusedReplicas(err: unknown, stream: string, replicas: number):
   );
 }
 
-/** The durable pull consumer of an environment; agents bind to it by name and never create one. */
+/**
+ * The durable pull consumer of an environment; agents bind to it by name and never create one.
+ *
+ * One of another name takes its place: a work queue has one consumer a subject. What it has not seen acknowledged is
+ * in the stream still, and is delivered again.
+ */
 export async function ensureWorkConsumer(
   manager: JetStreamManager,
   environment: string,
   consumer: string,
 ): Promise<void> {
+  for await (const { name, config } of manager.consumers.list(STREAMS.work)) {
+    if (name !== consumer && config.filter_subject === subjects.work(environment))
+      await manager.consumers.delete(STREAMS.work, name);
+  }
   await manager.consumers.add(STREAMS.work, {
     durable_name: consumer,
     filter_subject: subjects.work(environment),

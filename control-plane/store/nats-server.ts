@@ -8,10 +8,11 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdir, open, rename, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { connect } from "nats";
+import { connect, jwtAuthenticator } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { stopLeftOver } from "./nats-left-over.ts";
+import { adoptDefaultAccount } from "./nats-store-directory.ts";
 
 /** `undefined` in `publish` or `subscribe` allows everything; an empty list nothing. */
 export interface NatsUser {
@@ -19,6 +20,18 @@ export interface NatsUser {
   password: string;
   publish?: readonly string[];
   subscribe?: readonly string[];
+}
+
+/** Operator mode: who may do what is in signed tokens, which the server is told while it runs. */
+export interface NatsOperatorMode {
+  operatorJwt: string;
+  systemAccount: string;
+  /** JWTs of accounts by their public key: what the server knows before it is told of others. */
+  preload: Readonly<Record<string, string>>;
+  /** Public key of the account that has the streams, also those that were made before there were accounts. */
+  streamsAccount: string;
+  /** To see that the server answers. */
+  credentials: { jwt: string; seed: string };
 }
 
 /** The part of pino's logger that is used here. */
@@ -36,8 +49,10 @@ export interface NatsServerOptions {
   host: string;
   /** 0 takes a free one, and keeps it over `restart`. */
   port: number;
-  /** At least one; the first is used to see that the server answers. */
+  /** At least one, without `operator`; the first is used to see that the server answers. */
   users: readonly NatsUser[];
+  /** In place of `users`. */
+  operator?: NatsOperatorMode;
   tls?: { certFile: string; keyFile: string; caFile: string };
   /** Sync each write to the disk before it is acknowledged. Servers before 2.10 do not know this and do not start. */
   syncAlways?: boolean;
@@ -81,7 +96,7 @@ const STOP_GRACE_MS = 10_000;
  *   `unavailable` when another living process owns the directory.
  */
 export async function startNatsServer(options: NatsServerOptions): Promise<NatsServer> {
-  if (options.users.length === 0) {
+  if (options.users.length === 0 && options.operator === undefined) {
     throw new InsituError(
       "internal",
       "a nats-server needs at least one user: without, it would be open to all",
@@ -89,6 +104,7 @@ export async function startNatsServer(options: NatsServerOptions): Promise<NatsS
   }
   await mkdir(options.directory, { recursive: true, mode: 0o700 });
   await stopLeftOver({ directory: options.directory, configFile: configFile(options), clock: options.clock });
+  if (options.operator) await adoptDefaultAccount(options.directory, options.operator.streamsAccount);
   const server = new ChildNatsServer(options);
   await server.launch(options.signal);
   return server;
@@ -243,11 +259,14 @@ class ChildNatsServer implements NatsServer {
 
   async #answers(): Promise<void> {
     const user = this.#users[0];
-    const { tls } = this.#options;
+    const { tls, operator } = this.#options;
     const connection = await connect({
       servers: [`${this.#options.host}:${this.#port}`],
-      user: user?.user ?? "",
-      pass: user?.password ?? "",
+      ...(operator
+        ? {
+            authenticator: jwtAuthenticator(operator.credentials.jwt, Buffer.from(operator.credentials.seed)),
+          }
+        : { user: user?.user ?? "", pass: user?.password ?? "" }),
       reconnect: false,
       timeout: RELOAD_TIMEOUT_MS,
       ...(tls && { tls: { caFile: tls.caFile } }),
@@ -301,9 +320,22 @@ class ChildNatsServer implements NatsServer {
     await rename(`${path}.new`, path);
   }
 
+  #authorization(): object {
+    return {
+      users: this.#users.map(({ user, password, publish, subscribe }) => ({
+        user,
+        password,
+        permissions: {
+          publish: publish === undefined ? ">" : allowOnly(publish),
+          subscribe: subscribe === undefined ? ">" : allowOnly(subscribe),
+        },
+      })),
+    };
+  }
+
   /** JSON is a subset of nats-server's configuration language. */
   #config(): object {
-    const { directory, host, tls, syncAlways } = this.#options;
+    const { directory, host, tls, syncAlways, operator } = this.#options;
     return {
       server_name: "insitu",
       host,
@@ -311,19 +343,23 @@ class ChildNatsServer implements NatsServer {
       pid_file: join(directory, "nats.pid"),
       max_payload: MAX_PAYLOAD_BYTES,
       jetstream: { store_dir: directory, ...(syncAlways ? { sync_interval: "always" } : {}) },
-      authorization: {
-        users: this.#users.map(({ user, password, publish, subscribe }) => ({
-          user,
-          password,
-          permissions: {
-            publish: publish === undefined ? ">" : allowOnly(publish),
-            subscribe: subscribe === undefined ? ">" : allowOnly(subscribe),
-          },
-        })),
-      },
+      ...(operator ? operatorSection(operator, directory) : { authorization: this.#authorization() }),
       ...(tls && { tls: { cert_file: tls.certFile, key_file: tls.keyFile, ca_file: tls.caFile } }),
     };
   }
+}
+
+/**
+ * `full`: each server keeps all accounts in a directory, is told of changes while it runs, and enforces revocations
+ * also after a restart.
+ */
+function operatorSection(operator: NatsOperatorMode, directory: string): object {
+  return {
+    operator: operator.operatorJwt,
+    system_account: operator.systemAccount,
+    resolver: { type: "full", dir: join(directory, "accounts"), allow_delete: false, interval: "2m" },
+    resolver_preload: operator.preload,
+  };
 }
 
 /** An empty allow-list would allow everything, so nothing is said by denying all. */

@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
+import { loadNatsOperator } from "../access/nats-operator.ts";
 import { natsUrls, type ServerConfig } from "../config.ts";
 import type { NatsTarget } from "./jetstream.ts";
 
@@ -11,13 +12,20 @@ type Target = Omit<NatsTarget, "name">;
 /** As much as is needed of what `startNatsServer` writes. */
 const Written = z.object({
   port: z.int().min(1),
-  authorization: z.object({ users: z.array(z.object({ user: z.string(), password: z.string() })).min(1) }),
+  authorization: z
+    .object({ users: z.array(z.object({ user: z.string(), password: z.string() })).min(1) })
+    .optional(),
+  operator: z.string().optional(),
   tls: z.object({ ca_file: z.string() }).optional(),
 });
 
 /** Where the nats-server of the data directory has its configuration and its streams. */
 export function embeddedDirectory(config: Pick<ServerConfig, "data">): string {
   return join(config.data, "nats");
+}
+
+export function secretsOf(config: Pick<ServerConfig, "data" | "secrets">): string {
+  return config.secrets ?? join(config.data, "secrets");
 }
 
 /**
@@ -39,12 +47,19 @@ export async function runningTarget(config: ServerConfig): Promise<Target> {
       { cause: err },
     );
   }
-  const { port, authorization, tls } = Written.parse(JSON.parse(text));
-  const { user, password } = authorization.users[0]!;
+  const { port, authorization, operator, tls } = Written.parse(JSON.parse(text));
+  const first = authorization?.users[0];
+  const known = operator === undefined ? undefined : await loadNatsOperator(secretsOf(config));
+  if (operator !== undefined && known === undefined) {
+    throw new InsituError(
+      "not-found",
+      `${secretsOf(config)} does not hold the keys of the NATS in ${config.data}: name the server's directory of secrets with --secrets`,
+    );
+  }
   return {
     servers: [tls ? `tls://localhost:${port}` : `nats://127.0.0.1:${port}`],
-    user,
-    password,
+    ...(first ?? {}),
+    ...(known ? { credentials: known.controlPlaneUser() } : {}),
     ...(tls ? { caPem: await readFile(tls.ca_file, "utf8") } : {}),
   };
 }

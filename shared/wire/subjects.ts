@@ -15,6 +15,8 @@ export const BUCKETS = {
   idempotency: "idempotency",
   /** Who may call the API, by the name of the token. */
   apiTokens: "api-tokens",
+  /** Keys with which agents are let into NATS, and those that are no more. */
+  natsUsers: "nats-users",
   /** One entry: who the replicas are, and which of them owns which shard. */
   cluster: "cluster",
 } as const;
@@ -55,7 +57,7 @@ export const subjects = {
   restoring: "restoring",
 } as const;
 
-/** The durable pull consumer of an environment on the WORK stream. */
+/** The durable pull consumer of an environment on the WORK stream, where NATS has no accounts; else the account's key. */
 export function workConsumer(environment: string): string {
   return `env-${environment}`;
 }

@@ -165,6 +165,10 @@ export const DESCRIPTOR = {
                       "rule": "repeated",
                       "type": "Lease",
                       "id": 8
+                    },
+                    "natsUserKey": {
+                      "type": "string",
+                      "id": 9
                     }
                   }
                 },
@@ -236,7 +240,8 @@ export const DESCRIPTOR = {
                         "welcome",
                         "heartbeatReply",
                         "cancel",
-                        "drain"
+                        "drain",
+                        "natsAccess"
                       ]
                     }
                   },
@@ -256,6 +261,10 @@ export const DESCRIPTOR = {
                     "drain": {
                       "type": "Drain",
                       "id": 4
+                    },
+                    "natsAccess": {
+                      "type": "NatsAccess",
+                      "id": 5
                     }
                   }
                 },
@@ -326,6 +335,10 @@ export const DESCRIPTOR = {
                     "caPem": {
                       "type": "bytes",
                       "id": 7
+                    },
+                    "userJwt": {
+                      "type": "string",
+                      "id": 8
                     }
                   }
                 },

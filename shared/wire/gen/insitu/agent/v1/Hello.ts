@@ -12,6 +12,7 @@ export interface Hello {
   'hostname'?: (string);
   'instanceId'?: (string);
   'held'?: (_insitu_agent_v1_Lease)[];
+  'natsUserKey'?: (string);
 }
 
 export interface Hello__Output {
@@ -23,4 +24,5 @@ export interface Hello__Output {
   'hostname': (string);
   'instanceId': (string);
   'held': (_insitu_agent_v1_Lease__Output)[];
+  'natsUserKey': (string);
 }

@@ -9,6 +9,7 @@ export interface NatsAccess {
   'stream'?: (string);
   'consumer'?: (string);
   'caPem'?: (Buffer | Uint8Array | string);
+  'userJwt'?: (string);
 }
 
 export interface NatsAccess__Output {
@@ -19,4 +20,5 @@ export interface NatsAccess__Output {
   'stream': (string);
   'consumer': (string);
   'caPem': (Buffer);
+  'userJwt': (string);
 }

@@ -4,13 +4,15 @@ import type { Welcome as _insitu_agent_v1_Welcome, Welcome__Output as _insitu_ag
 import type { HeartbeatReply as _insitu_agent_v1_HeartbeatReply, HeartbeatReply__Output as _insitu_agent_v1_HeartbeatReply__Output } from '../../../insitu/agent/v1/HeartbeatReply.ts';
 import type { Cancel as _insitu_agent_v1_Cancel, Cancel__Output as _insitu_agent_v1_Cancel__Output } from '../../../insitu/agent/v1/Cancel.ts';
 import type { Drain as _insitu_agent_v1_Drain, Drain__Output as _insitu_agent_v1_Drain__Output } from '../../../insitu/agent/v1/Drain.ts';
+import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _insitu_agent_v1_NatsAccess__Output } from '../../../insitu/agent/v1/NatsAccess.ts';
 
 export interface ServerMessage {
   'welcome'?: (_insitu_agent_v1_Welcome | null);
   'heartbeatReply'?: (_insitu_agent_v1_HeartbeatReply | null);
   'cancel'?: (_insitu_agent_v1_Cancel | null);
   'drain'?: (_insitu_agent_v1_Drain | null);
-  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain";
+  'natsAccess'?: (_insitu_agent_v1_NatsAccess | null);
+  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess";
 }
 
 export interface ServerMessage__Output {
@@ -18,5 +20,6 @@ export interface ServerMessage__Output {
   'heartbeatReply'?: (_insitu_agent_v1_HeartbeatReply__Output | null);
   'cancel'?: (_insitu_agent_v1_Cancel__Output | null);
   'drain'?: (_insitu_agent_v1_Drain__Output | null);
-  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain";
+  'natsAccess'?: (_insitu_agent_v1_NatsAccess__Output | null);
+  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess";
 }

@@ -1,0 +1,160 @@
+/** Lets agents into their environment's account on NATS, and out again. */
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock } from "../../shared/system.ts";
+import { isPublicNkey } from "../../shared/wire/nkey.ts";
+import { changeKv, type KvStore } from "../store/kv.ts";
+import type { NatsOperator } from "./nats-operator.ts";
+import { type Grant, grant, type NatsUsers, revocationsOf, revoke } from "./nats-users.ts";
+
+/** How long an agent can pull without a word from the gateway, if its certificate lasts as long. */
+const VALID_FOR_S = 24 * 3_600;
+const WATCH_RETRY_MS = 1_000;
+
+export interface NatsPeer {
+  environment: string;
+  name: string;
+  spkiSha256: string;
+  /** Of its certificate. */
+  notAfterMs: number;
+}
+
+/** What the gateway needs: a user of NATS for an agent's own key. */
+export interface NatsIdentity {
+  /** @throws request.invalid for a key that is none; auth.denied for an agent that was removed meanwhile */
+  accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }>;
+  /** Cuts what the agent has open, for good; `keep` names an identity of it that stays. Safe twice. */
+  revoke(agent: { environment: string; name: string }, keep: string | null): Promise<void>;
+}
+
+export interface NatsIdentityOptions {
+  operator: NatsOperator;
+  users: KvStore<NatsUsers>;
+  /** Tells all NATS servers of an account. Resolves when one of them has stored it. */
+  push(accountJwt: string): Promise<void>;
+  /** Whether this is the agent's identity still. */
+  isCurrent(peer: NatsPeer): boolean;
+  clock: Clock;
+  log: Logger;
+}
+
+export class NatsIdentityService implements NatsIdentity {
+  readonly #options: NatsIdentityOptions;
+  readonly #environments = new Set<string>();
+  /** Revocations as they were told last, by environment. */
+  readonly #told = new Map<string, string>();
+  readonly #stop = new AbortController();
+  #pushing: Promise<void> = Promise.resolve();
+  #following: Promise<void> = Promise.resolve();
+
+  constructor(options: NatsIdentityOptions) {
+    this.#options = options;
+  }
+
+  /** Follows what other replicas revoke: one that starts may have told the servers an older state since. */
+  start(): void {
+    this.#following = this.#follow();
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort(new InsituError("cancelled", "closed"));
+    await this.#following;
+    await this.#pushing.catch(() => undefined);
+  }
+
+  /** Resolves when NATS knows the accounts of all of them. */
+  async setEnvironments(environments: readonly string[]): Promise<void> {
+    const fresh = environments.filter((environment) => !this.#environments.has(environment));
+    for (const environment of fresh) {
+      await this.#push(environment);
+      this.#environments.add(environment);
+    }
+  }
+
+  /** After a connection was lost: a server may have come without its directory of accounts. */
+  async pushAll(): Promise<void> {
+    for (const environment of this.#environments) await this.#push(environment);
+  }
+
+  async accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }> {
+    if (!isPublicNkey("user", userKey))
+      throw new InsituError("request.invalid", "the agent's NATS key is not the public nkey of a user");
+    const { operator, users, clock, isCurrent } = this.#options;
+    const { environment, name, spkiSha256, notAfterMs } = peer;
+    const request: Grant = {
+      environment,
+      name,
+      userKey,
+      spkiSha256,
+      nowS: Math.floor(clock.wallMs() / 1_000),
+      validForS: VALID_FOR_S,
+      notAfterS: Math.floor(notAfterMs / 1_000),
+    };
+    const { value } = await changeKv(users, keyOf(peer), (current) => {
+      const { next } = grant(current, request);
+      return next === current ? undefined : next;
+    });
+    // Removed while it was written: whoever removed it may have looked for something to void before that.
+    if (!isCurrent(peer)) {
+      await this.revoke(peer, null);
+      throw new InsituError("auth.denied", `the agent ${environment}/${name} was removed`);
+    }
+    const { user } = grant(value, request);
+    return {
+      userJwt: operator.agentJwt({ environment, name, ...user }),
+      renewAtMs: Math.floor((user.issuedAtS + (user.expiresAtS - user.issuedAtS) * 0.6) * 1_000),
+    };
+  }
+
+  async revoke(agent: { environment: string; name: string }, keep: string | null): Promise<void> {
+    const { users, clock } = this.#options;
+    let changed = false;
+    await changeKv(users, keyOf(agent), (current) => {
+      const next = current && revoke(current, keep, Math.floor(clock.wallMs() / 1_000));
+      changed = next !== undefined;
+      return next;
+    });
+    if (changed) await this.#push(agent.environment);
+  }
+
+  /** One after another, each with what is stored then: a later one never says less. */
+  #push(environment: string): Promise<void> {
+    const pushed = this.#pushing.then(async () => {
+      const { operator, users, push, clock } = this.#options;
+      const entries = await users.list();
+      const records = entries
+        .map(({ value }) => value)
+        .filter((record) => record.environment === environment);
+      const revocations = revocationsOf(records);
+      await push(operator.environmentJwt(environment, revocations, Math.floor(clock.wallMs() / 1_000)));
+      this.#told.set(environment, JSON.stringify(revocations));
+    });
+    this.#pushing = pushed.catch(() => undefined); // the caller has the error; the next in line must still run
+    return pushed;
+  }
+
+  async #follow(): Promise<void> {
+    const { users, clock, log } = this.#options;
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        for await (const change of users.watch(signal)) {
+          if (change.kind !== "put") continue;
+          const { environment } = change.value;
+          const told = JSON.parse(this.#told.get(environment) ?? "{}") as Record<string, number>;
+          const isNews = Object.entries(revocationsOf([change.value])).some(
+            ([key, atS]) => told[key] !== atS,
+          );
+          if (isNews) await this.#push(environment);
+        }
+      } catch (err) {
+        if (!signal.aborted) log.warn({ err }, "watch of the NATS users was lost");
+      }
+      await clock.sleep(WATCH_RETRY_MS, signal).catch(() => undefined); // aborted: the loop sees it
+    }
+  }
+}
+
+function keyOf({ environment, name }: { environment: string; name: string }): string {
+  return `${environment}.${name}`;
+}

@@ -1,0 +1,246 @@
+/** What NATS a replica uses, and how agents get at it. */
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import type { NatsConnection } from "nats";
+import { findNatsServer } from "../scripts/find-nats-server.mjs";
+import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
+import { agentInbox } from "./access/nats-claims.ts";
+import { type NatsIdentity, NatsIdentityService } from "./access/nats-identity.ts";
+import { loadOrCreateNatsOperator, type NatsOperator } from "./access/nats-operator.ts";
+import { NatsUsers } from "./access/nats-users.ts";
+import type { Pki } from "./access/pki.ts";
+import { isLoopback } from "./api/serve.ts";
+import type { Closers } from "./closers.ts";
+import type { ServerConfig } from "./config.ts";
+import type { AgentRegistry } from "./fleet/agent-registry.ts";
+import type { NatsAccess } from "./gateway/gateway.ts";
+import { advertisedHost, serverCertificate } from "./host-names.ts";
+import type { ServerWorld } from "./server.ts";
+import { connectNats, ensureWorkConsumer, type NatsTarget, onReconnect } from "./store/jetstream.ts";
+import { openKv } from "./store/kv.ts";
+import { pushAccount } from "./store/nats-claims-push.ts";
+import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
+import { embeddedDirectory, externalTarget } from "./store/nats-target.ts";
+
+export interface Engine {
+  connection: NatsConnection;
+  /** Of agents; who they are there is said by `identity`, where there are accounts. */
+  accessFor(peer: { environment: string; name: string }): NatsAccess;
+  /** Undefined where NATS has no accounts. */
+  identity: NatsIdentity | undefined;
+  /** Before anything else of it but the connection. */
+  begin(parts: { registry: AgentRegistry; replicas: number }): Promise<void>;
+  /** Environments came or went. */
+  setEnvironments(environments: readonly string[]): Promise<void>;
+}
+
+type World = ServerWorld & { pki: Pki; secrets: string };
+
+export async function openEngine(
+  config: ServerConfig,
+  world: World,
+  signal: AbortSignal,
+  closers: Closers,
+): Promise<Engine> {
+  if (config.natsUrl !== undefined) return await openPlain(config, world, closers);
+  const operator = await loadOrCreateNatsOperator(world.secrets);
+  const embedded = await startEmbedded(config, world, operator, signal, closers);
+  return await openAccounts({ ...embedded, operator }, world, closers);
+}
+
+/** A NATS of the operator's own, where all agents are one user: what isolates environments is theirs to set up. */
+async function openPlain(config: ServerConfig, { log }: World, closers: Closers): Promise<Engine> {
+  const target = await externalTarget(config);
+  const connection = await connect(target, closers);
+  log.warn(
+    {},
+    "environments share one account of this NATS: its permissions do not keep an agent from disturbing the queues of other environments",
+  );
+  return {
+    connection,
+    identity: undefined,
+    begin: async () => undefined,
+    accessFor: ({ environment }) => ({
+      servers: target.servers,
+      user: config.agentNatsUser,
+      password: config.agentNatsPassword,
+      caPem: target.caPem ?? "",
+      inboxPrefix: `_INBOX.${environment}`,
+      stream: STREAMS.work,
+      consumer: workConsumer(environment),
+    }),
+    setEnvironments: await consumersOf(connection, workConsumer),
+  };
+}
+
+/** An account for each environment. */
+async function openAccounts(
+  options: { target: Target; agentServers: string[]; agentCaPem: string; operator: NatsOperator },
+  { clock, log }: World,
+  closers: Closers,
+): Promise<Engine> {
+  const { target, agentServers, agentCaPem, operator } = options;
+  const connection = await connect({ ...target, credentials: operator.controlPlaneUser() }, closers);
+  const system = await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts");
+  const ensureConsumers = await consumersOf(connection, (environment) => operator.accountOf(environment));
+  let service: NatsIdentityService | undefined;
+  const begun = (): NatsIdentityService => {
+    if (!service) throw new Error("the engine has not begun");
+    return service;
+  };
+  return {
+    connection,
+    identity: {
+      accessFor: (...about) => begun().accessFor(...about),
+      revoke: (...about) => begun().revoke(...about),
+    },
+    accessFor: ({ environment, name }) => ({
+      servers: agentServers,
+      user: "",
+      password: "",
+      caPem: agentCaPem,
+      inboxPrefix: agentInbox(name),
+      stream: STREAMS.work,
+      consumer: operator.accountOf(environment),
+    }),
+    async begin({ registry, replicas }) {
+      const bucket = { clock, log, bucket: BUCKETS.natsUsers, schema: NatsUsers, replicas };
+      const users = await openKv(connection, bucket);
+      const made = new NatsIdentityService({
+        operator,
+        users,
+        push: (jwt) => pushAccount(system, jwt),
+        isCurrent: ({ environment, name, spkiSha256 }) => {
+          const record = registry.known(`${environment}/${name}`);
+          return record?.removedAtMs === null && record.spkiSha256 === spkiSha256;
+        },
+        clock,
+        log,
+      });
+      service = made;
+      const settle = (record: Removable): void =>
+        void follow(record).catch((err: unknown) =>
+          log.error({ err, agent: `${record.environment}/${record.name}` }, "agent keeps its NATS user"),
+        );
+      const follow = (record: Removable): Promise<void> =>
+        made.revoke(record, record.removedAtMs === null ? record.spkiSha256 : null);
+      // Removed while no replica ran to the end of it.
+      for (const { value } of await users.list()) {
+        const record = registry.known(`${value.environment}/${value.name}`);
+        await follow(record ?? { ...value, removedAtMs: clock.wallMs(), spkiSha256: "" });
+      }
+      const off = [
+        registry.onChange(settle),
+        onReconnect(system, () => {
+          made.pushAll().catch((err: unknown) => log.error({ err }, "NATS was not told of all accounts"));
+        }),
+      ];
+      made.start();
+      closers.add("nats accounts", async () => {
+        for (const stop of off) stop();
+        await made.close();
+      });
+    },
+    async setEnvironments(environments) {
+      await ensureConsumers(environments);
+      await begun().setEnvironments(environments);
+    },
+  };
+}
+
+interface Removable {
+  environment: string;
+  name: string;
+  spkiSha256: string;
+  removedAtMs: number | null;
+}
+
+type Target = Omit<NatsTarget, "name">;
+
+async function connect(target: Target, closers: Closers, part = "server"): Promise<NatsConnection> {
+  const connection = await connectNats({ ...target, name: `insitu-${part}` });
+  closers.add(`nats connection of ${part}`, () => connection.close());
+  return connection;
+}
+
+async function consumersOf(connection: NatsConnection, nameOf: (environment: string) => string) {
+  const manager = await connection.jetstreamManager();
+  const known = new Set<string>();
+  return async (environments: readonly string[]): Promise<void> => {
+    for (const environment of environments) {
+      if (known.has(environment)) continue;
+      await ensureWorkConsumer(manager, environment, nameOf(environment));
+      known.add(environment);
+    }
+  };
+}
+
+/** A nats-server of our own. */
+async function startEmbedded(
+  config: ServerConfig,
+  world: World,
+  operator: NatsOperator,
+  signal: AbortSignal,
+  closers: Closers,
+) {
+  const { clock, log, pki, secrets, env } = world;
+  const { path: binary, version } = await findNatsServer({ env, install: false, say: () => undefined });
+  const remote = !isLoopback(config.natsHost);
+  const syncAlways = config.natsSync === "always" && canSyncAlways(version);
+  if (config.natsSync === "always" && !syncAlways)
+    log.warn(
+      { version },
+      "this nats-server syncs its files every 60 s: a power cut can lose what was acknowledged since; 2.10 and newer sync each write",
+    );
+  const tls = remote ? await natsCertificate(pki, config, secrets) : undefined;
+  const server: NatsServer = await startNatsServer({
+    binary,
+    directory: embeddedDirectory(config),
+    host: config.natsHost,
+    port: config.natsPort,
+    users: [],
+    operator: {
+      ...operator.config,
+      streamsAccount: operator.controlPlane,
+      credentials: operator.controlPlaneUser(),
+    },
+    syncAlways,
+    log,
+    clock,
+    signal,
+    ...(tls ? { tls } : {}),
+  });
+  closers.add("nats-server", () => server.stop());
+  const guard = new AbortController();
+  const guarding = keepNatsServerRunning(server, { clock, log, signal: guard.signal });
+  closers.add("nats-server guard", async () => {
+    guard.abort();
+    await guarding;
+  });
+  log.info({ version, url: server.url }, "nats-server started");
+  const scheme = remote ? "tls" : "nats";
+  const local = `${scheme}://${remote ? "localhost" : "127.0.0.1"}:${server.port}`;
+  return {
+    target: { servers: [local], ...(tls ? { caPem: pki.caPem } : {}) },
+    agentServers: [remote ? `${scheme}://${advertisedHost(config)}:${server.port}` : local],
+    agentCaPem: remote ? pki.caPem : "",
+  };
+}
+
+/** `sync_interval: always` came with 2.10.0. */
+function canSyncAlways(version: string): boolean {
+  const [major = 0, minor = 0] = version.split(".").map(Number);
+  return major > 2 || (major === 2 && minor >= 10);
+}
+
+async function natsCertificate(pki: Pki, config: ServerConfig, directory: string) {
+  const pair = await serverCertificate(pki, config);
+  const files = {
+    certFile: join(directory, "nats.crt.pem"),
+    keyFile: join(directory, "nats.key.pem"),
+    caFile: join(directory, "ca.crt.pem"),
+  };
+  await writeFile(files.certFile, pair.cert, { mode: 0o600 });
+  await writeFile(files.keyFile, pair.key, { mode: 0o600 });
+  return files;
+}

@@ -1,0 +1,25 @@
+/** Under which names others reach this replica, and the certificate that says so. */
+import { isIP } from "node:net";
+import { hostname } from "node:os";
+import type { Pki } from "./access/pki.ts";
+import { isLoopback } from "./api/serve.ts";
+import type { ServerConfig } from "./config.ts";
+
+export function advertisedHost(config: ServerConfig): string {
+  const [first] = config.publicHosts;
+  if (first !== undefined) return first.includes(":") ? `[${first}]` : first;
+  return isLoopback(config.gatewayHost) ? "127.0.0.1" : hostname();
+}
+
+export function namesOf(config: ServerConfig): { dns: string[]; ips: string[] } {
+  const names = [...config.publicHosts, hostname()];
+  return { dns: names.filter((name) => isIP(name) === 0), ips: names.filter((name) => isIP(name) !== 0) };
+}
+
+export async function serverCertificate(
+  pki: Pki,
+  config: ServerConfig,
+): Promise<{ cert: string; key: string }> {
+  const pair = await pki.issueServerCertificate(namesOf(config));
+  return { cert: pair.chainPem, key: pair.keyPem };
+}
