@@ -4,7 +4,7 @@ import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 
 const SCRIPT = fileURLToPath(new URL("../../scripts/sim.mjs", import.meta.url));
-const LIMIT_MS = 60_000;
+const LIMIT_MS = 120_000;
 
 interface Ended {
   code: number;

@@ -5,18 +5,24 @@ import { simulate } from "./world.ts";
 
 const WORLDS = 400;
 const FOUND_WITHIN = 200;
+/** Some seconds of work, and many times that on a machine that is busy with others. */
+const LIMIT_MS = 300_000;
 
-test(`${WORLDS} worlds: nothing acknowledged is lost, nothing committed twice, every run ends`, async () => {
-  const broken: unknown[] = [];
-  let events = 0;
-  for (let seed = 1; seed <= WORLDS; seed++) {
-    const verdict = await simulate({ seed });
-    if (verdict.violation) broken.push(verdict);
-    events += verdict.events;
-  }
-  expect(broken).toEqual([]);
-  expect(events).toBeGreaterThan(WORLDS * 100);
-}, 60_000);
+test(
+  `${WORLDS} worlds: nothing acknowledged is lost, nothing committed twice, every run ends`,
+  async () => {
+    const broken: unknown[] = [];
+    let events = 0;
+    for (let seed = 1; seed <= WORLDS; seed++) {
+      const verdict = await simulate({ seed });
+      if (verdict.violation) broken.push(verdict);
+      events += verdict.events;
+    }
+    expect(broken).toEqual([]);
+    expect(events).toBeGreaterThan(WORLDS * 100);
+  },
+  LIMIT_MS,
+);
 
 test("the same seed gives the same world again, event by event", async () => {
   const play = async (): Promise<string[]> => {
@@ -41,6 +47,6 @@ describe("a planted bug is found", () => {
       }
       expect(found).toBe(true);
     },
-    60_000,
+    LIMIT_MS,
   );
 });
