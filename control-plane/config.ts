@@ -24,7 +24,7 @@ const Config = z
       .optional(),
     natsPort: z.coerce.number().int().min(0).max(65_535),
     natsHost: z.string().min(1),
-    /** Of the embedded nats-server: whether each write is on disk before it is acknowledged. */
+    /** Of the embedded nats-server: whether each write is on disk before it is acknowledged, by whoever does it. */
     natsSync: z.enum(["always", "interval"]),
     natsCaFile: z.string().optional(),
     natsServer: z.string().optional(),
@@ -79,8 +79,8 @@ Flags (environment variable, default)
                           to it, never lowered        (INSITU_STREAM_REPLICAS, what they have; 1 for new ones)
   --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
   --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
-  --nats-sync WHEN        of the embedded one, from 2.10 on: "always" survives a power cut, "interval" is faster
-                          and can lose the last two minutes            (INSITU_NATS_SYNC, always)
+  --nats-sync WHEN        of the embedded one: "always" survives a power cut, "interval" is faster and can lose
+                          the last two minutes and more                (INSITU_NATS_SYNC, always)
   --heartbeat MS          between heartbeats of agents      (INSITU_HEARTBEAT_MS, 5000)
   --lease-ttl MS          a lease not renewed for this long is given to another agent (INSITU_LEASE_TTL_MS, 30000)
   --offer-ttl MS          an offer that nobody takes is made again after     (INSITU_OFFER_TTL_MS, 120000)

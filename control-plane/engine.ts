@@ -19,8 +19,11 @@ import type { ServerWorld } from "./server.ts";
 import { connectNats, ensureWorkConsumer, type NatsTarget, onReconnect } from "./store/jetstream.ts";
 import { openKv } from "./store/kv.ts";
 import { pushAccount } from "./store/nats-claims-push.ts";
+import { NatsDisk } from "./store/nats-disk.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
 import { embeddedDirectory, externalTarget } from "./store/nats-target.ts";
+import { canSyncAlways, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
+import { flushBeforeAnswer } from "./store/stream-disk.ts";
 
 export interface Engine {
   connection: NatsConnection;
@@ -52,6 +55,7 @@ export async function openEngine(
 async function openPlain(config: ServerConfig, { log }: World, closers: Closers): Promise<Engine> {
   const target = await externalTarget(config);
   const connection = await connect(target, closers);
+  sayWhatAPowerCutTakes(connection, log);
   log.warn(
     {},
     "environments share one account of this NATS: its permissions do not keep an agent from disturbing the queues of other environments",
@@ -75,12 +79,20 @@ async function openPlain(config: ServerConfig, { log }: World, closers: Closers)
 
 /** An account for each environment. */
 async function openAccounts(
-  options: { target: Target; agentServers: string[]; agentCaPem: string; operator: NatsOperator },
+  options: {
+    target: Target;
+    agentServers: string[];
+    agentCaPem: string;
+    operator: NatsOperator;
+    /** Where the server itself leaves to the kernel what it has acknowledged. */
+    disk: NatsDisk | undefined;
+  },
   { clock, log }: World,
   closers: Closers,
 ): Promise<Engine> {
-  const { target, agentServers, agentCaPem, operator } = options;
+  const { target, agentServers, agentCaPem, operator, disk } = options;
   const connection = await connect({ ...target, credentials: operator.controlPlaneUser() }, closers);
+  if (disk) flushBeforeAnswer(connection, disk);
   const system = await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts");
   const ensureConsumers = await consumersOf(connection, (environment) => operator.accountOf(environment));
   let service: NatsIdentityService | undefined;
@@ -187,15 +199,11 @@ async function startEmbedded(
   const { path: binary, version } = await findNatsServer({ env, install: false, say: () => undefined });
   const remote = !isLoopback(config.natsHost);
   const syncAlways = config.natsSync === "always" && canSyncAlways(version);
-  if (config.natsSync === "always" && !syncAlways)
-    log.warn(
-      { version },
-      "this nats-server syncs its files every 60 s: a power cut can lose what was acknowledged since; 2.10 and newer sync each write",
-    );
   const tls = remote ? await natsCertificate(pki, config, secrets) : undefined;
+  const directory = embeddedDirectory(config);
   const server: NatsServer = await startNatsServer({
     binary,
-    directory: embeddedDirectory(config),
+    directory,
     host: config.natsHost,
     port: config.natsPort,
     users: [],
@@ -217,20 +225,25 @@ async function startEmbedded(
     guard.abort();
     await guarding;
   });
-  log.info({ version, url: server.url }, "nats-server started");
+  const disk =
+    config.natsSync === "always" && !syncAlways
+      ? new NatsDisk({ storeDirectory: directory, clock })
+      : undefined;
+  if (disk) {
+    closers.add("nats-server's files", () => disk[Symbol.asyncDispose]());
+    // What an earlier process left to the kernel is read and acted on from now on.
+    await disk.flushAll();
+  }
+  const synced = disk ? "by the control plane" : syncAlways ? "by nats-server" : "in intervals";
+  log.info({ version, url: server.url, synced }, "nats-server started");
   const scheme = remote ? "tls" : "nats";
   const local = `${scheme}://${remote ? "localhost" : "127.0.0.1"}:${server.port}`;
   return {
+    disk,
     target: { servers: [local], ...(tls ? { caPem: pki.caPem } : {}) },
     agentServers: [remote ? `${scheme}://${advertisedHost(config)}:${server.port}` : local],
     agentCaPem: remote ? pki.caPem : "",
   };
-}
-
-/** `sync_interval: always` came with 2.10.0. */
-function canSyncAlways(version: string): boolean {
-  const [major = 0, minor = 0] = version.split(".").map(Number);
-  return major > 2 || (major === 2 && minor >= 10);
 }
 
 async function natsCertificate(pki: Pki, config: ServerConfig, directory: string) {

@@ -12,6 +12,7 @@ import { ClusterRecord, restored } from "../shards/shard-book.ts";
 import { connectNats, errorCode, passes, STREAM_NOT_FOUND, storeError } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
 import { kvClusterStore } from "../store/kv-cluster-store.ts";
+import { NatsDisk } from "../store/nats-disk.ts";
 import { startNatsServer } from "../store/nats-server.ts";
 import { embeddedDirectory, externalTarget } from "../store/nats-target.ts";
 import { clearRestoreMark, isRestoreMarked, setRestoreMark } from "../store/restore-mark.ts";
@@ -84,6 +85,8 @@ async function restoreDirectory(order: RestoreOrder): Promise<void> {
     } finally {
       await server.stop();
     }
+    await using disk = new NatsDisk({ storeDirectory: where.directory, clock });
+    await disk.flushAll();
     if (missing) await writeSecrets(config.secrets ?? join(draft, "secrets"), missing);
     await rmdir(data).catch(() => undefined); // it is empty or not there, else the next line says so
     await rename(draft, data);

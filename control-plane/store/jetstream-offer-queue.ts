@@ -24,6 +24,7 @@ export class JetStreamOfferQueue implements OfferQueue {
       payload,
       messageId: `${runId}/${stepId}/${epoch}`,
       headers: { [OFFER_SIGNATURE_HEADER]: this.#sign(payload) },
+      mayBeLost: true, // the run owes it, and offers it again when nobody took it
     });
   }
 }

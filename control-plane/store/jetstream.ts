@@ -2,6 +2,7 @@
 import {
   AckPolicy,
   type ConnectionOptions,
+  type ConsumerConfig,
   connect,
   DeliverPolicy,
   DiscardPolicy,
@@ -154,7 +155,7 @@ export async function ensureWorkConsumer(
     if (name !== consumer && config.filter_subject === subjects.work(environment))
       await manager.consumers.delete(STREAMS.work, name);
   }
-  await manager.consumers.add(STREAMS.work, {
+  const config: Partial<ConsumerConfig> & { durable_name: string } = {
     durable_name: consumer,
     filter_subject: subjects.work(environment),
     ack_policy: AckPolicy.Explicit,
@@ -163,7 +164,14 @@ export async function ensureWorkConsumer(
     ack_wait: nanos(30_000),
     max_deliver: -1,
     max_ack_pending: 20_000,
-  });
+  };
+  const { delivered } = await manager.consumers.add(STREAMS.work, config);
+  const { state } = await manager.streams.info(STREAMS.work);
+  if (delivered.stream_seq <= state.last_seq) return;
+  // A power cut took the end of the queue and not what the consumer knows of it: it would pass over all that comes
+  // until the queue is as long again.
+  await manager.consumers.delete(STREAMS.work, consumer);
+  await manager.consumers.add(STREAMS.work, config);
 }
 
 /** Of one small read. What a server that is lost was asked, nobody answers any more. */

@@ -11,6 +11,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
 import { lastMessageOf, passes } from "./jetstream.ts";
 import { publish } from "./publish.ts";
+import { flushed } from "./stream-disk.ts";
 import { readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 
 export interface KvEntry<T> {
@@ -166,9 +167,13 @@ class NatsKv<T> implements KvStore<T> {
   /** The last change of the key. */
   async #stored(key: string): Promise<{ revision: number; deleted: boolean; text: string } | undefined> {
     const subject = this.#subject(key);
-    const found = await attempt(this.#bucket, key, () =>
-      lastMessageOf(this.#options.connection, `KV_${this.#bucket}`, subject),
-    );
+    const { connection } = this.#options;
+    const stream = `KV_${this.#bucket}`;
+    const found = await attempt(this.#bucket, key, async () => {
+      const last = await lastMessageOf(connection, stream, subject);
+      await flushed(connection, stream); // another request may still wait for it, and this one acts on it
+      return last;
+    });
     return found && { revision: found.seq, deleted: found.header.has(OPERATION), text: found.string() };
   }
 

@@ -12,6 +12,7 @@ import {
   storeError,
   WRONG_LAST_SEQUENCE,
 } from "./jetstream.ts";
+import { flushed } from "./stream-disk.ts";
 
 /** Of one try. The servers of a cluster elect a leader in 4 s and more: what was asked before is lost by then. */
 const TRY_TIMEOUT_MS = 3_000;
@@ -27,6 +28,8 @@ export interface Publication {
   headers?: Record<string, string>;
   /** Sequence that the subject must have, or the stream; 0: none yet. */
   expected?: { ofSubject: number } | { ofStream: number };
+  /** It is made again when a power cut takes it: nobody waits for the disk. */
+  mayBeLost?: boolean;
 }
 
 export type Published = { kind: "stored"; seq: number } | { kind: "conflict" };
@@ -54,7 +57,9 @@ export async function publish(
 /** One try, for callers that try again themselves. @throws as `publish` */
 export async function publishOnce(connection: NatsConnection, message: Publication): Promise<Published> {
   try {
-    return await tryOnce(connection, message);
+    const published = await tryOnce(connection, message);
+    if (published.kind === "stored" && !message.mayBeLost) await flushed(connection, message.stream);
+    return published;
   } catch (err) {
     throw storeError(err, message.what);
   }

@@ -1,0 +1,27 @@
+/**
+ * What stands between "nats-server has it" and "it is on the disk", for the servers that acknowledge before they
+ * sync: nobody is told that something is stored before it has passed here.
+ */
+import type { NatsConnection } from "nats";
+
+export interface StreamDisk {
+  /**
+   * Resolves when all that the server had stored of the stream at the call is on the disk. Calls at the same time
+   * share a sync.
+   *
+   * @throws store.unavailable when it cannot be brought there: what was stored is then nothing to rely on
+   */
+  flush(stream: string): Promise<void>;
+}
+
+const disks = new WeakMap<NatsConnection, StreamDisk>();
+
+/** From now on what is published or read over the connection is on the disk before the caller hears of it. */
+export function flushBeforeAnswer(connection: NatsConnection, disk: StreamDisk): void {
+  disks.set(connection, disk);
+}
+
+/** Does nothing for a connection to a server that syncs by itself, or whose disk is out of reach. */
+export async function flushed(connection: NatsConnection, stream: string): Promise<void> {
+  await disks.get(connection)?.flush(stream);
+}
