@@ -105,6 +105,7 @@ export class Agent {
           ? world.clock.wallMs()
           : world.clock.monotonicMs() + this.#centreOffsetMs,
       onFree: () => this.#pulls?.poke(),
+      onPoison: (payload, reason) => this.#uplink.tellRefused(payload, reason),
     });
     this.#uplink = new Uplink({
       ...world,

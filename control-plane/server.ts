@@ -47,6 +47,7 @@ import { kvClusterStore } from "./store/kv-cluster-store.ts";
 import { IdempotencyEntry, KvIdempotencyStore } from "./store/kv-idempotency-store.ts";
 import { LogStore } from "./store/log-store.ts";
 import { NatsPeers } from "./store/nats-peers.ts";
+import { PoisonStream } from "./store/poison-stream.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 import { refuseHalfRestored } from "./store/restore-mark.ts";
@@ -106,7 +107,10 @@ async function open(
   await refuseHalfRestored(await connection.jetstreamManager());
   await ensureStreams(await connection.jetstreamManager(), replicas);
 
-  const resourceLog = await ResourceLog.open({ connection, clock, log, replicas });
+  const poison = new PoisonStream({ connection, manager: await connection.jetstreamManager(), clock, log });
+  closers.add("poison", () => poison.close());
+  const buckets = { clock, log, poison, replicas };
+  const resourceLog = await ResourceLog.open({ connection, clock, log, replicas, poison });
   closers.add("resources", () => resourceLog.close());
   const store = new JetStreamRunStore(connection);
   const directory = join(config.data, "read-model");
@@ -117,6 +121,7 @@ async function open(
     plans: resourceLog,
     clock,
     log,
+    poison,
     onCreated: (run) => started.runs?.adopt(run),
   });
   closers.add("read model", () => reads.close());
@@ -124,20 +129,16 @@ async function open(
   await reads.start();
 
   const agents = await openKv(connection, {
-    clock,
-    log,
+    ...buckets,
     bucket: BUCKETS.agents,
     schema: AgentRecord,
     prefix: IDENTITY_PREFIX,
-    replicas,
   });
   const seen = await openKv(connection, {
-    clock,
-    log,
+    ...buckets,
     bucket: BUCKETS.agents,
     schema: SeenRecord,
     prefix: SEEN_PREFIX,
-    replicas,
   });
   const registry = createAgentRegistry({ kv: agents, clock, log });
   closers.add("agent registry", () => registry.close());
@@ -187,13 +188,13 @@ async function open(
     manager: await connection.jetstreamManager(),
     clock,
     log,
+    poison,
     accept: (item) => router.acceptFromInbox(item),
   });
   const clusterKv = await openKv(connection, {
-    clock,
+    ...buckets,
     bucket: BUCKETS.cluster,
     schema: ClusterRecord,
-    replicas,
   });
   const instance = newSecret(6);
   const address = { url: "", gateway: "" };
@@ -251,12 +252,10 @@ async function open(
   });
 
   const tokenKv = await openKv(connection, {
-    clock,
-    log,
+    ...buckets,
     bucket: BUCKETS.joinTokens,
     schema: JoinTokenRecord,
     ttlMs: JOIN_TOKEN_BUCKET_TTL_MS,
-    replicas,
   });
   const tokens = createJoinTokens({
     kv: tokenKv,
@@ -274,6 +273,7 @@ async function open(
     connection,
     clock,
     log,
+    poison,
     queries: reads,
     wasGranted: (agent, chunk) => runs.wasGranted(agent, chunk),
   });
@@ -288,6 +288,7 @@ async function open(
     reports: router,
     leases: router,
     logs,
+    poison,
     natsAccessFor: (environment) => engine.accessFor(environment),
     natsIdentity: engine.identity,
     offerPublicKeyPem: signer.publicKeyPem,
@@ -320,20 +321,16 @@ async function open(
   });
 
   const apiTokenKv = await openKv(connection, {
-    clock,
-    log,
+    ...buckets,
     bucket: BUCKETS.apiTokens,
     schema: ApiTokenRecord,
-    replicas,
   });
   const apiTokens = createApiTokens({ kv: apiTokenKv, clock, log });
   const idempotencyKv = await openKv(connection, {
-    clock,
-    log,
+    ...buckets,
     bucket: BUCKETS.idempotency,
     schema: IdempotencyEntry,
     ttlMs: IDEMPOTENCY_TTL_MS,
-    replicas,
   });
   const stopping = new AbortController();
   const app = createApi(
@@ -353,6 +350,7 @@ async function open(
       servers: shards,
       joinTokens: tokens,
       tokens: apiTokens,
+      poison,
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {

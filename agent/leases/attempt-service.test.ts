@@ -27,6 +27,7 @@ const signer = offerSigner();
 let directory: TestDirectory;
 let journal: Journal;
 let service: AttemptService;
+let poison: { payload: string; reason: string }[] = [];
 let supervisors: TestSupervisors;
 const until = new Until();
 /** How often the service said that another offer may be asked for. */
@@ -61,10 +62,12 @@ function open(): void {
       freed += 1;
       until.changed();
     },
+    onPoison: (payload, reason) => poison.push({ payload: Buffer.from(payload).toString(), reason }),
   });
 }
 beforeEach(() => {
   freed = 0;
+  poison = [];
   directory = testDirectory();
   open();
 });
@@ -289,4 +292,36 @@ test("a once step that another agent holds never starts", async () => {
     status: "cancelled",
     error: { message: expect.stringMatching(/never started/) },
   });
+});
+
+test("a message that is no offer, or of somebody else, leaves the queue and is told with its bytes", async () => {
+  const bad = (payload: string, signature: string) => {
+    const fate: string[] = [];
+    const message = {
+      payload: Buffer.from(payload),
+      signature,
+      ack: () => fate.push("ack"),
+      discard: () => fate.push("discard"),
+      giveBack: () => fate.push("give back"),
+    };
+    return { message, fate };
+  };
+  const stranger = offerSigner();
+  for (const [payload, signature] of [
+    ["junk", ""],
+    ["junk", stranger.sign(Buffer.from("junk"))],
+    ["junk", signer.sign(Buffer.from("junk"))],
+    ["{}", signer.sign(Buffer.from("{}"))],
+  ] as const) {
+    const { message, fate } = bad(payload, signature);
+    await service.take(message);
+    expect(fate).toEqual(["discard"]);
+  }
+  expect(poison.map(({ payload }) => payload)).toEqual(["junk", "junk", "junk", "{}"]);
+  expect(poison.map(({ reason }) => reason)).toEqual([
+    "it is not signed",
+    "its signature is not that of the control plane",
+    "it is not JSON",
+    expect.stringMatching(/^field /),
+  ]);
 });

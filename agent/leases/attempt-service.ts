@@ -55,6 +55,8 @@ export interface AttemptServiceOptions {
   centreNowMs(): number;
   /** A slot has become free, or is still free after an offer that was not taken: another one may be asked for. */
   onFree(): void;
+  /** A message on the queue is no offer, or not of the control plane; it is off the queue. */
+  onPoison(payload: Uint8Array, reason: string): void;
 }
 
 interface Running {
@@ -155,7 +157,10 @@ export class AttemptService {
   /** Never rejects: a bad offer is counted and taken off the queue. */
   async take(message: OfferMessage): Promise<void> {
     const read = this.#options.reader.read(message.payload, message.signature);
-    if (read.kind === "refused") return this.#refuse(message, read.reason);
+    if (read.kind === "refused") {
+      this.#refuse(message, read.reason);
+      return this.#options.onPoison(message.payload, read.reason);
+    }
     const { offer } = read;
     const decision = this.#book.decide(offer, this.#options.centreNowMs());
     if (decision.kind === "refuse") return this.#refuse(message, decision.reason, offer.lease);

@@ -27,6 +27,7 @@ export class TestGateway {
   readonly hellos: Hello__Output[] = [];
   readonly heartbeats: Heartbeat__Output[] = [];
   readonly goodbyes: string[] = [];
+  readonly refused: string[] = [];
   readonly reports: { seq: number; payload: ReportPayload }[] = [];
   readonly chunks: LogChunk__Output[] = [];
   /** What the gateway does; a test changes it. */
@@ -103,7 +104,7 @@ export class TestGateway {
     this.session = call;
     call.on("error", () => undefined);
     call.on("end", () => call.end());
-    call.on("data", ({ hello, heartbeat, goodbye }: AgentMessage__Output) => {
+    call.on("data", ({ hello, heartbeat, goodbye, refusedOffer }: AgentMessage__Output) => {
       if (hello) {
         this.hellos.push(hello);
         const version = { major: 1, minor: 0, software: "test", capabilities: [] };
@@ -122,6 +123,7 @@ export class TestGateway {
         if (this.answerHeartbeats)
           call.write({ heartbeatReply: { seq: heartbeat.seq, renewed: heartbeat.held, ...this.reply } });
       }
+      if (refusedOffer) this.refused.push(`${refusedOffer.payload.toString()}: ${refusedOffer.reason}`);
       if (goodbye) this.goodbyes.push(goodbye.reason);
       this.until.changed();
     });

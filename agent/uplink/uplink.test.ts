@@ -280,3 +280,48 @@ test("connecting again many times leaves no listener behind", async () => {
   process.off("warning", onWarning);
   expect(warnings).toEqual([]);
 });
+
+test("what the control plane says twice, late or in the wrong order ends no connection and unsays nothing", async () => {
+  side.leases = [leaseKey({ epoch: 4 })];
+  uplink.start();
+  await gateway.until.holds(() => gateway.heartbeats.length >= 2);
+  await finish(1, 2);
+  await gateway.until.holds(() => seqs().length === 2);
+  await vi.waitFor(() => expect(journal.delivered).toBe(true));
+  const version = { major: 1, minor: 0, software: "test", capabilities: [] };
+  gateway.session?.write({ welcome: { version, heartbeatMs: 30, leaseTtlMs: 1_000, wallMs: 1 } });
+  for (const seq of [1, 0, 1]) gateway.session?.write({ heartbeatReply: { seq } });
+  for (let times = 0; times < 2; times++) gateway.session?.write({ natsAccess: { stream: "WORK" } });
+  for (const ackedSeq of [1, 0, 2, 1]) gateway.reportCall?.write({ ackedSeq });
+  const cancel = { lease: leaseKey({ epoch: 3 }), reason: "late" };
+  for (let times = 0; times < 2; times++) gateway.session?.write({ cancel });
+  await until.holds(() => side.told.filter((text) => text === "cancel 3 late").length === 2);
+  const { length } = gateway.heartbeats;
+  await finish(3);
+  await gateway.until.holds(() => seqs().length === 3 && gateway.heartbeats.length > length + 1);
+  expect(seqs()).toEqual([1, 2, 3]);
+  expect(side.told.filter((text) => text === "welcomed")).toHaveLength(1);
+  expect(gateway.heartbeats.at(-1)?.held).toEqual([leaseKey({ epoch: 4 })]);
+  expect(gateway.hellos).toHaveLength(1);
+});
+
+test("asked to drain twice, it comes back once", async () => {
+  uplink.start();
+  await gateway.connected();
+  const { session } = gateway;
+  for (let times = 0; times < 2; times++)
+    session?.write({ drain: { reconnectAfterMs: 20, reason: "upgrade" } });
+  await gateway.connected(2);
+  const { length } = gateway.heartbeats;
+  await gateway.until.holds(() => gateway.heartbeats.length > length + 2);
+  expect(gateway.hellos).toHaveLength(2);
+});
+
+test("a message that was no offer is told when there is a connection, the newest of many, each once", async () => {
+  for (let n = 1; n <= 20; n++) uplink.tellRefused(Buffer.from(`junk ${n}`), "it is not signed");
+  uplink.start();
+  await gateway.until.holds(() => gateway.refused.length >= 16);
+  expect(gateway.refused).toEqual(Array.from({ length: 16 }, (_, n) => `junk ${n + 5}: it is not signed`));
+  uplink.tellRefused(Buffer.from("more"), "it is not JSON");
+  await gateway.until.holds(() => gateway.refused.at(-1) === "more: it is not JSON");
+});

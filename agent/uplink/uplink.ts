@@ -70,6 +70,10 @@ export interface UplinkOptions {
   side: AgentSide;
 }
 
+/** Messages that were no offers, which wait for a connection; and how much of each is sent. */
+const REFUSED_MAX = 16;
+const REFUSED_MAX_BYTES = 256 * 1024;
+
 type SessionStream = ClientDuplexStream<AgentMessage, ServerMessage__Output>;
 
 export class Uplink {
@@ -82,6 +86,8 @@ export class Uplink {
   #heartbeatSeq = 0;
   #answeredSeq = 0;
   #reconnectAfterMs: number | undefined;
+  /** Told when there is a connection; the oldest give way. */
+  #refused: { payload: Uint8Array; reason: string }[] = [];
   connected = false;
 
   constructor(options: UplinkOptions) {
@@ -97,6 +103,18 @@ export class Uplink {
 
   start(): void {
     this.#done = this.#run();
+  }
+
+  /** A message on the queue that was no offer: the control plane keeps a copy for a person, if this gets there. */
+  tellRefused(payload: Uint8Array, reason: string): void {
+    this.#refused.push({ payload: Uint8Array.from(payload.subarray(0, REFUSED_MAX_BYTES)), reason });
+    if (this.#refused.length > REFUSED_MAX) this.#refused.shift();
+    this.#sendRefused();
+  }
+
+  #sendRefused(): void {
+    if (!this.connected || !this.#session) return;
+    for (const refusedOffer of this.#refused.splice(0)) this.#session.write({ refusedOffer });
   }
 
   /** Says goodbye and closes. */
@@ -168,6 +186,7 @@ export class Uplink {
         // What was on its way when this life ended: a welcome would open streams on a channel that is closed.
         if (over) return;
         if (message.message !== "welcome") return this.#receive(message);
+        if (welcomed) return; // said twice: the streams are open already
         const refusal = this.#welcome(message.welcome!);
         if (refusal !== undefined) return resolve(refusal);
         welcomed = true;
@@ -223,6 +242,7 @@ export class Uplink {
     gateways.learn(welcome.gateways);
     log.info({ replica: welcome.replicaId, software: welcome.version?.software }, "control plane connected");
     side.welcomed(welcome);
+    this.#sendRefused();
     return undefined;
   }
 
@@ -256,7 +276,8 @@ export class Uplink {
     switch (message.message) {
       case "heartbeatReply": {
         const reply = message.heartbeatReply!;
-        this.#answeredSeq = Number(reply.seq);
+        // One that another replica had a part in answers an earlier heartbeat.
+        this.#answeredSeq = Math.max(this.#answeredSeq, Number(reply.seq));
         this.#options.gateways.learn(reply.gateways);
         side.cordoned(reply.cordoned);
         if (Number(reply.wallMs) > 0) side.centreTime(Number(reply.wallMs));

@@ -18,6 +18,7 @@ export const RIGHTS = [
   "fleet:view",
   "agents:admit",
   "tokens:manage",
+  "poison:manage",
 ] as const;
 export type Right = (typeof RIGHTS)[number];
 

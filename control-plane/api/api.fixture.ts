@@ -4,6 +4,7 @@ import type { RunEvent, RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
+import type { KeptPoison } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import { tokenAccess } from "./access.ts";
 import { createApi } from "./api.ts";
@@ -110,6 +111,22 @@ export class FakeServices implements ApiServices {
   write(runId: string, line: LogLine): void {
     this.logLines.set(runId, [...(this.logLines.get(runId) ?? []), line]);
     this.changes.notify();
+  }
+
+  readonly poisoned = new Map<number, KeptPoison>();
+  readonly poison: ApiServices["poison"] = {
+    list: async () => [...this.poisoned.values()].map(({ data: _, ...about }) => about),
+    get: async (id) => this.#poisonOf(id),
+    drop: async (id) => {
+      this.#poisonOf(id);
+      this.poisoned.delete(id);
+    },
+  };
+
+  #poisonOf(id: number): KeptPoison {
+    const found = this.poisoned.get(id);
+    if (!found) throw new InsituError("not-found", `there is no poison message ${id}`);
+    return found;
   }
 
   readonly resources: ApiServices["resources"] = {

@@ -12,6 +12,7 @@ import { checkGuards } from "./guard.ts";
 import { healthRoutes } from "./health-routes.ts";
 import { idempotent } from "./idempotency.ts";
 import { openApiDocument } from "./openapi.ts";
+import { poisonRoutes } from "./poison-routes.ts";
 import { problemResponse, toInsituError, validationError } from "./problem.ts";
 import { readJsonText } from "./request-body.ts";
 import { resourceRoutes } from "./resource-routes.ts";
@@ -63,6 +64,7 @@ export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   runRoutes(app, deps);
   fleetRoutes(app, deps);
   accessRoutes(app, deps);
+  poisonRoutes(app, deps);
   checkGuards(app);
 }
 

@@ -12,6 +12,7 @@ import {
 } from "../../shared/model/spec.ts";
 import { ArtifactRef, EgressRecord, OutcomeStatus, OutputValue } from "../../shared/wire/attempt.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
+import { POISON_SOURCES } from "../poison/ports.ts";
 
 const StepStatus = z.enum([
   "pending",
@@ -356,6 +357,27 @@ export const CanIView = z
   .object({ right: z.enum(RIGHTS), pipeline: z.string().nullable(), allowed: z.boolean() })
   .openapi("CanI");
 export type CanIView = z.infer<typeof CanIView>;
+
+export const PoisonView = z
+  .object({
+    id: z.int(),
+    keptAtMs: AtMs,
+    source: z
+      .enum(POISON_SOURCES)
+      .openapi({ description: "The queue that it came over; `gateway`: an agent" }),
+    subject: z.string().openapi({ description: "Where it was found" }),
+    seq: z.int().nullable().openapi({ description: "Its sequence in the stream where it was found" }),
+    from: z.string().openapi({ description: "The agent that sent it or met it; empty when not known" }),
+    reason: z.string(),
+    bytes: z.int().openapi({ description: "Of the message as it came" }),
+  })
+  .openapi("Poison");
+export type PoisonView = z.infer<typeof PoisonView>;
+
+export const PoisonDetail = PoisonView.extend({
+  data: z.string().openapi({ description: "Its beginning, up to 256 KiB, in base64" }),
+}).openapi("PoisonDetail");
+export type PoisonDetail = z.infer<typeof PoisonDetail>;
 
 export const VersionView = z
   .object({ software: z.string(), protocol: z.object({ major: z.int(), minor: z.int() }) })

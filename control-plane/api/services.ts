@@ -4,6 +4,7 @@ import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
 import type { Role } from "../access/rights.ts";
+import type { PoisonDesk } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type {
   AgentView,
@@ -146,6 +147,7 @@ export interface ApiServices {
   servers: ServerQueries;
   joinTokens: JoinTokens;
   tokens: ApiTokens;
+  poison: PoisonDesk;
   /** Name → ok, for /readyz. */
   readiness(): Record<string, boolean>;
 }

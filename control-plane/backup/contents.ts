@@ -18,6 +18,8 @@ const STREAM_TURNS: Record<keyof typeof STREAMS, Turn> = {
   resources: "after",
   logs: "after",
   work: "derived",
+  // For people, and nothing refers to it.
+  poison: "after",
 };
 const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   // An answer that is kept names a run: one that the backup does not hold would be promised for nothing.

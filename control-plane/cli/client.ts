@@ -12,6 +12,8 @@ import type {
   LogLine,
   NewApiTokenView,
   PlanView,
+  PoisonDetail,
+  PoisonView,
   RunDetail,
   RunSummary,
   ServerView,
@@ -208,6 +210,19 @@ export class ApiClient {
 
   async listServers(signal: AbortSignal): Promise<ServerView[]> {
     return (await this.#get<{ items: ServerView[] }>("/v1/servers", signal)).items;
+  }
+
+  async listPoison(signal: AbortSignal): Promise<PoisonView[]> {
+    return (await this.#get<{ items: PoisonView[] }>("/v1/poison", signal)).items;
+  }
+
+  getPoison(id: number, signal: AbortSignal): Promise<PoisonDetail> {
+    return this.#get(`/v1/poison/${id}`, signal);
+  }
+
+  async dropPoison(id: number, signal: AbortSignal): Promise<void> {
+    const { body } = await this.#http.open({ method: "DELETE", path: `/v1/poison/${id}`, signal });
+    body.resume();
   }
 
   getAgent(id: string, signal: AbortSignal): Promise<AgentView> {

@@ -312,6 +312,27 @@ function agentCommands(program: Command, act: Act): void {
   examples(listServers, ["insitu servers list", "insitu servers list -o json"]);
   examples(servers, ["insitu servers list"]);
 
+  const kept = () => import("./commands/poison.ts");
+  const poison = program
+    .command("poison")
+    .description("messages that nobody could make sense of; they are set aside and hold nothing up");
+  const listPoison = poison
+    .command("list")
+    .description("what was set aside, oldest first, with the reason")
+    .action(act(async () => (await kept()).list));
+  examples(listPoison, ["insitu poison list", "insitu poison list -o json"]);
+  const showPoison = poison
+    .command("show <id>")
+    .description("one of them in full, with what it held")
+    .action(act(async () => (await kept()).show));
+  examples(showPoison, ["insitu poison show 3", "insitu poison show 3 -o json"]);
+  const dropPoison = poison
+    .command("drop <id>")
+    .description("forget a copy; what it was a copy of stays as it is")
+    .action(act(async () => (await kept()).drop));
+  examples(dropPoison, ["insitu poison drop 3"]);
+  examples(poison, ["insitu poison list", "insitu poison show 3"]);
+
   const tokens = program.command("join-token").description("let new agents join");
   const create = tokens
     .command("create")

@@ -64,8 +64,8 @@ function stepColumns(nowMs: number) {
       hue: (step: StepView) => stepMark(step.status).hue,
     },
     { title: "SITE", value: (step: StepView) => step.environment ?? "-" },
-    { title: "AGENT", value: (step: StepView) => nameOf(step.attempts.at(-1)?.agent ?? step.agent) },
-    { title: "TRIES", value: (step: StepView) => String(step.attempts.at(-1)?.attempt ?? 0), right: true },
+    { title: "AGENT", value: (step: StepView) => nameOf(lastOf(step)?.agent ?? step.agent) },
+    { title: "TRIES", value: (step: StepView) => String(lastOf(step)?.attempt ?? 0), right: true },
     { title: "TOOK", value: (step: StepView) => tookOf(step, nowMs), right: true },
     { title: "READS", value: (step: StepView) => step.reads.join(", ") || "-" },
     { title: "", value: (step: StepView) => step.waiting?.message ?? "" },
@@ -90,8 +90,19 @@ const ATTEMPT_COLUMNS = [
   { title: "EPOCH", value: ({ attempt }: StepAttempt) => String(attempt.epoch), right: true },
   { title: "AGENT", value: ({ attempt }: StepAttempt) => attempt.agent ?? `${attempt.environment}/-` },
   { title: "ENDED", value: ({ attempt }: StepAttempt) => endText(attempt) },
-  { title: "", value: ({ attempt }: StepAttempt) => attempt.error?.message ?? "" },
+  { title: "", value: ({ attempt }: StepAttempt) => noteOf(attempt) },
 ];
+
+/** Evidence is nobody's try. */
+function lastOf(step: StepView): AttemptView | undefined {
+  return step.attempts.filter(({ status }) => status !== "fenced").at(-1);
+}
+
+function noteOf({ status, error }: AttemptView): string {
+  const why = error?.message ?? "";
+  if (status !== "fenced") return why;
+  return ["its grant was superseded: kept as evidence, counts for nothing", why].filter(Boolean).join("; ");
+}
 
 function endText({ status, exitCode, signal }: AttemptView): string {
   if (signal !== null) return `${status}, ${signal}`;

@@ -420,6 +420,8 @@ function stepDetail(run, step, nowMs) {
               state(attempt.status),
               ` ${attempt.agent ?? attempt.environment} · ${took(attempt.startedAtMs, attempt.finishedAtMs, nowMs)}`,
               attempt.exitCode !== null && attempt.exitCode !== 0 && ` · exit ${attempt.exitCode}`,
+              attempt.status === "fenced" &&
+                h("div.quiet", null, "Its grant was superseded: kept as evidence, counts for nothing."),
               attempt.error && h("div.quiet", null, attempt.error.message),
             ),
           ),

@@ -17,12 +17,14 @@ import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v
 import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
 import { startTestNats } from "../../test/support/nats.ts";
+import { poisonOf } from "../../test/support/poison.ts";
 import { createJoinTokens, JoinTokenRecord } from "../access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "../access/offer-signer.ts";
 import { loadOrCreatePki, type Pki } from "../access/pki.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "../fleet/agent-record.ts";
 import { createAgentRegistry } from "../fleet/agent-registry.ts";
 import { createFleet } from "../fleet/fleet-service.ts";
+import { ensureStreams } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
 import { createGateway, type GatewayOptions } from "./gateway.ts";
 import type { HeartbeatVerdict, LogChunk, ReportVerdict } from "./ports.ts";
@@ -89,6 +91,8 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     format: ({ secret }) => secret,
   });
   const plane = new Plane();
+  await ensureStreams(await connection.jetstreamManager(), 1);
+  const poison = await poisonOf(connection);
   const signer = await loadOrCreateOfferSigner(directory);
   const gatewayOptions: GatewayOptions = {
     clock,
@@ -98,6 +102,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     tokens,
     registry,
     fleet,
+    poison,
     reports: {
       accept: (agent, report) => {
         plane.reports.push({ agent, report });

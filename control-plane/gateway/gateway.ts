@@ -12,11 +12,13 @@ import type { Pki } from "../access/pki.ts";
 import { agentId } from "../access/spiffe.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import type { Fleet } from "../fleet/fleet-service.ts";
+import type { PoisonSink } from "../poison/ports.ts";
 import { enrolHandler } from "./enrol-handler.ts";
 import { Intake } from "./intake.ts";
 import { logItems, reportItems } from "./intake-items.ts";
 import { OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
+import { LimitedPoison } from "./poison-limit.ts";
 import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
 import { peerOf, requireAgent } from "./require-agent.ts";
@@ -49,6 +51,7 @@ export interface GatewayOptions {
   natsAccessFor(peer: Pick<Peer, "environment" | "name">): NatsAccess;
   /** Where NATS has accounts: lets an agent in with a key of its own, soon after its welcome. */
   natsIdentity?: NatsIdentity | undefined;
+  poison: PoisonSink;
   /** Of the key that signs offers, SPKI. */
   offerPublicKeyPem: string;
   /** Port 0: a free one. */
@@ -97,6 +100,7 @@ class GrpcGateway implements Gateway {
   readonly #log: Logger;
   readonly #openCalls = new OpenCalls();
   readonly #sessions: Sessions;
+  readonly #poison: PoisonSink;
   readonly #intakes = new Set<{ stop(): void; ended(): Promise<void> }>();
   #server: Server | undefined;
   #credentials: GatewayCredentials | undefined;
@@ -111,9 +115,11 @@ class GrpcGateway implements Gateway {
   constructor(options: GatewayOptions) {
     this.#options = options;
     this.#log = options.log;
+    this.#poison = new LimitedPoison(options.poison, options.clock);
     this.#sessions = new Sessions({
       fleet: options.fleet,
       leases: options.leases,
+      poison: this.#poison,
       openCalls: this.#openCalls,
       clock: options.clock,
       log: options.log,
@@ -239,11 +245,11 @@ class GrpcGateway implements Gateway {
       Session: (call) => this.#sessions.accept(call, peerOf(call)),
       Report: (call) => {
         const peer = peerOf(call);
-        this.#take(new Intake("report", call, peer, reportItems(peer, reports), deps));
+        this.#take(new Intake("report", call, peer, reportItems(peer, reports, this.#poison), deps));
       },
       Logs: (call) => {
         const peer = peerOf(call);
-        this.#take(new Intake("logs", call, peer, logItems(peer, logs), deps));
+        this.#take(new Intake("logs", call, peer, logItems(peer, logs, this.#poison), deps));
       },
     };
     server.addService(agentGatewayService, handlers);

@@ -2,6 +2,7 @@
 import { InsituError } from "../../shared/errors.ts";
 import type { LogBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
 import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
+import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { IntakeItem } from "./intake.ts";
 import { parseLogChunk, parseReport, parseSeq } from "./messages.ts";
 import type { Peer } from "./peer-identity.ts";
@@ -10,25 +11,37 @@ import type { LogSink, ReportSink } from "./ports.ts";
 const BATCH_MAX_ITEMS = 10_000;
 
 /** A malformed report is set aside by itself; the others of its batch are kept. */
-export function reportItems(peer: Peer, sink: ReportSink): (batch: ReportBatch__Output) => IntakeItem[] {
+export function reportItems(
+  peer: Peer,
+  sink: ReportSink,
+  poison: PoisonSink,
+): (batch: ReportBatch__Output) => IntakeItem[] {
   return (batch) =>
     bounded(batch.reports).map((report) => ({
       seq: parseSeq(report.seq),
       bytes: report.payload.length,
       async store() {
-        const verdict = await sink.accept(peer.id, parseReport(report.payload));
+        const read = () => parseReport(report.payload);
+        const parsed = await readOrKeep(read, { peer, subject: "report", data: report.payload, poison });
+        const verdict = await sink.accept(peer.id, parsed);
         return verdict.accepted ? undefined : { code: verdict.code, message: verdict.message };
       },
     }));
 }
 
-export function logItems(peer: Peer, sink: LogSink): (batch: LogBatch__Output) => IntakeItem[] {
+export function logItems(
+  peer: Peer,
+  sink: LogSink,
+  poison: PoisonSink,
+): (batch: LogBatch__Output) => IntakeItem[] {
   return (batch) =>
     bounded(batch.chunks).map((chunk) => ({
       seq: parseSeq(chunk.seq),
       bytes: chunk.entries.length,
       async store() {
-        await sink.append(peer.id, parseLogChunk(chunk));
+        const read = () => parseLogChunk(chunk);
+        const parsed = await readOrKeep(read, { peer, subject: "log chunk", data: chunk.entries, poison });
+        await sink.append(peer.id, parsed);
         return undefined;
       },
     }));
@@ -40,4 +53,17 @@ function bounded<T>(items: T[]): T[] {
     "request.too-large",
     `a batch has at most ${BATCH_MAX_ITEMS} items, this one has ${items.length}`,
   );
+}
+
+/** What is malformed is refused for good, and the agent forgets it: a copy is kept before it is told. */
+async function readOrKeep<T>(
+  read: () => T,
+  { peer, subject, data, poison }: { peer: Peer; subject: string; data: Uint8Array; poison: PoisonSink },
+): Promise<T> {
+  try {
+    return read();
+  } catch (err) {
+    await poison.put({ source: "gateway", subject, seq: null, from: peer.id, reason: reasonOf(err), data });
+    throw err;
+  }
 }

@@ -6,6 +6,7 @@ import { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import type { Heartbeat__Output } from "../../shared/wire/gen/insitu/agent/v1/Heartbeat.ts";
 import type { Hello__Output } from "../../shared/wire/gen/insitu/agent/v1/Hello.ts";
 import type { LogChunk__Output } from "../../shared/wire/gen/insitu/agent/v1/LogChunk.ts";
+import type { RefusedOffer__Output } from "../../shared/wire/gen/insitu/agent/v1/RefusedOffer.ts";
 import type { Version__Output } from "../../shared/wire/gen/insitu/agent/v1/Version.ts";
 import { LOG_CHUNK_MAX_BYTES, PROTOCOL_MAJOR, REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import type { AgentHello, AgentPulse } from "../fleet/fleet-service.ts";
@@ -80,6 +81,17 @@ export function parseHello(message: Hello__Output): AgentHello {
 /** @throws InsituError `request.invalid`. */
 export function parseHeartbeat(message: Heartbeat__Output): AgentPulse & { seq: number } {
   return parse(Heartbeat, message, "heartbeat");
+}
+
+const RefusedOffer = z.object({
+  payload: z.instanceof(Uint8Array).refine((b) => b.length <= REPORT_MAX_BYTES, "too large"),
+  reason: Text,
+});
+
+/** The bytes are copied: the ones that came lie in a receive buffer. @throws InsituError `request.invalid`. */
+export function parseRefusedOffer(message: RefusedOffer__Output): { payload: Uint8Array; reason: string } {
+  const { payload, reason } = parse(RefusedOffer, message, "refused offer");
+  return { payload: Uint8Array.from(payload), reason };
 }
 
 /** A sequence number of a report or a log chunk. @throws InsituError `request.invalid`. */

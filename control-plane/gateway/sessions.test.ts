@@ -262,6 +262,54 @@ describe("a session is refused", () => {
   });
 });
 
+describe("what comes twice, late or in the wrong order", () => {
+  test("of heartbeats and goodbyes renews what each names, and ends nothing by itself", async () => {
+    const { id, client } = await joined();
+    const { stream, inbox } = await openSession(client);
+    for (const seq of [2, 1, 2]) stream.write(heartbeat(seq, { held: [lease("r1")] }));
+    stream.write({ goodbye: { reason: "stops" } });
+    stream.write({ goodbye: { reason: "stops" } });
+    stream.write(heartbeat(3, { held: [lease("r1")] }));
+    await inbox.find((m) => m.heartbeatReply?.seq === "3" && m);
+    expect(inbox.all.flatMap((m) => m.heartbeatReply?.seq ?? [])).toEqual(["2", "1", "2", "3"]);
+    expect(world.fleet.get(id)).toMatchObject({ connected: true, leases: [lease("r1")] });
+    stream.end();
+  });
+
+  test("of what another replica says of an agent does not part it from the one that it is connected to", async () => {
+    const { id, client } = await joined();
+    const { stream, inbox } = await openSession(client);
+    stream.write(heartbeat(1));
+    await inbox.find((m) => m.heartbeatReply);
+    const before = world.fleet.get(id);
+    const far = {
+      kind: "presence",
+      from: "replica-2",
+      id,
+      environment: "dream",
+      sinceMs: 1,
+      pulse: null,
+    } as const;
+    const greeting = {
+      software: "old",
+      hostname: "old",
+      slots: 9,
+      executors: [],
+      datasets: [],
+      labels: {},
+      instanceId: "old",
+      held: [],
+    };
+    for (const say of [greeting, null, greeting, null, null]) world.fleet.heard({ ...far, hello: say });
+    expect(world.fleet.get(id)).toMatchObject({
+      connected: true,
+      connectedSinceMs: before?.connectedSinceMs,
+    });
+    expect(world.fleet.get(id)?.hostname).toBe(before?.hostname);
+    stream.end();
+  });
+});
+
 describe("what is remembered", () => {
   test("of agents is there after a restart", async () => {
     const agent = await joined();

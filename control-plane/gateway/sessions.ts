@@ -8,8 +8,10 @@ import type { AgentMessage__Output } from "../../shared/wire/gen/insitu/agent/v1
 import type { NatsAccess } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { ServerMessage } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
+import { subjects } from "../../shared/wire/subjects.ts";
 import type { Fleet, Presence } from "../fleet/fleet-service.ts";
-import { checkVersion, parseHeartbeat, parseHello } from "./messages.ts";
+import type { PoisonSink } from "../poison/ports.ts";
+import { checkVersion, parseHeartbeat, parseHello, parseRefusedOffer } from "./messages.ts";
 import type { OpenCall, OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper } from "./ports.ts";
@@ -20,6 +22,7 @@ export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage
 export interface SessionDeps {
   fleet: Fleet;
   leases: LeaseKeeper;
+  poison: PoisonSink;
   openCalls: OpenCalls;
   clock: Clock;
   log: Logger;
@@ -163,6 +166,8 @@ class Session implements OpenCall {
     try {
       if (message.message === "hello" && message.hello) this.#onHello(message.hello);
       else if (message.message === "heartbeat" && message.heartbeat) this.#onHeartbeat(message.heartbeat);
+      else if (message.message === "refusedOffer" && message.refusedOffer)
+        this.#onRefused(message.refusedOffer);
       else if (message.message === "goodbye") this.#goodbye = message.goodbye?.reason.slice(0, 200) ?? "";
       // Anything else is from a newer agent, and additions are ignored.
     } catch (err) {
@@ -230,6 +235,20 @@ class Session implements OpenCall {
       this.#accessTrouble = message;
       this.#log.warn({ err }, "agent is not let into NATS yet");
     }
+  }
+
+  /** It is off the queue already. What the agent could not read, a person is shown. */
+  #onRefused(message: NonNullable<AgentMessage__Output["refusedOffer"]>): void {
+    const { reason, payload: data } = parseRefusedOffer(message);
+    const { id: from, environment } = this.peer;
+    void this.#deps.poison.put({
+      source: "work",
+      subject: subjects.work(environment),
+      seq: null,
+      from,
+      reason,
+      data,
+    });
   }
 
   #leave(how: "cancelled" | "closed" | "failed" | "finished"): void {

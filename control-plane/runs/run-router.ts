@@ -4,7 +4,7 @@
  */
 import { z } from "zod";
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
-import { InsituError } from "../../shared/errors.ts";
+import { InsituError, InvariantError } from "../../shared/errors.ts";
 import { ParamValue } from "../../shared/model/spec.ts";
 import type { Clock } from "../../shared/system.ts";
 import { LeaseKey, type ReportPayload } from "../../shared/wire/attempt.ts";
@@ -160,7 +160,9 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     try {
       if (runs.owns(runId)) return await runs.accept(agent, report);
     } catch (err) {
-      if (!isElsewhere(err)) throw err;
+      // Of a run that was set aside it is kept there too, and tried again: sent again by the agent for ever, it would
+      // hold up every later report of it.
+      if (!isElsewhere(err) && !isStuck(err)) throw err;
     }
     await inbox.put(shardOf(runId), { agent, report });
     return { accepted: true };
@@ -226,6 +228,13 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     const answer = await this.#options.bus.request(owner, command, ANSWER_WITHIN_MS);
     return Answer.parse(answer);
   }
+}
+
+/** The run cannot be decided by this release, whatever is tried. */
+function isStuck(err: unknown): boolean {
+  return (
+    err instanceof InvariantError || (err instanceof InsituError && err.code === "internal" && !err.retryable)
+  );
 }
 
 const Answer = z.object({ seq: z.int() });

@@ -3,6 +3,7 @@ import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { compile } from "../../shared/engine/plan.ts";
 import { stepOf } from "../../shared/engine/state.ts";
+import { InsituError } from "../../shared/errors.ts";
 import type { StepSpec } from "../../shared/model/spec.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
@@ -13,6 +14,7 @@ import { ensureStreams } from "../store/jetstream.ts";
 import { JetStreamOfferQueue } from "../store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "../store/jetstream-run-store.ts";
 import type { PlacementDesk } from "./ports.ts";
+import { PeerMessage, RunRouter } from "./run-router.ts";
 import { RunService } from "./run-service.ts";
 
 const VERSION = `sha256:${"0".repeat(64)}`;
@@ -369,4 +371,162 @@ test("after a restore, the repeat of a start of before is granted above all that
   };
   expect(await start(nowMs - 60_000)).toMatchObject({ status: "offered", epoch: floor + 1 });
   expect(await start(nowMs + 60_000)).toMatchObject({ status: "offered", epoch: 1 });
+});
+
+test("a run whose first append fails for good is not kept in memory", async () => {
+  class Refusing extends JetStreamRunStore {
+    override append(): Promise<never> {
+      return Promise.reject(new InsituError("internal", "maximum payload exceeded"));
+    }
+  }
+  await using here = world([stepSpec("load", { pools: ["licence"] })], true, new Refusing(connection));
+  const runId = here.service.newRunId(POOL_SHARD);
+  await expect(here.service.create({ version: VERSION, params: {}, by: "ana", runId })).rejects.toThrow(
+    "payload",
+  );
+  expect(here.service.stateOf(runId)).toBeUndefined();
+  expect(here.service.outstandingOffers("site")).toBe(0);
+  await expect(here.service.cancel(runId, "ana", "")).rejects.toThrow("not active");
+});
+
+test("a stray message under a run's subject holds up neither the run nor a late report of it", async () => {
+  await using here = world([stepSpec("load")]);
+  const { runId } = await create(here.service);
+  const stray = () => connection.jetstream().publish(subjects.run(runId), "no events");
+  await stray();
+  await finish(here.service, runId, "load");
+  expect(here.service.stateOf(runId)).toBeUndefined();
+  await stray();
+  const late = { kind: "finished", lease: leaseOf(runId, "load"), outcome: outcome() } as const;
+  expect(await here.service.accept("site/b", late)).toEqual({ accepted: true });
+  const events = (await new JetStreamRunStore(connection).read(runId, 0)).flatMap((batch) => batch.events);
+  expect(events.filter(({ kind }) => kind === "attempt.finished")).toHaveLength(1);
+  expect(events.at(-1)).toMatchObject({ kind: "attempt.fenced", agent: "site/b" });
+});
+
+/** All but evidence, which may be added. */
+async function committed(runId: string) {
+  const events = (await new JetStreamRunStore(connection).read(runId, 0)).flatMap((batch) => batch.events);
+  return events.filter(({ kind }) => kind !== "attempt.fenced");
+}
+
+describe("what comes twice, late or in the wrong order", () => {
+  const started = (lease: LeaseKey) => ({ kind: "started", lease, atMs: 1 }) as const;
+  const finished = (lease: LeaseKey, exitCode: number) =>
+    ({
+      kind: "finished",
+      lease,
+      outcome: outcome({ exitCode, status: exitCode === 0 ? "succeeded" : "failed" }),
+    }) as const;
+
+  test("of reports changes nothing that is committed, also after a restart", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    const lease = leaseOf(runId, "load");
+    await here.service.accept("site/a", finished(lease, 0));
+    const before = await committed(runId);
+    expect(before.at(-1)).toMatchObject({ kind: "run.finished", status: "succeeded" });
+    await using again = world([stepSpec("load")]);
+    for (const { service } of [here, again, here]) {
+      for (const report of [started(lease), finished(lease, 0), finished(lease, 3)]) {
+        for (const agent of ["site/a", "site/b"])
+          expect(await service.accept(agent, report)).toEqual({ accepted: true });
+      }
+    }
+    expect(await committed(runId)).toEqual(before);
+  });
+
+  test("of reports of one epoch does not speak for another", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    const first = leaseOf(runId, "load");
+    await here.service.accept("site/a", started(first));
+    const never = { ...first, epoch: 9 };
+    expect(await here.service.accept("site/a", finished(never, 0))).toMatchObject({ accepted: false });
+    expect(status(here.service, runId, "load")).toBe("running");
+  });
+
+  test("of heartbeats renews nothing of what has ended", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    const lease = leaseOf(runId, "load");
+    await here.service.accept("site/a", started(lease));
+    const beat = () => here.service.heartbeat("site/a", [lease, lease]).renewed;
+    expect([beat(), beat()].flat().every(({ epoch }) => epoch === 1)).toBe(true);
+    await here.service.accept("site/a", finished(lease, 0));
+    const before = await committed(runId);
+    expect(beat()).toEqual([]);
+    expect(await committed(runId)).toEqual(before);
+  });
+
+  test("of commands has one effect", async () => {
+    await using here = world([stepSpec("load")]);
+    const runId = here.service.newRunId(5);
+    const start = { version: VERSION, params: {}, by: "ana", runId };
+    await Promise.all([here.service.create(start), here.service.create(start)]);
+    await here.service.accept("site/a", started(leaseOf(runId, "load")));
+    await here.service.create(start);
+    for (let times = 0; times < 2; times++) {
+      const decision = {
+        runId,
+        step: "load",
+        decision: "failed",
+        evenIfItRan: false,
+        by: "ana",
+        reason: "x",
+      } as const;
+      await expect(here.service.resolve(decision)).rejects.toMatchObject({ code: "step.not-resolvable" });
+      await here.service.cancel(runId, "ana", "enough");
+    }
+    const kinds = (await committed(runId)).map(({ kind }) => kind);
+    expect(kinds.filter((kind) => kind === "run.created")).toHaveLength(1);
+    expect(kinds.filter((kind) => kind === "run.cancel-requested")).toHaveLength(1);
+    await here.service.accept("site/a", finished(leaseOf(runId, "load"), 3));
+    const before = await committed(runId);
+    await expect(here.service.cancel(runId, "ana", "again")).rejects.toMatchObject({ code: "run.terminal" });
+    await here.service.create(start).catch(() => undefined); // as the replica's router answers, with the run that is there
+    expect(await committed(runId)).toEqual(before);
+  });
+
+  test("of what replicas tell each other commits nothing, and renews nothing of what has ended", async () => {
+    await using here = world([stepSpec("load")]);
+    const { runId } = await create(here.service);
+    const lease = leaseOf(runId, "load");
+    await here.service.accept("site/a", started(lease));
+    const answers: PeerMessage[] = [];
+    const router = new RunRouter({
+      runs: here.service,
+      shards: { replicaId: "r1", size: 2, ownerOf: () => "r1" },
+      bus: {
+        broadcast: () => undefined,
+        send: (_, message) => void answers.push(PeerMessage.parse(message)),
+        request: () => Promise.reject(new Error("nobody asks here")),
+      },
+      inbox: { put: () => Promise.resolve() },
+      clock: systemClock,
+      refused: () => undefined,
+      tell: () => false,
+      stop: () => false,
+    });
+    const renew: PeerMessage = { kind: "renew", from: "r2", agent: "site/a", held: [lease] };
+    for (let times = 0; times < 2; times++) {
+      router.received(renew);
+      router.received({
+        kind: "verdict",
+        agent: "site/a",
+        verdict: { renewed: [], superseded: [lease], cancels: [] },
+      });
+      router.received({ kind: "stop", agent: "site/a", lease, reason: "late" });
+    }
+    const renewed = () => answers.map((answer) => (answer.kind === "verdict" ? answer.verdict.renewed : []));
+    expect(renewed()).toEqual([[lease], [lease]]);
+    expect(status(here.service, runId, "load")).toBe("running");
+    await here.service.accept("site/a", finished(lease, 0));
+    const before = await committed(runId);
+    router.received(renew);
+    expect(renewed().at(-1)).toEqual([]);
+    const item = { agent: "site/a", report: finished(lease, 0) };
+    for (let times = 0; times < 2; times++) expect(await router.acceptFromInbox(item)).toBe(true);
+    expect(await committed(runId)).toEqual(before);
+  });
 });

@@ -3,8 +3,9 @@ import type { JetStreamManager, NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
 import type { Clock, Timer } from "../../shared/system.ts";
-import { ReportPayload } from "../../shared/wire/attempt.ts";
+import { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { Inbox, InboxItem } from "../shards/ports.ts";
 import { errorCode, NO_MESSAGE_FOUND } from "./jetstream.ts";
 import { publish } from "./publish.ts";
@@ -16,7 +17,11 @@ const PATIENCE_MS = 20_000;
 const SWEEP_MS = 5_000;
 /** What servers of different versions say of a message that is not there. */
 const GONE = new Set<number | undefined>([NO_MESSAGE_FOUND, 10_043, 10_057]);
+/** Sequences that are remembered as not to be looked at again. */
+const NOT_OURS_MAX = 10_000;
 const Item = z.object({ agent: z.string(), report: ReportPayload });
+/** What a report of a later release looks like to this one. */
+const LaterItem = z.looseObject({ agent: z.string(), report: z.looseObject({ lease: LeaseKey }) });
 
 export class JetStreamInbox implements Inbox {
   readonly #connection: NatsConnection;
@@ -25,11 +30,12 @@ export class JetStreamInbox implements Inbox {
   readonly #clock: Clock;
   /** True when the item was dealt with and may go. */
   readonly #accept: (item: InboxItem) => Promise<boolean>;
+  readonly #poisonSink: PoisonSink;
   readonly #sweepMs: number;
   #sweeper: Timer | undefined;
   #sweeping: Promise<void> | undefined;
-  /** By sequence: no report at all. Left for a person to look at, and complained of once. */
-  readonly #poison = new Set<number>();
+  /** By sequence: a report of a later release, which a replica of that release will take. Complained of once. */
+  readonly #notOurs = new Set<number>();
   #tail: StreamTail | undefined;
   readonly #working = new Set<Promise<void>>();
   /** One after the other: an outcome does not overtake the start before it. */
@@ -41,6 +47,7 @@ export class JetStreamInbox implements Inbox {
     clock: Clock;
     log: Logger;
     accept: (item: InboxItem) => Promise<boolean>;
+    poison: PoisonSink;
     sweepMs?: number;
   }) {
     this.#connection = options.connection;
@@ -48,6 +55,7 @@ export class JetStreamInbox implements Inbox {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#accept = options.accept;
+    this.#poisonSink = options.poison;
     this.#sweepMs = options.sweepMs ?? SWEEP_MS;
   }
 
@@ -108,10 +116,10 @@ export class JetStreamInbox implements Inbox {
 
   async #handle(message: StreamMessage): Promise<void> {
     const { seq } = message;
-    if (this.#poison.has(seq)) return;
-    const item = this.#read(message);
-    if (!item) return;
+    if (this.#notOurs.has(seq)) return;
     try {
+      const item = await this.#read(message);
+      if (!item) return;
       if (!(await this.#accept(item))) return;
       await this.#remove(seq);
     } catch (err) {
@@ -129,13 +137,22 @@ export class JetStreamInbox implements Inbox {
     }
   }
 
-  #read({ seq, subject, data }: StreamMessage): InboxItem | undefined {
+  /** Undefined for what is no report: it is moved to where poison is kept, and until it is there it stays here. */
+  async #read({ seq, subject, data }: StreamMessage): Promise<InboxItem | undefined> {
+    let json: unknown;
+    let reason: string;
     try {
-      return Item.parse(JSON.parse(Buffer.from(data).toString("utf8")));
+      json = JSON.parse(Buffer.from(data).toString("utf8"));
+      return Item.parse(json);
     } catch (err) {
-      this.#poison.add(seq);
-      this.#log.error({ err, seq, subject }, "message in the inbox is no report; left there");
-      return undefined;
+      reason = reasonOf(err);
     }
+    const kept = await this.#poisonSink.put({ source: "inbox", subject, seq, from: "", reason, data });
+    if (LaterItem.safeParse(json).success) {
+      // It was acknowledged to an agent, so it is not taken away from the replica that can read it.
+      if (this.#notOurs.size < NOT_OURS_MAX) this.#notOurs.add(seq);
+      this.#log.error({ reason, seq, subject }, "report in the inbox is of a later release; left there");
+    } else if (kept) await this.#remove(seq);
+    return undefined;
   }
 }

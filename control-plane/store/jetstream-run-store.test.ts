@@ -82,7 +82,19 @@ describe("a read", () => {
     expect(await store.read("nobody", 0)).toEqual([]);
   });
 
-  test("of a message that is no batch of events is an error that names it", async () => {
+  test("steps over what is no JSON object, and goes on behind it", async () => {
+    const first = [{ kind: "run.cancel-requested", atMs: 1, by: "ana", reason: "" } as const];
+    await store.append("stray", first, 0, "stray-1");
+    const ack = await connection.jetstream().publish(subjects.run("stray"), "no events");
+    const read = await store.read("stray", 0);
+    expect(read.map(({ seq, events }) => [seq, events])).toEqual([
+      [expect.any(Number), first],
+      [ack.seq, []],
+    ]);
+    expect(await store.append("stray", first, ack.seq, "stray-2")).toMatchObject({ kind: "appended" });
+  });
+
+  test("of a batch that another release wrote is an error that names it", async () => {
     const ack = await connection.jetstream().publish(subjects.run("strange"), '{"v":9}');
     await expect(store.read("strange", 0)).rejects.toThrow(`message ${ack.seq} of RUNS`);
   });

@@ -44,15 +44,30 @@ export class JetStreamRunStore implements RunStore {
   }
 }
 
-/** @throws internal when the message is not a batch of events: the caller sets the run aside. */
-export function toBatch(message: StreamMessage): StoredBatch {
-  const runId = message.subject.slice(message.subject.lastIndexOf(".") + 1);
-  const parsed = JSON.parse(Buffer.from(message.data).toString("utf8")) as Partial<RunEventBatch>;
-  if (parsed?.v !== 1 || !Array.isArray(parsed.events)) {
-    throw new InsituError(
-      "internal",
-      `message ${message.seq} of ${STREAMS.runs} is not a batch of run events`,
-    );
+/**
+ * What is no JSON object was written by no release of ours: it counts as a batch without events, so that it is stepped
+ * over, and `foreign` says so. To refuse the run for it would let one stray message hold up all reports of an agent.
+ *
+ * @throws internal when the batch has a shape of another release: the caller sets the run aside
+ */
+export function toBatch(message: StreamMessage): StoredBatch & { foreign?: string } {
+  const { seq, subject } = message;
+  const runId = subject.slice(subject.lastIndexOf(".") + 1);
+  const parsed = parseObject(message.data);
+  if (parsed === undefined) {
+    return { seq, runId, events: [], foreign: `message ${seq} of ${STREAMS.runs} is no JSON object` };
   }
-  return { seq: message.seq, runId, events: parsed.events };
+  if (parsed.v !== 1 || !Array.isArray(parsed.events)) {
+    throw new InsituError("internal", `message ${seq} of ${STREAMS.runs} is not a batch of run events`);
+  }
+  return { seq, runId, events: parsed.events };
+}
+
+function parseObject(data: Uint8Array): Partial<RunEventBatch> | undefined {
+  try {
+    const json: unknown = JSON.parse(Buffer.from(data).toString("utf8"));
+    return typeof json === "object" && json !== null ? json : undefined;
+  } catch {
+    return undefined; // what it is instead, whoever looks at the copy sees
+  }
 }

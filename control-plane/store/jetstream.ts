@@ -28,6 +28,13 @@ const WORK_MAX_AGE_MS = 24 * 3_600_000;
 /** A report waits here while its shard has no owner: a person has this long to bring one up. */
 const INBOX_MAX_AGE_MS = 30 * 24 * 3_600_000;
 const LOGS_MAX_AGE_MS = 30 * 24 * 3_600_000;
+const LOGS_MAX_BYTES = 20 * 1024 ** 3;
+/** Beyond any of the three the oldest copies go: they are for a person to look at, and nothing is decided by them. */
+const POISON_MAX_AGE_MS = 30 * 24 * 3_600_000;
+const POISON_MAX_BYTES = 64 * 1024 ** 2;
+export const POISON_MAX_MESSAGES = 1_000;
+/** Offers that agents of one environment have pulled and not acknowledged. */
+const WORK_ACK_PENDING_MAX = 20_000;
 
 export interface NatsTarget {
   servers: string[];
@@ -104,7 +111,16 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
       subjects: [subjects.allLogs],
       discard: DiscardPolicy.Old,
       max_age: nanos(LOGS_MAX_AGE_MS),
-      max_bytes: 20 * 1024 ** 3,
+      max_bytes: LOGS_MAX_BYTES,
+    },
+    {
+      ...common,
+      name: STREAMS.poison,
+      subjects: [subjects.allPoison],
+      discard: DiscardPolicy.Old,
+      max_age: nanos(POISON_MAX_AGE_MS),
+      max_bytes: POISON_MAX_BYTES,
+      max_msgs: POISON_MAX_MESSAGES,
     },
   ];
 }
@@ -163,7 +179,7 @@ export async function ensureWorkConsumer(
     // An agent acknowledges as soon as its lease is in its journal; one that died before gets nothing back.
     ack_wait: nanos(30_000),
     max_deliver: -1,
-    max_ack_pending: 20_000,
+    max_ack_pending: WORK_ACK_PENDING_MAX,
   };
   const { delivered } = await manager.consumers.add(STREAMS.work, config);
   const { state } = await manager.streams.info(STREAMS.work);

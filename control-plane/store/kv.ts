@@ -9,6 +9,7 @@ import { type NatsConnection, NatsError } from "nats";
 import type { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
+import type { PoisonSink } from "../poison/ports.ts";
 import { lastMessageOf, passes } from "./jetstream.ts";
 import { publish } from "./publish.ts";
 import { flushed } from "./stream-disk.ts";
@@ -58,6 +59,8 @@ export interface KvOptions<T> {
   /** Part of the key that this store keeps to itself, like "seen.": several kinds of value can share a bucket. */
   prefix?: string;
   replicas?: number;
+  /** Gets a copy of values that the schema refuses. */
+  poison?: PoisonSink;
   /** Values kept of each key. */
   history?: number;
   /** Entries vanish this long after their last change. */
@@ -278,9 +281,12 @@ class NatsKv<T> implements KvStore<T> {
     const revision = message.seq;
     if (message.header(OPERATION) !== "") return { kind: "delete", key, revision };
     const parsed = this.#decode(() => JSON.parse(Buffer.from(message.data).toString("utf8")));
-    return parsed.kind === "malformed"
-      ? { kind: "malformed", key, revision, reason: parsed.reason }
-      : { kind: "put", key, value: parsed.value, revision };
+    if (parsed.kind === "ok") return { kind: "put", key, value: parsed.value, revision };
+    const { subject, seq, data } = message;
+    const { reason } = parsed;
+    // Belongs to the sink, which awaits it when it closes, and never rejects.
+    void this.#options.poison?.put({ source: "bucket", subject, seq, from: "", reason, data });
+    return { kind: "malformed", key, revision, reason };
   }
 
   #decode(read: () => unknown): { kind: "ok"; value: T } | { kind: "malformed"; reason: string } {

@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import fc from "fast-check";
 import { connect, type NatsConnection } from "nats";
 import { pino } from "pino";
@@ -5,21 +6,26 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogEntry } from "../../shared/wire/log-entries.ts";
+import { subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { poisonOf } from "../../test/support/poison.ts";
 import type { LogLine } from "../api/schemas.ts";
 import type { RunQueries } from "../api/services.ts";
 import type { LogChunk } from "../gateway/ports.ts";
 import { ensureStreams } from "./jetstream.ts";
 import { LogStore } from "./log-store.ts";
+import type { PoisonStream } from "./poison-stream.ts";
 
 let nats: TestNats;
 let connection: NatsConnection;
+let poison: PoisonStream;
 let serial = 0;
 
 beforeAll(async () => {
   nats = await startTestNats();
   connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
   await ensureStreams(await connection.jetstreamManager(), 1);
+  poison = await poisonOf(connection);
 });
 afterAll(async () => {
   await connection?.close();
@@ -68,6 +74,7 @@ function logsOf(run: OneRun, granted = true): LogStore {
     connection,
     clock: systemClock,
     log: pino({ level: "silent" }),
+    poison,
     queries: run.queries,
     wasGranted: () => Promise.resolve(granted),
   });
@@ -213,4 +220,37 @@ test("a chunk of an attempt that was never granted to the agent's environment is
     code: "auth.denied",
   });
   expect(await seqsOf(read(logsOf(run), run, false))).toEqual([]);
+});
+
+test("a chunk that cannot be read is set aside, and the others are read", async () => {
+  const run = new OneRun();
+  const logs = logsOf(run);
+  await logs.append("site/a", chunk(run, range(1, 2)));
+  const bad = { ...chunk(run, range(3, 2)), encoding: "gzip" as const, entries: Buffer.from("no gzip") };
+  await logs.append("site/a", bad);
+  const { seq } = await connection.jetstream().publish(subjects.log(run.runId, "load", 1), "no chunk");
+  await logs.append("site/a", chunk(run, range(5, 1)));
+  for (let reads = 0; reads < 2; reads++) expect(await seqsOf(read(logs, run, false))).toEqual([1, 2, 5]);
+  await poison.close();
+  expect((await poison.list()).map((one) => [one.source, one.seq])).toEqual([
+    ["logs", seq - 1],
+    ["logs", seq],
+  ]);
+});
+
+test("a reader that is slower than the log holds little of it in memory, and gets all of it", async () => {
+  const run = new OneRun();
+  const logs = logsOf(run);
+  const count = 200;
+  // Random, so that they stay as long when they are compressed: 12 MiB, three times what may wait for a reader.
+  for (let n = 1; n <= count; n++) {
+    await logs.append("site/a", chunk(run, [entry(n, randomBytes(60 * 1024))]));
+  }
+  const seqs: number[] = [];
+  for await (const line of read(logs, run, true)) {
+    seqs.push(line.seq);
+    await new Promise(setImmediate);
+    if (line.seq === count) run.end(count);
+  }
+  expect(seqs).toEqual(Array.from({ length: count }, (_, n) => n + 1));
 });

@@ -4,10 +4,12 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import type { LogEntry } from "../../shared/wire/log-entries.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { LogLine } from "../api/schemas.ts";
 import type { LogQueries, RunQueries } from "../api/services.ts";
 import type { LogChunk, LogSink } from "../gateway/ports.ts";
+import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import { publish } from "./publish.ts";
 import { readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
@@ -19,6 +21,8 @@ const ENCODING = "Insitu-Encoding";
 const PATIENCE_MS = 20_000;
 /** After the end of a run, how long a follower waits for chunks that its outcomes announce. */
 const LATE_MAX_MS = 10_000;
+/** Chunks that wait for one reader; for a slower one the stream is read on when it has taken them. */
+const FOLLOW_MAX_BYTES = 4 * 1024 * 1024;
 
 type Query = Parameters<LogQueries["read"]>[0];
 
@@ -26,6 +30,7 @@ export interface LogStoreOptions {
   connection: NatsConnection;
   clock: Clock;
   log: Logger;
+  poison: PoisonSink;
   queries: Pick<RunQueries, "get" | "follow">;
   /** Whether the attempt under that epoch was granted to the agent's environment. */
   wasGranted(agent: string, chunk: Pick<LogChunk, "runId" | "stepId" | "epoch">): Promise<boolean>;
@@ -65,7 +70,10 @@ export class LogStore implements LogSink, LogQueries {
   }
 
   async *read(query: Query): AsyncGenerator<LogLine> {
-    const unfolder = new Unfolder();
+    const unfolder = new Unfolder((message, reason) => {
+      const { subject, seq, data } = message;
+      void this.#options.poison.put({ source: "logs", subject, seq, from: "", reason, data });
+    });
     const filter = filterOf(query);
     const source = query.follow ? this.#follow(query, filter, unfolder) : this.#stored(filter);
     for await (const message of source) yield* unfolder.unfold(message);
@@ -82,20 +90,25 @@ export class LogStore implements LogSink, LogQueries {
     const stop = query.signal;
     let wake = (): void => {};
     let ended = false;
+    let queuedBytes = 0;
+    let lastSeq = 0;
+    let full = false;
     const onMessage = (message: StreamMessage): void => {
+      // What comes after the queue was full comes again, from the tail that is opened then.
+      if (full) return;
       queue.push(message);
+      lastSeq = message.seq;
+      queuedBytes += message.data.length;
+      full = queuedBytes > FOLLOW_MAX_BYTES;
       wake();
     };
-    const tail = new StreamTail({
-      connection,
-      stream: STREAMS.logs,
-      filter,
-      fromSeq: 1,
-      clock,
-      log,
-      onMessage,
-    });
-    tail.start();
+    const open = (): StreamTail => {
+      const from = { connection, stream: STREAMS.logs, filter, fromSeq: lastSeq + 1 };
+      const opened = new StreamTail({ ...from, clock, log, onMessage });
+      opened.start();
+      return opened;
+    };
+    let tail = open();
     const watching = new AbortController();
     const onAbort = (): void => {
       watching.abort();
@@ -111,7 +124,14 @@ export class LogStore implements LogSink, LogQueries {
       while (!stop.aborted) {
         const message = queue.shift();
         if (message) {
+          queuedBytes -= message.data.length;
           yield message;
+          continue;
+        }
+        if (full) {
+          await tail.close();
+          full = false;
+          tail = open();
           continue;
         }
         if (ended) {
@@ -172,12 +192,22 @@ interface Thread {
 /** Chunks to entries, in the order in which they were written; what was stored twice is read once. */
 class Unfolder {
   readonly #threads = new Map<string, Thread>();
+  /** Told of a chunk that cannot be read. The others are. */
+  readonly #onPoison: (message: StreamMessage, reason: string) => void;
+
+  constructor(onPoison: (message: StreamMessage, reason: string) => void) {
+    this.#onPoison = onPoison;
+  }
 
   lastSeq(step: string, attempt: number, epoch: number): number {
     return (this.#threads.get(`${step}/${attempt}/${epoch}`)?.next ?? 1) - 1;
   }
 
   *unfold(message: StreamMessage): Generator<LogLine> {
+    if (![EPOCH, FIRST, COUNT].every((name) => /^[1-9]\d{0,9}$/.test(message.header(name)))) {
+      this.#onPoison(message, "it does not say which entries it holds");
+      return;
+    }
     const key = `${stepAndAttempt(message).join("/")}/${message.header(EPOCH)}`;
     const thread = this.#threads.get(key) ?? { next: 1, early: new Map() };
     this.#threads.set(key, thread);
@@ -208,8 +238,7 @@ class Unfolder {
 
   *#emit(thread: Thread, message: StreamMessage): Generator<LogLine> {
     const [step, attempt] = stepAndAttempt(message);
-    const encoding = message.header(ENCODING) === "gzip" ? "gzip" : "identity";
-    for (const entry of decodeLogEntries(encoding, message.data)) {
+    for (const entry of this.#entriesOf(message)) {
       if (entry.seq < thread.next) continue;
       yield {
         step,
@@ -223,6 +252,17 @@ class Unfolder {
       };
     }
     thread.next = Math.max(thread.next, endOf(message));
+  }
+
+  /** Empty when they cannot be decoded: agents compress them, and nobody looks inside before. */
+  #entriesOf(message: StreamMessage): LogEntry[] {
+    const encoding = message.header(ENCODING) === "gzip" ? "gzip" : "identity";
+    try {
+      return decodeLogEntries(encoding, message.data);
+    } catch (err) {
+      this.#onPoison(message, reasonOf(err));
+      return [];
+    }
   }
 }
 

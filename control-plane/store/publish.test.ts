@@ -8,6 +8,7 @@ import type { Offer } from "../../shared/wire/attempt.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import { startDeafProxy } from "../../test/support/deaf-proxy.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { poisonOf } from "../../test/support/poison.ts";
 import { outcome } from "../../test/support/specs.ts";
 import { ensureStreams } from "./jetstream.ts";
 import { JetStreamInbox } from "./jetstream-inbox.ts";
@@ -49,9 +50,10 @@ async function writers(connection: NatsConnection) {
   const runs = new JetStreamRunStore(connection);
   const offers = new JetStreamOfferQueue(connection, () => "signature");
   const manager = await connection.jetstreamManager();
-  const inbox = new JetStreamInbox({ connection, manager, clock, log, accept: async () => true });
+  const poison = await poisonOf(connection);
+  const inbox = new JetStreamInbox({ connection, manager, clock, log, poison, accept: async () => true });
   const queries = { get: () => undefined, follow: async function* () {} };
-  const logs = new LogStore({ connection, clock, log, queries, wasGranted: async () => true });
+  const logs = new LogStore({ connection, clock, log, poison, queries, wasGranted: async () => true });
   const report = { kind: "finished" as const, lease, outcome: outcome() };
   const entries = Buffer.from("");
   const chunk = { ...lease, seq: 1, firstEntry: 1, entryCount: 1, encoding: "identity" as const, entries };
@@ -78,6 +80,15 @@ async function writers(connection: NatsConnection) {
     create: () => kv.create("created", 2),
     update: () => kv.update("changed", 2, changed),
     delete: () => kv.delete("deleted", deleted),
+    setAside: () =>
+      poison.put({
+        source: "work",
+        subject: "work.site",
+        seq: null,
+        from: "",
+        reason: "junk",
+        data: entries,
+      }),
   };
 }
 
@@ -95,13 +106,14 @@ test("of everything that is written, the answer may be lost: it is asked for aga
     };
     proxy.deafen();
     const writing = Promise.all(Object.values(write).map((call) => call()));
-    // RUNS, WORK, LOGS, RESOURCES, INBOX; three changes in the bucket after its first two.
-    await expect.poll(lastSeqs).toEqual([1, 1, 1, 1, 1, 5]);
+    // RUNS, WORK, LOGS, RESOURCES, INBOX, POISON; three changes in the bucket after its first two.
+    await expect.poll(lastSeqs).toEqual([1, 1, 1, 1, 1, 1, 5]);
     proxy.cut();
-    const [append, , , , apply, created, changed] = await writing;
-    expect(await lastSeqs()).toEqual([1, 1, 1, 1, 1, 5]);
+    const [append, , , , apply, created, changed, , kept] = await writing;
+    expect(await lastSeqs()).toEqual([1, 1, 1, 1, 1, 1, 5]);
     expect(append).toEqual({ kind: "appended", seq: 1 });
     expect(apply).toEqual({ kind: "stored", seq: 1 });
+    expect(kept).toBe(true);
     const last = async (key: string) =>
       (await manager.streams.getMessage("KV_things", { last_by_subj: `$KV.things.${key}` })).seq;
     expect([created, changed]).toEqual([await last("created"), await last("changed")]);

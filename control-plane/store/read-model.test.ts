@@ -8,9 +8,11 @@ import type { RunEvent } from "../../shared/engine/events.ts";
 import { compile } from "../../shared/engine/plan.ts";
 import { systemClock } from "../../shared/system.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { poisonOf } from "../../test/support/poison.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
 import { ensureStreams } from "./jetstream.ts";
 import { JetStreamRunStore } from "./jetstream-run-store.ts";
+import type { PoisonStream } from "./poison-stream.ts";
 import { ReadModel } from "./read-model.ts";
 
 const VERSION = `sha256:${"0".repeat(64)}`;
@@ -20,6 +22,7 @@ const agent = "site/a";
 
 let nats: TestNats;
 let connection: NatsConnection;
+let poison: PoisonStream;
 let store: JetStreamRunStore;
 let directory: string;
 let messages = 0;
@@ -28,6 +31,7 @@ beforeAll(async () => {
   nats = await startTestNats();
   connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
   await ensureStreams(await connection.jetstreamManager(), 1);
+  poison = await poisonOf(connection);
   store = new JetStreamRunStore(connection);
   directory = await mkdtemp(join(tmpdir(), "insitu-read-model-"));
 });
@@ -45,6 +49,7 @@ async function opened(name: string): Promise<ReadModel & AsyncDisposable> {
     plans: { load: () => Promise.resolve(plan) },
     clock: systemClock,
     log: pino({ level: "silent" }),
+    poison,
   });
   await model.start();
   return Object.assign(model, { [Symbol.asyncDispose]: () => model.close() });
@@ -184,6 +189,7 @@ describe("the folder", () => {
       plans: { load: () => Promise.resolve(plan) },
       clock: systemClock,
       log: pino({ level: "silent" }),
+      poison: await poisonOf(other),
     });
     await model.start();
     expect(
@@ -272,6 +278,28 @@ describe("a run that is followed", () => {
     await using model = await opened("evidence");
     expect(await followed(model, "evidence-1", 0)).toEqual([...seqs, ...late]);
     expect(await followed(model, "evidence-1", seqs[2]!)).toEqual([...seqs.slice(3), ...late]);
+  });
+
+  test("that a reader takes slowly are all given, once, though few of them wait in memory", async () => {
+    await using model = await opened("slow");
+    const runId = "slow";
+    const append = async (seq: number, events: RunEvent[], id: string) =>
+      (await store.append(runId, events, seq, id)) as { kind: "appended"; seq: number };
+    let { seq } = await append(0, created(runId), "slow-created");
+    const seqs = [seq];
+    const reader = model.follow(runId, 0, new AbortController().signal)[Symbol.asyncIterator]();
+    expect((await reader.next()).value?.seq).toBe(seq);
+    const second = reader.next();
+    const asked = { kind: "run.cancel-requested", atMs: 1, by: "ana", reason: "" } as const;
+    for (let n = 0; n < 1_300; n++) {
+      ({ seq } = await append(seq, [asked], `slow-${n}`));
+      seqs.push(seq);
+    }
+    await model.waitFor(seq);
+    const got = [seqs[0], (await second).value?.seq];
+    while (got.length < seqs.length) got.push((await reader.next()).value?.seq);
+    expect(got).toEqual(seqs);
+    await reader.return?.(undefined);
   });
 
   test("lets go when the reader leaves", async () => {

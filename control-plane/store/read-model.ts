@@ -15,6 +15,7 @@ import type { Clock, Timer } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
 import type { Page, RunQueries } from "../api/services.ts";
+import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
 import { RunProjection } from "../runs/run-projection.ts";
 import type { RecoveredRun } from "../runs/run-service.ts";
@@ -27,6 +28,8 @@ const FORMAT = 2;
 const SAME_TIME_MS = 2;
 const FLUSH_MS = 100;
 const RETRY_MS = 250;
+/** Batches that wait for one reader; one that is slower reads them from the stream when it is ready for them. */
+const FOLLOW_MAX = 1_000;
 
 interface StoredRun {
   summary: RunSummary;
@@ -40,6 +43,7 @@ export interface ReadModelOptions {
   plans: PlanSource;
   clock: Clock;
   log: Logger;
+  poison: PoisonSink;
   /** A run was created, here or by another replica. */
   onCreated?(run: RecoveredRun): void;
 }
@@ -163,8 +167,10 @@ export class ReadModel implements RunQueries {
   ): AsyncGenerator<{ seq: number; batch: RunEventBatch }> {
     const buffer: { seq: number; batch: RunEventBatch }[] = [];
     let wake = (): void => {};
+    let missed = false;
     const listener: Listener = (seq, batch) => {
-      buffer.push({ seq, batch });
+      if (buffer.length < FOLLOW_MAX) buffer.push({ seq, batch });
+      else missed = true;
       wake();
     };
     const onAbort = (): void => wake();
@@ -182,7 +188,15 @@ export class ReadModel implements RunQueries {
       if (over) return;
       while (!signal.aborted) {
         const next = buffer.shift();
-        if (next === undefined) {
+        if (next === undefined && missed) {
+          missed = false;
+          for (const { seq, events } of await this.#options.store.read(runId, seen)) {
+            seen = seq;
+            yield { seq, batch: { v: 1, events } };
+            over ||= ends(events);
+          }
+          if (over) return;
+        } else if (next === undefined) {
           // A reader that comes back after the end has nothing to wait for; nor has one that a late outcome woke.
           if (this.#ended(runId)) return;
           await new Promise<void>((resolve) => {
@@ -248,7 +262,9 @@ export class ReadModel implements RunQueries {
       this.#inbox = [];
       for (const message of taken) {
         try {
-          await this.#applyWhenAnswered(toBatch(message));
+          const batch = toBatch(message);
+          if (batch.foreign !== undefined) throw new InsituError("internal", batch.foreign);
+          await this.#applyWhenAnswered(batch);
         } catch (err) {
           if (this.#stop.signal.aborted) return;
           // A message from outside our own code is an event, not an assertion: the rest goes on.
@@ -256,6 +272,9 @@ export class ReadModel implements RunQueries {
             { err, seq: message.seq, subject: message.subject },
             "run events not understood",
           );
+          const { subject, seq, data } = message;
+          const reason = reasonOf(err);
+          await this.#options.poison.put({ source: "runs", subject, seq, from: "", reason, data });
         }
         this.#advance(message);
       }

@@ -5,13 +5,16 @@ import { digestOf } from "../../shared/model/canonical.ts";
 import { systemClock } from "../../shared/system.ts";
 import { subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
+import { poisonOf } from "../../test/support/poison.ts";
 import { pipelineSpec, stepSpec } from "../../test/support/specs.ts";
 import type { ResourceChange } from "../resources/resource-journal.ts";
 import { ensureStreams } from "./jetstream.ts";
+import type { PoisonStream } from "./poison-stream.ts";
 import { ResourceLog } from "./resource-log.ts";
 
 let nats: TestNats;
 let connection: NatsConnection;
+let poison: PoisonStream;
 let opened: ResourceLog[];
 let serial = 0;
 
@@ -19,6 +22,7 @@ beforeEach(async () => {
   nats = await startTestNats();
   connection = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
   await ensureStreams(await connection.jetstreamManager(), 1);
+  poison = await poisonOf(connection);
   opened = [];
 });
 afterEach(async () => {
@@ -29,7 +33,7 @@ afterEach(async () => {
 
 async function open(): Promise<ResourceLog> {
   const log = pino({ level: "silent" });
-  opened.push(await ResourceLog.open({ connection, clock: systemClock, log, replicas: 1 }));
+  opened.push(await ResourceLog.open({ connection, clock: systemClock, log, replicas: 1, poison }));
   return opened.at(-1)!;
 }
 

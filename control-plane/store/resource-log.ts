@@ -20,6 +20,7 @@ import {
 import type { Clock } from "../../shared/system.ts";
 import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { StoredResource } from "../api/services.ts";
+import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { PipelineVersion, ResourceChange, ResourceJournal } from "../resources/resource-journal.ts";
 import type { PlanSource } from "../runs/ports.ts";
 import { type KvStore, openKv } from "./kv.ts";
@@ -51,6 +52,7 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   readonly #tail: StreamTail;
   readonly #clock: Clock;
   readonly #log: Logger;
+  readonly #poison: PoisonSink;
   readonly #stop = new AbortController();
   readonly #resources = new Map<string, StoredResource>();
   readonly #history = new Map<string, PipelineVersion[]>();
@@ -63,13 +65,13 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   private constructor(
     connection: NatsConnection,
     versions: KvStore<PipelineSpec>,
-    clock: Clock,
-    log: Logger,
+    { clock, log, poison }: { clock: Clock; log: Logger; poison: PoisonSink },
   ) {
     this.#connection = connection;
     this.#versions = versions;
     this.#clock = clock;
     this.#log = log;
+    this.#poison = poison;
     const onMessage = (message: StreamMessage): void => {
       this.#queue = this.#queue.then(() => this.#fold(message));
     };
@@ -82,15 +84,17 @@ export class ResourceLog implements PlanSource, ResourceJournal {
     clock: Clock;
     log: Logger;
     replicas: number;
+    poison: PoisonSink;
   }): Promise<ResourceLog> {
-    const { connection, clock, log, replicas } = options;
+    const { connection, clock, log, replicas, poison } = options;
     const versions = await openKv(connection, {
       clock,
       bucket: BUCKETS.versions,
       schema: PipelineSpec,
       replicas,
+      poison,
     });
-    const opened = new ResourceLog(connection, versions, clock, log);
+    const opened = new ResourceLog(connection, versions, { clock, log, poison });
     const lastSeq = await lastSeqOf(connection, STREAMS.resources);
     opened.#tail.start();
     await opened.#waitFor(lastSeq);
@@ -204,6 +208,8 @@ export class ResourceLog implements PlanSource, ResourceJournal {
       // Closed while it waited: nobody reads here any more.
       if (this.#stop.signal.aborted) return;
       this.#log.error({ err, seq: message.seq }, "an apply in the stream is not understood");
+      const { subject, seq, data } = message;
+      await this.#poison.put({ source: "resources", subject, seq, from: "", reason: reasonOf(err), data });
     }
     this.#seq = message.seq;
     for (const waiter of this.#waiters) if (waiter.seq <= this.#seq) waiter.resolve();

@@ -6,6 +6,8 @@ export const STREAMS = {
   logs: "LOGS",
   resources: "RESOURCES",
   inbox: "INBOX",
+  /** Copies of messages that nobody could make sense of, each with the reason. */
+  poison: "POISON",
 } as const;
 export const BUCKETS = {
   /** Canonical JSON of pipeline versions, by hexadecimal digest. */
@@ -51,6 +53,9 @@ export const subjects = {
   /** Reports that came to a replica that does not own the run's shard. */
   inbox: (shard: number) => `inbox.${shard}`,
   allInbox: "inbox.*",
+  /** One subject a message: of the same one, one copy is kept. */
+  poison: (source: string, name: string) => `poison.${source}.${name}`,
+  allPoison: "poison.>",
   /** Between replicas, not stored: losing one is a delay. */
   replica: (id: string) => `replica.${id}`,
   allReplicas: "replicas",

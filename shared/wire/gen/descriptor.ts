@@ -109,7 +109,8 @@ export const DESCRIPTOR = {
                       "oneof": [
                         "hello",
                         "heartbeat",
-                        "goodbye"
+                        "goodbye",
+                        "refusedOffer"
                       ]
                     }
                   },
@@ -125,6 +126,10 @@ export const DESCRIPTOR = {
                     "goodbye": {
                       "type": "Goodbye",
                       "id": 3
+                    },
+                    "refusedOffer": {
+                      "type": "RefusedOffer",
+                      "id": 4
                     }
                   }
                 },
@@ -222,6 +227,18 @@ export const DESCRIPTOR = {
                     "notTakingWork": {
                       "type": "string",
                       "id": 7
+                    }
+                  }
+                },
+                "RefusedOffer": {
+                  "fields": {
+                    "payload": {
+                      "type": "bytes",
+                      "id": 1
+                    },
+                    "reason": {
+                      "type": "string",
+                      "id": 2
                     }
                   }
                 },
