@@ -5,6 +5,7 @@ import { shardOf } from "../../shared/wire/subjects.ts";
 import { Client } from "./client.ts";
 import { type Fault, type FaultKind, scheduleFaults } from "./faults.ts";
 import { check, type History, type Violation } from "./history.ts";
+import type { NetworkName } from "./network.ts";
 import { type DoneFault, type Recovery, recoveries } from "./recovery.ts";
 import { type Seen, Traffic } from "./traffic.ts";
 import { expectations } from "./workload.ts";
@@ -29,6 +30,7 @@ export interface ChaosOptions extends WorldOptions {
 
 export interface Verdict {
   seed: number;
+  network: NetworkName;
   durationMs: number;
   /** From the start of the faults until every run had ended. */
   settledMs: number;
@@ -81,6 +83,7 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
   if (world.keep) say(`everyone's logs: ${world.directory}`);
   return {
     seed,
+    network: world.network.name,
     durationMs,
     settledMs,
     faults,
@@ -119,7 +122,7 @@ async function shardsOf(replica: string, world: World, traffic: Traffic): Promis
   return (await traffic.owners()).get(url) ?? [];
 }
 
-function describe({ kind, target, lengthMs, amountMs }: Fault): string {
-  const amount = amountMs === 0 ? "" : ` by ${amountMs} ms`;
+function describe({ kind, target, lengthMs, amountMs, lossPercent }: Fault): string {
+  const amount = lossPercent > 0 ? ` of ${lossPercent} %` : amountMs === 0 ? "" : ` by ${amountMs} ms`;
   return `${kind} ${target}${amount} for ${(lengthMs / 1_000).toFixed(1)} s`;
 }

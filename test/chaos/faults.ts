@@ -13,7 +13,10 @@ export const FAULT_KINDS = [
   "stop supervisor",
   "cut",
   "silence",
+  "one-way",
+  "loss",
   "slow",
+  "unplug",
   "disk full",
   "clock jump",
 ] as const;
@@ -36,10 +39,12 @@ export interface Fault {
   atMs: number;
   /** From its begin until it is healed. */
   lengthMs: number;
-  /** Of faults of the network: every pair of parties that it stands between. */
+  /** Of faults of the network: every pair of parties that it stands between; of `one-way`: from the first to the second. */
   pairs: readonly (readonly [string, string])[];
   /** Of `slow`: by how long each piece is late. Of `clock jump`: by how much the clock is wrong. */
   amountMs: number;
+  /** Of `loss`: packets lost of a hundred. */
+  lossPercent: number;
 }
 
 export interface ScheduleOptions {
@@ -64,14 +69,18 @@ const SHAPE: Record<FaultKind, { weight: number; minMs: number; maxMs: number }>
   "stop nats": { weight: 2, minMs: 500, maxMs: 10_000 },
   "stop agent": { weight: 3, minMs: 500, maxMs: 12_000 },
   "stop supervisor": { weight: 2, minMs: 500, maxMs: 8_000 },
-  cut: { weight: 5, minMs: 500, maxMs: 12_000 },
-  silence: { weight: 4, minMs: 500, maxMs: 12_000 },
+  cut: { weight: 4, minMs: 500, maxMs: 12_000 },
+  silence: { weight: 4, minMs: 500, maxMs: 20_000 },
+  "one-way": { weight: 3, minMs: 500, maxMs: 12_000 },
+  loss: { weight: 3, minMs: 2_000, maxMs: 12_000 },
   slow: { weight: 3, minMs: 2_000, maxMs: 12_000 },
+  unplug: { weight: 2, minMs: 500, maxMs: 12_000 },
   "disk full": { weight: 2, minMs: 2_000, maxMs: 10_000 },
   "clock jump": { weight: 2, minMs: 2_000, maxMs: 15_000 },
 };
 const SLOW_MAX_MS = 250;
 const JUMP_MAX_MS = 90_000;
+const LOSS_MAX_PERCENT = 40;
 
 /** Ordered by `atMs`. A party is under one fault at a time; what would come on top of another is left out. */
 export function scheduleFaults(options: ScheduleOptions): Fault[] {
@@ -87,9 +96,9 @@ export function scheduleFaults(options: ScheduleOptions): Fault[] {
     const { minMs, maxMs } = SHAPE[kind];
     // All is drawn before anything is left out, so that an option changes what it says and nothing else.
     const fault = {
-      ...(isOfNetwork(kind) ? drawPairs(chance, options.cast) : drawTarget(chance, kind, options.cast)),
+      ...(isOfNetwork(kind) ? drawPairs(chance, kind, options.cast) : drawTarget(chance, kind, options.cast)),
       lengthMs: chance.int(minMs, maxMs),
-      amountMs: drawAmount(chance, kind),
+      ...drawAmount(chance, kind),
     };
     const running = [...lastingUntil.values()].filter((untilMs) => untilMs > atMs).length;
     const busy = isOfNetwork(kind) ? `net ${fault.target}` : fault.target;
@@ -100,7 +109,7 @@ export function scheduleFaults(options: ScheduleOptions): Fault[] {
 }
 
 export function isOfNetwork(kind: FaultKind): boolean {
-  return kind === "cut" || kind === "silence" || kind === "slow";
+  return ["cut", "silence", "one-way", "loss", "slow", "unplug"].includes(kind);
 }
 
 function pickKind(chance: Chance, kinds: readonly FaultKind[]): FaultKind {
@@ -125,39 +134,44 @@ function drawTarget(chance: Chance, kind: FaultKind, cast: Cast): Pick<Fault, "t
   return { target: chance.pick(candidates), pairs: [] };
 }
 
-function drawAmount(chance: Chance, kind: FaultKind): number {
+function drawAmount(chance: Chance, kind: FaultKind): Pick<Fault, "amountMs" | "lossPercent"> {
   const share = chance.next();
-  if (kind === "slow") return Math.ceil(share * SLOW_MAX_MS);
-  if (kind === "clock jump") return Math.round((share * 2 - 1) * JUMP_MAX_MS);
-  return 0;
+  const amount = { amountMs: 0, lossPercent: 0 };
+  if (kind === "slow") return { ...amount, amountMs: Math.ceil(share * SLOW_MAX_MS) };
+  if (kind === "clock jump") return { ...amount, amountMs: Math.round((share * 2 - 1) * JUMP_MAX_MS) };
+  if (kind === "loss") return { ...amount, lossPercent: Math.ceil(share * LOSS_MAX_PERCENT) };
+  return amount;
 }
 
 /** Where the network breaks: one site from everything, one party from everything, or one party from one tier. */
-function drawPairs(chance: Chance, cast: Cast): Pick<Fault, "target" | "pairs"> {
+function drawPairs(chance: Chance, kind: FaultKind, cast: Cast): Pick<Fault, "target" | "pairs"> {
   const everyone = [...cast.replicas, ...cast.nats, ...agentsOf(cast)];
   const between = (some: readonly string[], others: readonly string[]) =>
     some.flatMap((one) =>
       others.filter((other) => !some.includes(other)).map((other) => [one, other] as const),
     );
   const shape = chance.int(1, 6);
+  const backwards = chance.next() < 0.5;
   const site = chance.pick(Object.keys(cast.sites));
   const agent = chance.pick(agentsOf(cast));
   const replica = chance.pick(cast.replicas);
   const node = chance.pick(cast.nats);
-  switch (shape) {
-    case 1:
-      return { target: `site ${site}`, pairs: between(cast.sites[site]!, everyone) };
-    case 2:
-      return { target: `${agent} / replicas`, pairs: between([agent], cast.replicas) };
-    case 3:
-      return { target: `${agent} / nats`, pairs: between([agent], cast.nats) };
-    case 4:
-      return { target: `${replica} / nats`, pairs: between([replica], cast.nats) };
-    case 5:
-      return { target: node, pairs: between([node], everyone) };
-    default:
-      return { target: replica, pairs: between([replica], everyone) };
-  }
+  const anyone = chance.pick(everyone);
+  if (kind === "unplug") return { target: anyone, pairs: between([anyone], everyone) };
+  const sides: [string, readonly string[], readonly string[]][] = [
+    [`site ${site}`, cast.sites[site]!, everyone],
+    [`${agent} / replicas`, [agent], cast.replicas],
+    [`${agent} / nats`, [agent], cast.nats],
+    [`${replica} / nats`, [replica], cast.nats],
+    [node, [node], everyone],
+    [replica, [replica], everyone],
+  ];
+  const [target, some, others] = sides[shape - 1]!;
+  const pairs = between(some, others);
+  if (kind !== "one-way") return { target, pairs };
+  return backwards
+    ? { target: `to ${target}`, pairs: pairs.map(([one, other]) => [other, one]) }
+    : { target: `from ${target}`, pairs };
 }
 
 function agentsOf(cast: Cast): string[] {

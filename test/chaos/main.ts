@@ -5,7 +5,9 @@
  *   --every MS --concurrent N             between the begins of two faults on average; faults at the same time
  *   --only "kill agent,cut"               these kinds of faults alone
  *   --runs N                              runs at the same time
- *   --faketime FILE                       libfaketime's library, for clocks that jump
+ *   --network namespaces|proxy            where parties meet: hosts of their own with links between them (root, ip,
+ *                                         nft, tc), the default where that works; or one proxy on loopback
+ *   --faketime FILE                       libfaketime's library, for clocks that jump; found where Debian keeps it
  *   --plant BUG                           steps misbehave, to see that it is found
  *   --report FILE                         beside it a .json with everything that was compared
  *
@@ -17,7 +19,10 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { chaos, type Verdict } from "./chaos.ts";
+import { runInRouter } from "./enter.ts";
 import { FAULT_KINDS, type FaultKind } from "./faults.ts";
+import { sweepNamespaces, whyNoNamespaces } from "./namespaces.ts";
+import { NETWORKS } from "./network.ts";
 import { reportOf } from "./report.ts";
 import { PLANTS } from "./workload.ts";
 
@@ -40,6 +45,10 @@ async function main(): Promise<number> {
       plant: { type: "string" },
       report: { type: "string" },
       faketime: { type: "string" },
+      network: { type: "string" },
+      // Of the process that runs in the router: who opened it, and the secrets of its plant.
+      inside: { type: "string" },
+      authority: { type: "string" },
     },
   });
   const number = (
@@ -58,14 +67,33 @@ async function main(): Promise<number> {
       ? []
       : [`--only takes some of: ${FAULT_KINDS.join(", ")}`]),
     ...([1, 3, 5].includes(number("nats")) ? [] : ["--nats takes 1, 3 or 5"]),
+    ...(values.network === undefined || NETWORKS.some((name) => name === values.network)
+      ? []
+      : [`--network takes one of ${NETWORKS.join(", ")}`]),
   ];
   if (faults.length > 0) {
     console.error(faults.join("\n"));
     return 2;
   }
+  if (values.inside === undefined && values.network !== "proxy") {
+    const swept = process.getuid?.() === 0 ? sweepNamespaces() : [];
+    if (swept.length > 0) console.log(`removed what an earlier run left: ${swept.join(", ")}`);
+    const reason = whyNoNamespaces();
+    if (reason === undefined) return await runInRouter(process.argv.slice(1));
+    if (values.network === "namespaces") {
+      console.error(`${reason}; --network proxy needs none of it`);
+      return 2;
+    }
+    console.log(`network: proxy (${reason})`);
+  }
   const stop = new AbortController();
   for (const name of ["SIGINT", "SIGTERM"] as const)
     process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
+  if (values.inside !== undefined) {
+    process.once("disconnect", () => stop.abort(new Error("who opened the router is gone")));
+    process.channel?.unref();
+    console.log("network: namespaces");
+  }
   const report = resolve(values.report ?? join(".insitu", "chaos", `seed-${values.seed}.html`));
   const verdict = await chaos({
     dist: fileURLToPath(new URL("..", import.meta.url)),
@@ -77,6 +105,8 @@ async function main(): Promise<number> {
     kinds,
     plant,
     clockLibrary: values.faketime,
+    namespaces:
+      values.inside === undefined ? undefined : { pid: Number(values.inside), authority: values.authority! },
     seed: number("seed"),
     durationMs: number("minutes") * 60_000,
     meanMs: number("every"),
@@ -86,12 +116,13 @@ async function main(): Promise<number> {
     keepLogs: true,
     signal: stop.signal,
   });
+  if (process.connected) process.disconnect();
   return tell(verdict, report, values.minutes);
 }
 
 function tell(verdict: Verdict, report: string, minutes: string): number {
-  const { violations, faults, history, seed, ends } = verdict;
-  const summary = `chaos: seed ${seed}, ${minutes} min, ${faults.length} faults, ${history.runs.length} runs, ${violations.length} violations`;
+  const { violations, faults, history, seed, ends, network } = verdict;
+  const summary = `chaos: seed ${seed}, ${minutes} min, ${network}, ${faults.length} faults, ${history.runs.length} runs, ${violations.length} violations`;
   mkdirSync(dirname(report), { recursive: true });
   writeFileSync(report, reportOf(verdict, summary));
   writeFileSync(`${report.replace(/\.html$/, "")}.json`, JSON.stringify(verdict));

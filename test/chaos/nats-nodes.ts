@@ -1,10 +1,10 @@
 /** The nats-servers of a plant: their configuration, and the addresses at which the others find them. */
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { Pki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { Network } from "./network.ts";
 import { Party } from "./party.ts";
-import { ownPorts } from "./ports.ts";
 
 export const NATS_USER = "chaos";
 export const NATS_PASSWORD = "chaos";
@@ -17,72 +17,90 @@ export interface NatsNodes {
   url: string;
 }
 
-/** Resolves when all are healthy. */
+interface Node {
+  name: string;
+  bind: string;
+  /** How others reach it. */
+  address: string;
+  client: number;
+  route: number;
+  monitor: number;
+}
+
+/** Resolves when all are healthy. With `authority` clients are spoken to over TLS. */
 export async function startNats(options: {
-  count: number;
+  names: readonly string[];
   binary: string;
   directory: string;
   network: Network;
+  authority?: Pki | undefined;
 }): Promise<NatsNodes> {
-  const { count, binary, directory, network } = options;
-  const ports = await ownPorts(count * 5);
-  const of = (i: number) => {
-    const [client, route, monitor, clientProxy, routeProxy] = ports.slice(i * 5, i * 5 + 5) as [
-      number,
-      number,
-      number,
-      number,
-      number,
-    ];
-    return { client, route, monitor, clientProxy, routeProxy };
-  };
-  const all = Array.from({ length: count }, (_, i) => ({ name: `n${i + 1}`, ...of(i) }));
+  const { names, binary, directory, network, authority } = options;
   mkdirSync(directory, { recursive: true });
+  const all: Node[] = [];
+  for (const name of names) {
+    const bind = network.host(name);
+    const [client, route, monitor] = (await network.ports(name, 3)) as [number, number, number];
+    await network.open(name, client);
+    all.push({ name, bind, client, route, monitor, address: await network.open(name, route) });
+  }
   const parties: Party[] = [];
   for (const node of all) {
+    const { name, bind, address } = node;
     const others = all.filter((other) => other !== node);
     const config = {
-      server_name: node.name,
-      listen: `127.0.0.1:${node.client}`,
-      http: `127.0.0.1:${node.monitor}`,
+      server_name: name,
+      listen: `${bind}:${node.client}`,
+      http: `${bind}:${node.monitor}`,
       max_payload: 8 * 1024 * 1024,
-      jetstream: { store_dir: join(directory, node.name) },
+      jetstream: { store_dir: join(directory, name) },
       authorization: { users: [{ user: NATS_USER, password: NATS_PASSWORD }] },
-      ...(count > 1 && {
+      ...(authority && { tls: await certificate(authority, directory, node) }),
+      ...(all.length > 1 && {
         cluster: {
           name: "chaos",
-          listen: `127.0.0.1:${node.route}`,
-          advertise: `127.0.0.1:${node.routeProxy}`,
+          listen: `${bind}:${node.route}`,
+          advertise: `${address}:${node.route}`,
           // Clients go through the network alone: they are not told the real addresses.
           no_advertise: true,
-          routes: others.map(({ routeProxy }) => `nats://127.0.0.1:${routeProxy}`),
+          routes: others.map((other) => `nats://${other.address}:${other.route}`),
         },
       }),
     };
-    const file = join(directory, `${node.name}.conf.json`);
+    const file = join(directory, `${name}.conf.json`);
     writeFileSync(file, JSON.stringify(config));
-    await network.listen(node.name, { host: "127.0.0.1", port: node.clientProxy }, node.client);
-    await network.listen(node.name, { host: "127.0.0.1", port: node.routeProxy }, node.route);
-    const logFile = join(directory, `${node.name}.log`);
-    parties.push(new Party({ name: node.name, command: binary, args: ["-c", file], logFile, speaks: false }));
+    const logFile = join(directory, `${name}.log`);
+    parties.push(new Party({ name, ...network.at(name, binary, ["-c", file]), logFile, speaks: false }));
   }
   for (const party of parties) party.start();
   const giveUpAtMs = systemClock.monotonicMs() + READY_MAX_MS;
-  for (const { name, monitor } of all) {
-    while (!(await isHealthy(monitor))) {
+  for (const { name, bind, monitor } of all) {
+    while (!(await isHealthy(bind, monitor))) {
       if (systemClock.monotonicMs() > giveUpAtMs) throw new Error(`${name} is not healthy`);
       await systemClock.sleep(POLL_MS);
     }
   }
+  const scheme = authority ? "tls" : "nats";
   const url = all
-    .map(({ clientProxy }) => `nats://${NATS_USER}:${NATS_PASSWORD}@127.0.0.1:${clientProxy}`)
+    .map(({ address, client }) => `${scheme}://${NATS_USER}:${NATS_PASSWORD}@${address}:${client}`)
     .join(",");
   return { parties, url };
 }
 
-async function isHealthy(port: number): Promise<boolean> {
+async function certificate(authority: Pki, directory: string, { name, address }: Node) {
+  const { chainPem, keyPem } = await authority.issueServerCertificate({ dns: [], ips: [address] });
+  const files = {
+    cert_file: join(directory, `${name}.crt.pem`),
+    key_file: join(directory, `${name}.key.pem`),
+  };
+  writeFileSync(files.cert_file, chainPem);
+  writeFileSync(files.key_file, keyPem, { mode: 0o600 });
+  return files;
+}
+
+async function isHealthy(host: string, port: number): Promise<boolean> {
   try {
-    return (await fetch(`http://127.0.0.1:${port}/healthz`)).ok;
+    return (await fetch(`http://${host}:${port}/healthz`)).ok;
   } catch {
     return false;
   }

@@ -51,7 +51,8 @@ export class Party {
     const log = openSync(logFile, "a");
     const child = spawn(command, args, {
       stdio: speaks ? ["ignore", log, log, "ipc"] : ["ignore", log, log],
-      env: { ...process.env, ...env },
+      // What we trust ourselves is no help to a process that has to be told whom to trust.
+      env: { ...process.env, NODE_EXTRA_CA_CERTS: undefined, ...env },
       detached: true,
     });
     closeSync(log);

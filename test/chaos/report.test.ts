@@ -3,7 +3,7 @@ import type { Verdict } from "./chaos.ts";
 import { recoveries } from "./recovery.ts";
 import { reportOf } from "./report.ts";
 
-const fault = { id: 1, target: "r1", atMs: 0, lengthMs: 5_000, pairs: [], amountMs: 0 };
+const fault = { id: 1, target: "r1", atMs: 0, lengthMs: 5_000, pairs: [], amountMs: 0, lossPercent: 0 };
 const faults: Verdict["faults"] = [
   { ...fault, kind: "kill replica", beganMs: 1_000, healedMs: 6_000, shards: [3] },
   { ...fault, id: 2, kind: "slow", target: "site a", beganMs: 2_000, healedMs: 7_000, shards: [] },
@@ -27,6 +27,7 @@ test("the report says what was found, plots it, and lets no text of others becom
   const text = reportOf(
     {
       seed: 7,
+      network: "proxy",
       durationMs: 300_000,
       settledMs: 310_000,
       faults,

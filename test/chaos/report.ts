@@ -15,7 +15,7 @@ td.n, th.n { text-align: right } .bad { color: var(--bad) } .ok { color: var(--o
 
 export function reportOf(verdict: Verdict, summary: string): string {
   const { violations, faults, skipped, ends, recoveries, history } = verdict;
-  const replay = `npm run chaos -- --seed ${verdict.seed} --minutes ${verdict.durationMs / 60_000}`;
+  const replay = `npm run chaos -- --seed ${verdict.seed} --minutes ${verdict.durationMs / 60_000} --network ${verdict.network}`;
   const result =
     violations.length === 0
       ? '<p class="ok">Nothing acknowledged was lost, nothing was committed twice, every run ended.</p>'
@@ -64,13 +64,14 @@ ${
 }
 <h2>Faults</h2>
 ${table(
-  ["#at, s", "what", "whom", "#for, s", "#by, ms"],
-  faults.map(({ beganMs, healedMs, kind, target, amountMs }) => [
+  ["#at, s", "what", "whom", "#for, s", "#by, ms", "#of, %"],
+  faults.map(({ beganMs, healedMs, kind, target, amountMs, lossPercent }) => [
     seconds(beganMs),
     kind,
     target,
     seconds(healedMs - beganMs),
     amountMs === 0 ? "" : String(amountMs),
+    lossPercent === 0 ? "" : String(lossPercent),
   ]),
 )}
 </html>

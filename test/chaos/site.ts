@@ -12,6 +12,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import type { Network } from "./network.ts";
 import { Party, trySignal } from "./party.ts";
 import { DATASET } from "./workload.ts";
 
@@ -30,6 +31,7 @@ export interface HostOptions {
   /** A small disk of its own. */
   ownDisk: boolean;
   clockEnv: NodeJS.ProcessEnv;
+  network: Network;
 }
 
 export class Host {
@@ -40,7 +42,8 @@ export class Host {
   #halted: number[] = [];
 
   constructor(options: HostOptions) {
-    const { name, site, directory, dist, joinToken, journal, holdsData, ownDisk, clockEnv } = options;
+    const { name, site, directory, dist, joinToken, journal, holdsData, ownDisk, clockEnv, network } =
+      options;
     this.#name = name;
     this.#stateDir = join(directory, name);
     mkdirSync(this.#stateDir, { recursive: true });
@@ -59,8 +62,14 @@ export class Host {
     };
     writeFileSync(file, JSON.stringify(config));
     const logFile = join(directory, `${name}.log`);
-    const args = [join(dist, "insitu-agent.js"), "run", "--config", file];
-    this.party = new Party({ name, command: process.execPath, args, env: clockEnv, logFile, speaks: false });
+    network.host(name);
+    const command = network.at(name, process.execPath, [
+      join(dist, "insitu-agent.js"),
+      "run",
+      "--config",
+      file,
+    ]);
+    this.party = new Party({ name, ...command, env: clockEnv, logFile, speaks: false });
   }
 
   killSupervisors(): void {

@@ -2,13 +2,15 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { Cast, Fault, FaultKind } from "./faults.ts";
 import { FAULT_KINDS, isOfNetwork } from "./faults.ts";
+import { NamespaceNetwork } from "./namespace-network.ts";
 import { NATS_PASSWORD, NATS_USER, startNats } from "./nats-nodes.ts";
-import { Network } from "./network.ts";
+import type { Network } from "./network.ts";
 import { Party } from "./party.ts";
-import { ownPorts } from "./ports.ts";
+import { ProxyNetwork } from "./proxy-network.ts";
 import { canMount, Host } from "./site.ts";
 import { parseWitness, type WitnessLine } from "./witness.ts";
 import { documents, type Plant } from "./workload.ts";
@@ -16,6 +18,7 @@ import { documents, type Plant } from "./workload.ts";
 const POLL_MS = 100;
 const READY_MAX_MS = 60_000;
 const READY_TRIES = 5;
+const TRUST_DOMAIN = "insitu.local";
 const SERVER_FLAGS = ["--heartbeat", "500", "--lease-ttl", "5000", "--offer-ttl", "15000"];
 
 export interface WorldOptions {
@@ -30,6 +33,15 @@ export interface WorldOptions {
   plant?: Plant | undefined;
   /** libfaketime's library; undefined: where Debian keeps it. */
   clockLibrary?: string | undefined;
+  /** Undefined: a proxy on loopback. */
+  namespaces?: NamespacesOptions | undefined;
+}
+
+export interface NamespacesOptions {
+  /** That all names carry; its router is there, and we run in it. */
+  pid: number;
+  /** Secrets of replicas with a certificate authority in them, which we trust. */
+  authority: string;
 }
 
 interface Replica {
@@ -39,7 +51,7 @@ interface Replica {
 }
 
 export class World implements AsyncDisposable {
-  readonly directory = mkdtempSync(join(tmpdir(), "insitu-chaos-"));
+  readonly directory = mkdtempSync(join(tmpdir(), `insitu-chaos-${process.pid}-`));
   readonly replicas: Replica[] = [];
   /** Kinds of faults that this machine cannot do, with the reason. */
   readonly skipped = new Map<FaultKind, string>();
@@ -47,7 +59,7 @@ export class World implements AsyncDisposable {
   /** Whether its directory stays, with everyone's logs in it. */
   keep = false;
   readonly #options: WorldOptions;
-  readonly #network: Network;
+  readonly network: Network;
   readonly #hosts = new Map<string, Host>();
   readonly #nats = new Map<string, Party>();
   readonly #clockLibrary: string | undefined;
@@ -56,7 +68,10 @@ export class World implements AsyncDisposable {
   private constructor(options: WorldOptions) {
     this.#options = options;
     this.#clockLibrary = options.clockLibrary ?? debianClockLibrary();
-    this.#network = new Network(() => this.#pids());
+    this.network = options.namespaces
+      ? new NamespaceNetwork(options.namespaces.pid)
+      : new ProxyNetwork(() => this.#pids());
+    for (const [kind, reason] of this.network.cannot) this.skipped.set(kind, reason);
     const count = (letter: string, size: number) =>
       Array.from({ length: size }, (_, i) => `${letter}${i + 1}`);
     const sites = [..."abcdef"]
@@ -95,9 +110,8 @@ export class World implements AsyncDisposable {
   }
 
   async begin(fault: Fault): Promise<void> {
-    const { id, kind, target, pairs, amountMs } = fault;
-    if (isOfNetwork(kind))
-      return this.#network.break(id, pairs, { mode: kind as "cut" | "silence" | "slow", delayMs: amountMs });
+    const { kind, target, amountMs } = fault;
+    if (isOfNetwork(kind)) return this.network.break(fault);
     const host = this.#hosts.get(target);
     const party = this.#party(target);
     switch (kind) {
@@ -108,6 +122,7 @@ export class World implements AsyncDisposable {
       case "kill supervisor":
         return host!.killSupervisors();
       case "kill host":
+        this.network.powerOff(fault);
         return await host!.powerOff();
       case "stop replica":
       case "stop nats":
@@ -122,8 +137,10 @@ export class World implements AsyncDisposable {
     }
   }
 
-  heal({ id, kind, target }: Fault): void {
-    if (isOfNetwork(kind)) return this.#network.heal(id);
+  heal(fault: Fault): void {
+    const { kind, target } = fault;
+    if (isOfNetwork(kind)) return this.network.heal(fault);
+    if (kind === "kill host") this.network.heal(fault);
     const host = this.#hosts.get(target);
     if (kind === "stop supervisor") return host!.letSupervisorsGoOn();
     if (kind === "disk full") return host!.freeDisk();
@@ -157,17 +174,24 @@ export class World implements AsyncDisposable {
     for (const party of this.#parties()) party.goOn();
     await Promise.all([...this.#hosts.values()].map((host) => host.close()));
     await Promise.all(this.#parties().map((party) => party.kill()));
-    await this.#network[Symbol.asyncDispose]();
+    await this.network[Symbol.asyncDispose]();
     if (!this.keep) rmSync(this.directory, { recursive: true, force: true });
   }
 
   async #open(): Promise<void> {
-    const { natsBinary: binary, nats } = this.#options;
+    const { natsBinary: binary, namespaces } = this.#options;
+    const { network, cast } = this;
+    const directory = namespaces?.authority;
+    const authority =
+      directory === undefined
+        ? undefined
+        : await loadOrCreatePki({ directory, trustDomain: TRUST_DOMAIN, clock: systemClock });
     const nodes = await startNats({
-      count: nats,
+      names: cast.nats,
       binary,
       directory: join(this.directory, "nats"),
-      network: this.#network,
+      network,
+      authority,
     });
     for (const party of nodes.parties) this.#nats.set(party.name, party);
     await this.#openReplicas(nodes.url);
@@ -186,33 +210,37 @@ export class World implements AsyncDisposable {
   }
 
   async #openReplicas(natsUrl: string): Promise<void> {
-    const { dist, nats, replicas } = this.#options;
-    const ports = await ownPorts(replicas * 2);
-    for (const [i, name] of this.cast.replicas.entries()) {
-      const [port, gatewayPort] = ports.slice(i * 2) as [number, number];
+    const { dist, nats, namespaces } = this.#options;
+    const { network } = this;
+    for (const name of this.cast.replicas) {
+      const host = network.host(name);
+      const [port, gatewayPort] = (await network.ports(name, 2)) as [number, number];
       // Agents are told this address, and behind it is the network.
-      const publicHost = `127.0.1.${i + 1}`;
-      await this.#network.listen(name, { host: publicHost, port: gatewayPort }, gatewayPort);
+      const publicHost = await network.open(name, gatewayPort);
+      const secrets = namespaces?.authority ?? join(this.directory, "secrets");
+      const args = [
+        join(dist, "insitu.js"),
+        "server",
+        ...["--data", join(this.directory, name), "--secrets", secrets, "--trust-domain", TRUST_DOMAIN],
+        ...["--host", host, "--port", String(port)],
+        ...["--gateway-host", host, "--gateway-port", String(gatewayPort), "--public-host", publicHost],
+        ...["--nats-url", natsUrl, ...(nats > 1 ? ["--stream-replicas", String(nats)] : [])],
+        ...SERVER_FLAGS,
+      ];
       const party = new Party({
         name,
-        command: process.execPath,
-        args: [
-          join(dist, "insitu.js"),
-          "server",
-          ...["--data", join(this.directory, name), "--secrets", join(this.directory, "secrets")],
-          ...["--port", String(port), "--gateway-port", String(gatewayPort), "--public-host", publicHost],
-          ...["--nats-url", natsUrl, ...(nats > 1 ? ["--stream-replicas", String(nats)] : [])],
-          ...SERVER_FLAGS,
-        ],
+        ...network.at(name, process.execPath, args),
         env: {
           INSITU_AGENT_NATS_USER: NATS_USER,
           INSITU_AGENT_NATS_PASSWORD: NATS_PASSWORD,
+          ...(namespaces && { INSITU_NATS_CA_FILE: join(secrets, "ca.crt.pem") }),
           ...this.#clockEnv(name),
         },
         logFile: join(this.directory, `${name}.log`),
         speaks: true,
       });
-      this.replicas.push({ name, url: `http://127.0.0.1:${port}`, party });
+      const scheme = network.remote ? "https" : "http";
+      this.replicas.push({ name, url: `${scheme}://${host}:${port}`, party });
       party.start();
       await this.#ready(party);
     }
@@ -239,6 +267,7 @@ export class World implements AsyncDisposable {
           holdsData: site === holder,
           ownDisk: this.kinds.includes("disk full"),
           clockEnv: this.#clockEnv(name),
+          network: this.network,
         });
         this.#hosts.set(name, host);
         host.party.start();
