@@ -5,16 +5,16 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
+import { directoryPrefix } from "./leftovers.ts";
 import { closeRouter, openRouter } from "./namespace-network.ts";
 import { entering } from "./namespaces.ts";
 
 /** Runs this program again with the same arguments in a router of its own. Resolves with its exit status. */
 export async function runInRouter(args: readonly string[]): Promise<number> {
-  const authority = mkdtempSync(join(tmpdir(), `insitu-chaos-${process.pid}-authority-`));
+  const authority = mkdtempSync(directoryPrefix("authority-"));
   try {
     await loadOrCreatePki({ directory: authority, trustDomain: "insitu.local", clock: systemClock });
     const router = openRouter(process.pid);

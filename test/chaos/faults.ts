@@ -112,6 +112,11 @@ export function isOfNetwork(kind: FaultKind): boolean {
   return ["cut", "silence", "one-way", "loss", "slow", "unplug"].includes(kind);
 }
 
+/** From whom to whom the network is broken. */
+export function waysOf({ kind, pairs }: Pick<Fault, "kind" | "pairs">): (readonly [string, string])[] {
+  return kind === "one-way" ? [...pairs] : pairs.flatMap(([a, b]) => [[a, b] as const, [b, a] as const]);
+}
+
 function pickKind(chance: Chance, kinds: readonly FaultKind[]): FaultKind {
   const total = kinds.reduce((sum, kind) => sum + SHAPE[kind].weight, 0);
   let at = chance.next() * total;

@@ -63,6 +63,11 @@ const TERMINAL = new Set(["succeeded", "failed", "cancelled"]);
 /** They may come after the end, and change nothing. */
 const EVIDENCE = new Set(["attempt.fenced"]);
 
+/** How many of each kind, zeros too: what was looked for is said even where nothing was found. */
+export function counts(violations: readonly Violation[]): [ViolationKind, number][] {
+  return VIOLATIONS.map((kind) => [kind, violations.filter((one) => one.kind === kind).length]);
+}
+
 /** Empty when all is well. */
 export function check(history: History): Violation[] {
   const byRun = new Map<string, WitnessLine[]>();

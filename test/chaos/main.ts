@@ -21,7 +21,9 @@ import { findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { chaos, type Verdict } from "./chaos.ts";
 import { runInRouter } from "./enter.ts";
 import { FAULT_KINDS, type FaultKind } from "./faults.ts";
-import { sweepNamespaces, whyNoNamespaces } from "./namespaces.ts";
+import { counts } from "./history.ts";
+import { sweep } from "./leftovers.ts";
+import { whyNoNamespaces } from "./namespaces.ts";
 import { NETWORKS } from "./network.ts";
 import { reportOf } from "./report.ts";
 import { PLANTS } from "./workload.ts";
@@ -75,9 +77,11 @@ async function main(): Promise<number> {
     console.error(faults.join("\n"));
     return 2;
   }
-  if (values.inside === undefined && values.network !== "proxy") {
-    const swept = process.getuid?.() === 0 ? sweepNamespaces() : [];
+  if (values.inside === undefined) {
+    const swept = sweep();
     if (swept.length > 0) console.log(`removed what an earlier run left: ${swept.join(", ")}`);
+  }
+  if (values.inside === undefined && values.network !== "proxy") {
     const reason = whyNoNamespaces();
     if (reason === undefined) return await runInRouter(process.argv.slice(1));
     if (values.network === "namespaces") {
@@ -143,6 +147,11 @@ function tell(verdict: Verdict, report: string, minutes: string): number {
   }
   for (const { name, how } of ends) console.log(`${name} ended by itself: ${how}`);
   for (const { kind, reason } of verdict.skipped) console.log(`not done: ${kind}: ${reason}`);
+  console.log(
+    `found: ${counts(violations)
+      .map(([kind, count]) => `${kind} ${count}`)
+      .join(", ")}`,
+  );
   console.log(`report: ${report}`);
   console.log(summary);
   return violations.length > 0 ? 1 : 0;

@@ -4,7 +4,7 @@
  *
  * Unlike a proxy it loses what is under way: connections stay half open, and nobody is told.
  */
-import type { Fault, FaultKind } from "./faults.ts";
+import { type Fault, type FaultKind, waysOf } from "./faults.ts";
 import { addNamespace, entering, namespaceName, removeNamespaces, run, runIn } from "./namespaces.ts";
 import type { Network } from "./network.ts";
 
@@ -110,9 +110,8 @@ export class NamespaceNetwork implements Network {
     this.#limit(faults.filter(({ kind }) => kind === "slow"));
   }
 
-  #match({ kind, pairs }: Fault): string {
-    const ways = pairs.flatMap(([a, b]) => (kind === "one-way" ? [[a, b]] : [[a, b], [b, a]])); // biome-ignore format: a pair a line says less
-    const elements = ways.map(([from, to]) => `${this.host(from!)} . ${this.host(to!)}`);
+  #match(fault: Fault): string {
+    const elements = waysOf(fault).map(([from, to]) => `${this.host(from)} . ${this.host(to)}`);
     return `ip saddr . ip daddr { ${elements.join(", ")} }`;
   }
 

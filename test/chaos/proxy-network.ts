@@ -7,7 +7,7 @@
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { createServer, connect as dial, type Server, type Socket } from "node:net";
 import { systemClock } from "../../shared/system.ts";
-import type { Fault, FaultKind } from "./faults.ts";
+import { type Fault, type FaultKind, waysOf } from "./faults.ts";
 import type { Network } from "./network.ts";
 import { ownPorts } from "./ports.ts";
 
@@ -68,9 +68,8 @@ export class ProxyNetwork implements Network {
   }
 
   break(fault: Fault): void {
-    const { id, kind, pairs } = fault;
-    const ways = pairs.flatMap(([a, b]) => (kind === "one-way" ? [way(a, b)] : [way(a, b), way(b, a)]));
-    this.#faults.set(id, { ...fault, ways: new Set(ways) });
+    const ways = new Set(waysOf(fault).map(([from, to]) => way(from, to)));
+    this.#faults.set(fault.id, { ...fault, ways });
     for (const link of this.#links) if (this.#faultOf(link.from, link.to)?.kind === "cut") destroy(link);
     this.#tell();
   }

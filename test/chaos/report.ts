@@ -1,5 +1,6 @@
 /** The report that people read: one file of HTML with its plot in it, and nothing from elsewhere. */
 import type { Verdict } from "./chaos.ts";
+import { counts } from "./history.ts";
 import { escaped, recoveryPlot, seconds, throughputPlot } from "./report-plots.ts";
 
 const SHOWN_MAX = 200;
@@ -33,10 +34,15 @@ export function reportOf(verdict: Verdict, summary: string): string {
 <style>${STYLE}</style>
 <h1>${escaped(summary)}</h1>
 ${result}
-<p>Replay: <code>${escaped(replay)}</code>. All faults were healed after ${seconds(verdict.durationMs)} s; every run had ended
+<p>Network: ${verdict.network}. Replay: <code>${escaped(replay)}</code>. All faults were healed after ${seconds(verdict.durationMs)} s; every run had ended
 ${seconds(verdict.settledMs - verdict.durationMs)} s later. ${history.witness.length} lines in the sites' journals of side effects.
 Runs: ${[...endings].map(([status, count]) => `${count} ${escaped(status)}`).join(", ")}.</p>
 ${skipped.map(({ kind, reason }) => `<p class="dim">Not done here: ${escaped(kind)}: ${escaped(reason)}.</p>`).join("")}
+<h2>What was looked for</h2>
+${table(
+  ["what", "#found"],
+  counts(violations).map(([kind, count]) => [kind, String(count)]),
+)}
 <h2>Runs that ended, and what was broken meanwhile</h2>
 ${throughputPlot(verdict)}
 <h2>Recovery</h2>

@@ -1,11 +1,11 @@
 /** All the processes of one run of chaos, the network between them, and what breaks them and makes them whole. */
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { Cast, Fault, FaultKind } from "./faults.ts";
 import { FAULT_KINDS, isOfNetwork } from "./faults.ts";
+import { directoryPrefix, keepDirectory } from "./leftovers.ts";
 import { NamespaceNetwork } from "./namespace-network.ts";
 import { NATS_PASSWORD, NATS_USER, startNats } from "./nats-nodes.ts";
 import type { Network } from "./network.ts";
@@ -51,7 +51,7 @@ interface Replica {
 }
 
 export class World implements AsyncDisposable {
-  readonly directory = mkdtempSync(join(tmpdir(), `insitu-chaos-${process.pid}-`));
+  readonly directory = mkdtempSync(directoryPrefix());
   readonly replicas: Replica[] = [];
   /** Kinds of faults that this machine cannot do, with the reason. */
   readonly skipped = new Map<FaultKind, string>();
@@ -175,7 +175,8 @@ export class World implements AsyncDisposable {
     await Promise.all([...this.#hosts.values()].map((host) => host.close()));
     await Promise.all(this.#parties().map((party) => party.kill()));
     await this.network[Symbol.asyncDispose]();
-    if (!this.keep) rmSync(this.directory, { recursive: true, force: true });
+    if (this.keep) keepDirectory(this.directory);
+    else rmSync(this.directory, { recursive: true, force: true });
   }
 
   async #open(): Promise<void> {
