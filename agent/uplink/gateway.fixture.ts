@@ -25,6 +25,8 @@ type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage>;
 export class TestGateway {
   readonly until = new Until();
   readonly hellos: Hello__Output[] = [];
+  /** Where each of them came from: address and port. */
+  readonly peers: string[] = [];
   readonly heartbeats: Heartbeat__Output[] = [];
   readonly goodbyes: string[] = [];
   readonly refused: string[] = [];
@@ -107,6 +109,7 @@ export class TestGateway {
     call.on("data", ({ hello, heartbeat, goodbye, refusedOffer }: AgentMessage__Output) => {
       if (hello) {
         this.hellos.push(hello);
+        this.peers.push(call.getPeer());
         const version = { major: 1, minor: 0, software: "test", capabilities: [] };
         call.write({
           welcome: {

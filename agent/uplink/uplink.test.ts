@@ -212,12 +212,14 @@ test("cancels come by message and by heartbeat; superseded leases and cordons to
   expect(side.told).toEqual(expect.arrayContaining(["superseded 3", "cordoned"]));
 });
 
-test("a connection on which heartbeats are not answered is opened anew", async () => {
+test("a connection on which heartbeats are not answered is left for another", async () => {
   gateway.answerHeartbeats = false;
   uplink.start();
   await gateway.connected(2);
   expect(log.map(({ msg }) => msg)).toContain("heartbeats are not answered");
   expect(gateway.hellos.map(({ instanceId }) => instanceId)).toEqual(["instance-1", "instance-1"]);
+  // Not streams anew on the old one, on which nothing may pass any more.
+  expect(new Set(gateway.peers).size).toBe(2);
 });
 
 test("asked to drain, it comes back after the delay that it was given", async () => {

@@ -127,16 +127,11 @@ export class Uplink {
 
   async #run(): Promise<void> {
     const { clock, random, log, gateways } = this.#options;
-    let address = gateways.current;
-    let client = this.#client(address);
     let delayMs = BACKOFF_MIN_MS;
     while (!this.#stop.signal.aborted) {
-      if (address !== gateways.current) {
-        client.close();
-        address = gateways.current;
-        client = this.#client(address);
-      }
-      const ended = await this.#connection(client);
+      // A connection each: where packets are lost without a word, streams on the old one would wait for its keepalive.
+      const client = this.#client(gateways.current);
+      const ended = await this.#connection(client).finally(() => client.close());
       if (this.#stop.signal.aborted) break;
       gateways.advance();
       delayMs = ended.welcomed ? BACKOFF_MIN_MS : Math.min(BACKOFF_MAX_MS, delayMs * 2);
@@ -148,7 +143,6 @@ export class Uplink {
       );
       await clock.sleep(waitMs, this.#stop.signal).catch(() => undefined);
     }
-    client.close();
   }
 
   #client(address: string): InstanceType<typeof AgentGatewayClient> {

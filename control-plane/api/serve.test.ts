@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { get as httpGet, type IncomingMessage } from "node:http";
 import { get as httpsGet } from "node:https";
@@ -46,6 +47,24 @@ describe("the server over HTTP", () => {
     expect((await post(JSON.stringify({ pipeline: "x".repeat(9_000_000) }))).status).toBe(413);
     expect((await post('{"pipeline":"penguins"}')).status).toBe(201);
   });
+
+  test.runIf(process.platform === "linux")(
+    "a client that falls silent is asked whether it is there",
+    async () => {
+      const { server } = await serve();
+      const client = new AbortController();
+      await fetch(`${server.url}/v1/runs/r/events`, { headers: auth, signal: client.signal });
+      const own = `:${server.port.toString(16).toUpperCase().padStart(4, "0")}`;
+      // proc(5): sl, local_address, rem_address, st (01: established), queues, and the timer that runs (02: keepalive).
+      const timers = readFileSync("/proc/net/tcp", "utf8")
+        .split("\n")
+        .map((line) => line.trim().split(/\s+/))
+        .filter(([, local, , state]) => local?.endsWith(own) && state === "01")
+        .map(([, , , , , timer]) => timer?.slice(0, 2));
+      expect(timers).toEqual(["02"]);
+      client.abort();
+    },
+  );
 
   test("streams events as they happen, and lets go of the source when the client hangs up", async () => {
     const { server, services } = await serve();

@@ -30,6 +30,8 @@ export interface ApiServer extends AsyncDisposable {
   readonly port: number;
 }
 
+/** A connection that says nothing for longer is asked whether its other end is still there. */
+const IDLE_MAX_MS = 15_000;
 const LOOPBACK = new BlockList();
 LOOPBACK.addSubnet("127.0.0.0", 8, "ipv4");
 LOOPBACK.addAddress("::1", "ipv6");
@@ -55,8 +57,12 @@ export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions
     overrideGlobalObjects: false,
     hostname: host,
   });
+  // A client that is cut off without a word would hold its stream for ever: the kernel asks after it.
+  const alive = { keepAlive: true, keepAliveInitialDelay: IDLE_MAX_MS };
   const server =
-    tls === undefined ? createHttpServer() : createHttpsServer({ ...tls, minVersion: "TLSv1.2" });
+    tls === undefined
+      ? createHttpServer(alive)
+      : createHttpsServer({ ...tls, ...alive, minVersion: "TLSv1.2" });
   server.on("request", (incoming, outgoing) => {
     // Once nobody new is let in, a connection that has had its answer would idle until its timeout.
     outgoing.once("close", () => {
