@@ -5,10 +5,15 @@ import { createServer } from "node:net";
 const FIRST = 20_000;
 const LAST = 32_000;
 
-/** Free ones of loopback; where the search begins differs by process, so that two plants seldom meet. */
-export async function ownPorts(count: number): Promise<number[]> {
+/** Where the search begins differs by process, so that two plants seldom meet. */
+export function firstPort(): number {
+  return FIRST + ((process.pid * 97) % (LAST - FIRST - 1_000));
+}
+
+/** Free ones of loopback, ascending. @param from those below may have been given to somebody who does not listen yet */
+export async function ownPorts(count: number, from: number): Promise<number[]> {
   const found: number[] = [];
-  let port = FIRST + ((process.pid * 97) % (LAST - FIRST - 1_000));
+  let port = from;
   for (; found.length < count && port < LAST; port++) if (await isFree(port)) found.push(port);
   if (found.length < count) throw new Error(`no ${count} free ports below ${LAST}`);
   return found;

@@ -9,7 +9,7 @@ import { createServer, connect as dial, type Server, type Socket } from "node:ne
 import { systemClock } from "../../shared/system.ts";
 import { type Fault, type FaultKind, waysOf } from "./faults.ts";
 import type { Network } from "./network.ts";
-import { ownPorts } from "./ports.ts";
+import { firstPort, ownPorts } from "./ports.ts";
 
 const LOOPBACK = "127.0.0.1";
 
@@ -28,6 +28,7 @@ export class ProxyNetwork implements Network {
     ["unplug", "needs network namespaces: a proxy has no links"],
   ]);
   readonly #addresses = new Map<string, string>();
+  #portNext = firstPort();
   readonly #pids: () => Iterable<readonly [number, string]>;
   readonly #servers: Server[] = [];
   readonly #links = new Set<Link>();
@@ -46,8 +47,10 @@ export class ProxyNetwork implements Network {
     return LOOPBACK;
   }
 
-  ports(_party: string, count: number): Promise<number[]> {
-    return ownPorts(count);
+  async ports(_party: string, count: number): Promise<number[]> {
+    const found = await ownPorts(count, this.#portNext);
+    this.#portNext = found.at(-1)! + 1;
+    return found;
   }
 
   async open(party: string, port: number): Promise<string> {
