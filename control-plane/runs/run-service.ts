@@ -34,7 +34,7 @@ import { Fifo } from "./fifo.ts";
 import { buildOffer } from "./offers.ts";
 import { PoolBook } from "./pool-book.ts";
 import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RepeatSeed, RunStore } from "./ports.ts";
-import { type ActorWorld, elsewhere, RunActor } from "./run-actor.ts";
+import { type ActorWorld, elsewhere, isElsewhere, RunActor } from "./run-actor.ts";
 import { TimerQueue } from "./timer-queue.ts";
 
 const LEASE_CHECK_MS = 250;
@@ -741,7 +741,10 @@ export class RunService implements ReportSink, LeaseKeeper {
   /** Work that nobody waits for still belongs to this service: it is logged when it fails, awaited when it closes. */
   #detach(work: Promise<unknown>, what: string): void {
     const settled = work.catch((err: unknown) => {
-      if (!this.#stop.signal.aborted) this.#options.log.error({ err, what }, "work of a run failed");
+      if (this.#stop.signal.aborted) return;
+      // Its owner does it: no failure, and nothing to be woken for.
+      if (isElsewhere(err)) this.#options.log.debug({ what }, "work of a run is another replica's by now");
+      else this.#options.log.error({ err, what }, "work of a run failed");
     });
     this.#background.add(settled);
     void settled.finally(() => this.#background.delete(settled));
