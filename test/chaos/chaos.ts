@@ -6,6 +6,7 @@ import { Client } from "./client.ts";
 import { type Fault, type FaultKind, scheduleFaults } from "./faults.ts";
 import { check, type History, type Violation } from "./history.ts";
 import type { NetworkName } from "./network.ts";
+import { type Pressure, PressureGauge } from "./pressure.ts";
 import { type DoneFault, type Recovery, recoveries } from "./recovery.ts";
 import { type Seen, Traffic } from "./traffic.ts";
 import { expectations } from "./workload.ts";
@@ -23,8 +24,8 @@ export interface ChaosOptions extends WorldOptions {
   /** Runs at the same time. */
   width: number;
   say: (line: string) => void;
-  /** Whether everyone's logs stay when something was found. */
-  keepLogs: boolean;
+  /** When everyone's logs stay. */
+  keepLogs: "never" | "when something was found" | "always";
   signal: AbortSignal;
 }
 
@@ -41,10 +42,11 @@ export interface Verdict {
   violations: Violation[];
   recoveries: Recovery[];
   ends: { name: string; how: string }[];
+  pressure: readonly Pressure[];
 }
 
 export async function chaos(options: ChaosOptions): Promise<Verdict> {
-  const { seed, durationMs, say, signal } = options;
+  const { seed, durationMs, say, signal, keepLogs } = options;
   // Every run that is followed and every fault that is to come listens to it.
   setMaxListeners(0, signal);
   say("starting");
@@ -54,6 +56,7 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
   const schedule = scheduleFaults({ ...options, kinds: world.kinds, cast: world.cast });
   const startedMs = systemClock.monotonicMs();
   const nowMs = (): number => systemClock.monotonicMs() - startedMs;
+  using gauge = new PressureGauge(nowMs);
   const traffic = new Traffic({ client: new Client(world.replicas, world.token), seed, nowMs });
   const enough = new AbortController();
   const settle = new AbortController();
@@ -79,7 +82,7 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
   );
   giveUp.cancel();
   const violations = check(history);
-  world.keep = options.keepLogs && violations.length > 0;
+  world.keep = keepLogs === "always" || (keepLogs !== "never" && violations.length > 0);
   if (world.keep) say(`everyone's logs: ${world.directory}`);
   return {
     seed,
@@ -93,6 +96,7 @@ export async function chaos(options: ChaosOptions): Promise<Verdict> {
     violations,
     recoveries: recoveries(faults, traffic.seen, shardOf),
     ends: world.ends,
+    pressure: gauge.samples,
   };
 }
 

@@ -9,6 +9,7 @@
  *                                         nft, tc), the default where that works; or one proxy on loopback
  *   --faketime FILE                       libfaketime's library, for clocks that jump; found where Debian keeps it
  *   --plant BUG                           steps misbehave, to see that it is found
+ *   --keep                                everyone's logs stay also when nothing was found
  *   --report FILE                         beside it a .json with everything that was compared
  *
  * The last line is a summary; the exit status is not zero when anything failed.
@@ -25,6 +26,7 @@ import { counts } from "./history.ts";
 import { sweep } from "./leftovers.ts";
 import { whyNoNamespaces } from "./namespaces.ts";
 import { NETWORKS } from "./network.ts";
+import { pressureLine } from "./pressure.ts";
 import { reportOf } from "./report.ts";
 import { PLANTS } from "./workload.ts";
 
@@ -48,6 +50,7 @@ async function main(): Promise<number> {
       report: { type: "string" },
       faketime: { type: "string" },
       network: { type: "string" },
+      keep: { type: "boolean", default: false },
       // Of the process that runs in the router: who opened it, and the secrets of its plant.
       inside: { type: "string" },
       authority: { type: "string" },
@@ -117,7 +120,7 @@ async function main(): Promise<number> {
     concurrentMax: number("concurrent"),
     width: number("runs"),
     say: (line) => console.log(line),
-    keepLogs: true,
+    keepLogs: values.keep ? "always" : "when something was found",
     signal: stop.signal,
   });
   if (process.connected) process.disconnect();

@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import type { Verdict } from "./chaos.ts";
+import { waitedPercent } from "./pressure.ts";
 import { recoveries } from "./recovery.ts";
 import { reportOf } from "./report.ts";
 
@@ -27,6 +28,7 @@ test("the report says what was found, plots it, and lets no text of others becom
   const text = reportOf(
     {
       seed: 7,
+      pressure: [97, 3, 50].map((waitedPercent) => ({ atMs: 1, waitedPercent })),
       network: "proxy",
       durationMs: 300_000,
       settledMs: 310_000,
@@ -42,8 +44,16 @@ test("the report says what was found, plots it, and lets no text of others becom
   );
   expect(text).toContain("npm run chaos -- --seed 7 --minutes 5");
   expect(text).toContain("run lost");
+  expect(text).toContain("50 % of the time (median of ten seconds), 97 % at worst");
   expect(text).toContain("libfaketime is not installed");
   expect(text.match(/<svg/g)).toHaveLength(2);
   expect(text).not.toContain("<script>");
   expect(text).not.toMatch(/https?:/);
+});
+
+test("the kernel's word for waiting for a processor is read, and one that says nothing is not taken for calm", () => {
+  expect(waitedPercent("some avg10=97.75 avg60=1.00 avg300=98.28 total=2674270435\nfull avg10=0.00")).toBe(
+    97.75,
+  );
+  expect(waitedPercent(undefined)).toBeNull();
 });

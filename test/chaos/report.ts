@@ -1,6 +1,7 @@
 /** The report that people read: one file of HTML with its plot in it, and nothing from elsewhere. */
 import type { Verdict } from "./chaos.ts";
 import { counts } from "./history.ts";
+import { pressureLine } from "./pressure.ts";
 import { escaped, recoveryPlot, seconds, throughputPlot } from "./report-plots.ts";
 
 const SHOWN_MAX = 200;
@@ -35,7 +36,7 @@ export function reportOf(verdict: Verdict, summary: string): string {
 <h1>${escaped(summary)}</h1>
 ${result}
 <p>Network: ${verdict.network}. Replay: <code>${escaped(replay)}</code>. All faults were healed after ${seconds(verdict.durationMs)} s; every run had ended
-${seconds(verdict.settledMs - verdict.durationMs)} s later. ${history.witness.length} lines in the sites' journals of side effects.
+${seconds(verdict.settledMs - verdict.durationMs)} s later. ${pressureLine(verdict.pressure)} ${history.witness.length} lines in the sites' journals of side effects.
 Runs: ${[...endings].map(([status, count]) => `${count} ${escaped(status)}`).join(", ")}.</p>
 ${skipped.map(({ kind, reason }) => `<p class="dim">Not done here: ${escaped(kind)}: ${escaped(reason)}.</p>`).join("")}
 <h2>What was looked for</h2>

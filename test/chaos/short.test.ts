@@ -20,7 +20,7 @@ async function options(change: Partial<ChaosOptions> & { lines: string[] }): Pro
     meanMs: 1_000,
     concurrentMax: 3,
     width: 4,
-    keepLogs: false,
+    keepLogs: "never",
     say: (line) => lines.push(line),
     signal: new AbortController().signal,
     ...rest,
