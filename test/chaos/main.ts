@@ -150,6 +150,8 @@ function tell(verdict: Verdict, report: string, minutes: string): number {
   }
   for (const { name, how } of ends) console.log(`${name} ended by itself: ${how}`);
   for (const { kind, reason } of verdict.skipped) console.log(`not done: ${kind}: ${reason}`);
+  const late = pressureLine(verdict.pressure);
+  if (late !== "") console.log(late);
   console.log(
     `found: ${counts(violations)
       .map(([kind, count]) => `${kind} ${count}`)
