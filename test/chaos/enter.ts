@@ -9,8 +9,8 @@ import { join } from "node:path";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
 import { directoryPrefix } from "./leftovers.ts";
-import { closeRouter, openRouter } from "./namespace-network.ts";
-import { entering } from "./namespaces.ts";
+import { openRouter } from "./namespace-network.ts";
+import { entering, removeNamespaces } from "./namespaces.ts";
 
 /** Runs this program again with the same arguments in a router of its own. Resolves with its exit status. */
 export async function runInRouter(args: readonly string[]): Promise<number> {
@@ -29,7 +29,12 @@ export async function runInRouter(args: readonly string[]): Promise<number> {
     const [code] = (await once(child, "exit")) as [number | null];
     return code ?? 1;
   } finally {
-    closeRouter(process.pid);
-    rmSync(authority, { recursive: true, force: true });
+    closeRouter(process.pid, authority);
   }
+}
+
+/** With all hosts that are left, and the secrets of the plant. */
+export function closeRouter(pid: number, authority: string): void {
+  removeNamespaces(pid);
+  rmSync(authority, { recursive: true, force: true });
 }

@@ -19,8 +19,8 @@ import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
-import { chaos, type Verdict } from "./chaos.ts";
-import { runInRouter } from "./enter.ts";
+import { type ChaosOptions, chaos, type Verdict } from "./chaos.ts";
+import { closeRouter, runInRouter } from "./enter.ts";
 import { FAULT_KINDS, type FaultKind } from "./faults.ts";
 import { counts } from "./history.ts";
 import { sweep } from "./leftovers.ts";
@@ -97,12 +97,12 @@ async function main(): Promise<number> {
   for (const name of ["SIGINT", "SIGTERM"] as const)
     process.once(name, () => stop.abort(new Error(`stopped by ${name}`)));
   if (values.inside !== undefined) {
-    process.once("disconnect", () => stop.abort(new Error("who opened the router is gone")));
+    process.once("disconnect", () => stop.abort(new Error("stopped: who opened the router is gone")));
     process.channel?.unref();
     console.log("network: namespaces");
   }
   const report = resolve(values.report ?? join(".insitu", "chaos", `seed-${values.seed}.html`));
-  const verdict = await chaos({
+  const options: ChaosOptions = {
     dist: fileURLToPath(new URL("..", import.meta.url)),
     natsBinary: (await findNatsServer()).path,
     replicas: number("replicas"),
@@ -122,9 +122,18 @@ async function main(): Promise<number> {
     say: (line) => console.log(line),
     keepLogs: values.keep ? "always" : "when something was found",
     signal: stop.signal,
-  });
-  if (process.connected) process.disconnect();
-  return tell(verdict, report, values.minutes);
+  };
+  try {
+    return tell(await chaos(options), report, values.minutes);
+  } catch (err) {
+    if (!stop.signal.aborted) throw err;
+    console.error(stop.signal.reason.message);
+    return 1;
+  } finally {
+    // Who opened the router closes it; where nobody is left to do that, we do.
+    if (process.connected) process.disconnect();
+    else if (values.inside !== undefined) closeRouter(Number(values.inside), values.authority!);
+  }
 }
 
 function tell(verdict: Verdict, report: string, minutes: string): number {

@@ -5,11 +5,12 @@ import { existsSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { Fault, FaultKind } from "./faults.ts";
-import { closeRouter, NamespaceNetwork, openRouter, slowKbit } from "./namespace-network.ts";
+import { NamespaceNetwork, openRouter, slowKbit } from "./namespace-network.ts";
 import {
   addNamespace,
   entering,
   namespaceName,
+  removeNamespaces,
   run,
   runIn,
   sweepNamespaces,
@@ -72,7 +73,7 @@ describe.skipIf(reason !== undefined)("between two hosts", () => {
   afterAll(async () => {
     await Promise.all(Object.values(ears).map((ear) => ear[Symbol.asyncDispose]()));
     await network[Symbol.asyncDispose]();
-    closeRouter(pid);
+    removeNamespaces(pid);
   });
 
   function fault(kind: FaultKind, change: Partial<Fault> = {}): Fault {

@@ -5,7 +5,7 @@
  * Unlike a proxy it loses what is under way: connections stay half open, and nobody is told.
  */
 import { type Fault, type FaultKind, waysOf } from "./faults.ts";
-import { addNamespace, entering, namespaceName, removeNamespaces, run, runIn } from "./namespaces.ts";
+import { addNamespace, entering, namespaceName, run, runIn } from "./namespaces.ts";
 import type { Network } from "./network.ts";
 
 const PORT_FIRST = 7_000;
@@ -158,11 +158,6 @@ export function openRouter(pid: number): string {
   const chain = "chain between { type filter hook forward priority 0; policy accept; }";
   runIn(hub, "nft", ["-f", "-"], `table inet chaos {\n${chain}\n}\n`);
   return hub;
-}
-
-/** With all hosts that are left. */
-export function closeRouter(pid: number): void {
-  removeNamespaces(pid);
 }
 
 /** Kilobits a second that a link passes while it is slow. */
