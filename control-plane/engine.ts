@@ -227,7 +227,7 @@ async function startEmbedded(
   });
   const disk =
     config.natsSync === "always" && !syncAlways
-      ? new NatsDisk({ storeDirectory: directory, clock })
+      ? new NatsDisk({ storeDirectory: directory, account: operator.controlPlane, clock })
       : undefined;
   if (disk) {
     closers.add("nats-server's files", () => disk[Symbol.asyncDispose]());

@@ -39,7 +39,7 @@ export class JetStreamRunStore implements RunStore {
     const from = { connection: this.#connection, stream: STREAMS.runs, filter, fromSeq: afterSeq + 1 };
     for await (const message of readToEnd(from)) batches.push(toBatch(message));
     // An append whose answer was lost is found here, and what follows from it is acknowledged.
-    await flushed(this.#connection, STREAMS.runs);
+    await flushed(this.#connection, STREAMS.runs, batches.at(-1)?.seq ?? 0);
     return batches;
   }
 }

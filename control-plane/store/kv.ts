@@ -174,7 +174,7 @@ class NatsKv<T> implements KvStore<T> {
     const stream = `KV_${this.#bucket}`;
     const found = await attempt(this.#bucket, key, async () => {
       const last = await lastMessageOf(connection, stream, subject);
-      await flushed(connection, stream); // another request may still wait for it, and this one acts on it
+      await flushed(connection, stream, last?.seq ?? 0); // another request may still wait for it, and this one acts on it
       return last;
     });
     return found && { revision: found.seq, deleted: found.header.has(OPERATION), text: found.string() };

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { connect, type NatsConnection } from "nats";
@@ -264,6 +264,24 @@ describe("a nats-server that does not sync by itself", () => {
     await (await bucket(machine)).create("k", { text: "still" });
   });
 
+  test("a stream of the same name in another account is not taken for ours", async () => {
+    await using machine = await newMachine();
+    await append(machine, "r", "before");
+    const other = join(machine.directory, "jetstream", "A", "streams", "RUNS");
+    cpSync(join(machine.directory, "jetstream/$G/streams/RUNS"), other, { recursive: true });
+    await using unsure = new NatsDisk(machine.diskOptions);
+    flushBeforeAnswer(machine.connection, unsure);
+    const refused = await append(machine, "r", "unsure").catch(InsituError.from);
+    expect(refused).toMatchObject({ message: expect.stringContaining("several accounts") });
+
+    await using sure = new NatsDisk({ ...machine.diskOptions, account: "$G" });
+    flushBeforeAnswer(machine.connection, sure);
+    const seq = await append(machine, "r", "ours");
+    rmSync(join(machine.directory, "jetstream", "A"), { recursive: true });
+    await machine.powerCut();
+    expect(await at(machine, seq)).toBe("ours");
+  });
+
   test("a stream whose files are elsewhere is not acknowledged", async () => {
     await using machine = await newMachine();
     const elsewhere = new NatsDisk({ storeDirectory: join(machine.directory, "nothing-here"), clock });
@@ -281,7 +299,7 @@ test("a queue that a power cut has shortened gives what comes next", async () =>
   const { connection } = machine;
   const manager = await connection.jetstreamManager();
   await ensureWorkConsumer(manager, "site", workConsumer("site"));
-  await machine.disk.flush(STREAMS.work);
+  await machine.disk.flushAll();
   for (let i = 0; i < 5; i++) await connection.jetstream().publish(subjects.work("site"), `old ${i}`);
   const consumer = await connection.jetstream().consumers.get(STREAMS.work, workConsumer("site"));
   for (let i = 0; i < 5; i++) await (await consumer.next({ expires: 5_000 }))?.ackAck();

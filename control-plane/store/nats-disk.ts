@@ -38,38 +38,42 @@ const kernel: Syncing = {
 export interface NatsDiskOptions {
   /** As nats-server was told: `store_dir`. */
   storeDirectory: string;
+  /** Whose streams these are. Without it: of the only account that has them. */
+  account?: string;
   clock: Clock;
   syncing?: Syncing;
 }
 
+type Settings = NatsDiskOptions & { syncing: Syncing };
+
 export class NatsDisk implements StreamDisk, AsyncDisposable {
-  readonly #options: Required<NatsDiskOptions>;
+  readonly #options: Settings;
   readonly #streams = new Map<string, StreamFiles>();
 
   constructor(options: NatsDiskOptions) {
     this.#options = { syncing: kernel, ...options };
   }
 
-  flush(stream: string): Promise<void> {
+  flush(stream: string, upToSeq: number): Promise<void> {
+    return this.#filesOf(stream).flush(upToSeq);
+  }
+
+  #filesOf(stream: string): StreamFiles {
     let files = this.#streams.get(stream);
     if (!files) {
       files = new StreamFiles(stream, this.#options);
       this.#streams.set(stream, files);
     }
-    return files.flush();
+    return files;
   }
 
   /** Every stream that there is: after a start, what an earlier process left to the kernel. */
   async flushAll(): Promise<void> {
-    const { storeDirectory } = this.#options;
-    const accounts = await entriesOf(join(storeDirectory, "jetstream"));
     const found = new Set<string>();
-    for (const account of accounts) {
-      const streams = join(storeDirectory, "jetstream", account, "streams");
-      for (const stream of await entriesOf(streams))
-        if (statOf(join(streams, stream, "msgs"))) found.add(stream);
-    }
-    for (const stream of found) await this.flush(stream);
+    for (const account of await accountsOf(this.#options))
+      for (const stream of await entriesOf(join(account, "streams")))
+        if (statOf(join(account, "streams", stream, "msgs"))) found.add(stream);
+    for (const stream of found) await this.#filesOf(stream).sync();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -87,9 +91,13 @@ interface Newest {
 
 class StreamFiles {
   readonly #stream: string;
-  readonly #options: Required<NatsDiskOptions>;
+  readonly #options: Settings;
   #running: Promise<void> = Promise.resolve();
+  /** The sync after that, which has not begun, and the highest sequence that somebody wants of it. */
   #next: Promise<void> | undefined;
+  #wantedSeq = 0;
+  /** What the last sync has covered, while no file has changed place. */
+  #coveredSeq = 0;
   #failure: InsituError | undefined;
   /** Its `msgs`; undefined before the first look. */
   #directory: string | undefined;
@@ -97,21 +105,42 @@ class StreamFiles {
   /** What each path was like when it was last synced, as far as that says something. */
   readonly #synced = new Map<string, string>();
 
-  constructor(stream: string, options: Required<NatsDiskOptions>) {
+  constructor(stream: string, options: Settings) {
     this.#stream = stream;
     this.#options = options;
   }
 
-  /** Who calls while a sync is under way is not covered by that one, and shares the next. */
-  flush(): Promise<void> {
+  /**
+   * Writers and readers of the same message share a sync, and the readers do not come first: what one of them wanted
+   * covers the other.
+   */
+  async flush(upToSeq: number): Promise<void> {
+    if (this.#covers(upToSeq)) return;
+    if (!this.#next) {
+      await this.#running.catch(() => {}); // whoever waited for that one has the error
+      if (this.#covers(upToSeq)) return;
+    }
+    this.#wantedSeq = Math.max(this.#wantedSeq, upToSeq);
+    await this.sync();
+  }
+
+  /** Of what there is at the call: a sync that is under way does not cover it, and the next one is shared. */
+  sync(): Promise<void> {
     this.#next ??= this.#running
-      .catch(() => {}) // whoever waited for that one has the error
-      .then(() => {
+      .catch(() => {}) // likewise
+      .then(async () => {
         this.#running = this.#next!;
         this.#next = undefined;
-        return this.#sync();
+        const seq = this.#wantedSeq;
+        this.#wantedSeq = 0;
+        await this.#sync();
+        this.#coveredSeq = Math.max(this.#coveredSeq, seq);
       });
     return this.#next;
+  }
+
+  #covers(seq: number): boolean {
+    return seq <= this.#coveredSeq && this.#isCurrent();
   }
 
   async close(): Promise<void> {
@@ -150,6 +179,7 @@ class StreamFiles {
   /** All blocks that are not as they were, and the directories that name them. */
   async #look(): Promise<void> {
     await this.#forget();
+    this.#coveredSeq = 0; // a stream that was made anew begins its sequences anew
     const directory = await this.#find();
     const blocks = (await readdir(directory)).map(blockIndex).filter((index) => index !== undefined);
     blocks.sort((a, b) => a - b);
@@ -222,20 +252,27 @@ class StreamFiles {
   /** @throws store.unavailable when the server keeps the stream elsewhere: nothing could be promised */
   async #find(): Promise<string> {
     if (this.#directory !== undefined && statOf(this.#directory)) return this.#directory;
-    const root = join(this.#options.storeDirectory, "jetstream");
-    for (const account of await entriesOf(root)) {
-      const directory = join(root, account, "streams", this.#stream, "msgs");
-      if (statOf(directory)) {
-        this.#directory = directory;
-        return directory;
-      }
+    const accounts = await accountsOf(this.#options);
+    const found = accounts
+      .map((account) => join(account, "streams", this.#stream, "msgs"))
+      .filter((directory) => statOf(directory) !== undefined);
+    const [directory] = found;
+    if (directory !== undefined && found.length === 1) {
+      this.#directory = directory;
+      return directory;
     }
     throw new InsituError(
       "store.unavailable",
-      `nats-server has no files of the stream ${this.#stream} under ${root}, so that nothing of it can be brought to the disk: start with --nats-sync interval to go without, or use nats-server 2.10 or newer`,
+      `nats-server has ${found.length === 0 ? "no files" : "files of several accounts"} of the stream ${this.#stream} under ${this.#options.storeDirectory}, so that nothing of it can be brought to the disk: start with --nats-sync interval to go without, or use nats-server 2.10 or newer`,
       { retryable: true },
     );
   }
+}
+
+/** Their directories. */
+async function accountsOf({ storeDirectory, account }: Settings): Promise<string[]> {
+  const root = join(storeDirectory, "jetstream");
+  return (account === undefined ? await entriesOf(root) : [account]).map((name) => join(root, name));
 }
 
 function blockName(index: number): string {

@@ -58,7 +58,8 @@ export async function publish(
 export async function publishOnce(connection: NatsConnection, message: Publication): Promise<Published> {
   try {
     const published = await tryOnce(connection, message);
-    if (published.kind === "stored" && !message.mayBeLost) await flushed(connection, message.stream);
+    if (published.kind === "stored" && !message.mayBeLost)
+      await flushed(connection, message.stream, published.seq);
     return published;
   } catch (err) {
     throw storeError(err, message.what);

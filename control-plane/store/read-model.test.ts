@@ -7,6 +7,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { compile } from "../../shared/engine/plan.ts";
 import { systemClock } from "../../shared/system.ts";
+import { STREAMS } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
@@ -14,6 +15,7 @@ import { ensureStreams } from "./jetstream.ts";
 import { JetStreamRunStore } from "./jetstream-run-store.ts";
 import type { PoisonStream } from "./poison-stream.ts";
 import { ReadModel } from "./read-model.ts";
+import { flushBeforeAnswer } from "./stream-disk.ts";
 
 const VERSION = `sha256:${"0".repeat(64)}`;
 const plan = compile(pipelineSpec("nightly", [stepSpec("load"), stepSpec("report", { needs: ["load"] })]));
@@ -341,4 +343,42 @@ test("a run whose history is impossible keeps no replica from starting", async (
   }
   await using again = await opened("impossible");
   expect(again.get("impossible-1")?.status).toBe("running");
+});
+
+test("what is not on the disk yet is shown to nobody", async () => {
+  const own = await connect({ servers: nats.url, user: nats.user, pass: nats.password });
+  let bring = (): void => {};
+  const asked: string[] = [];
+  const brought = new Promise<void>((resolve) => {
+    bring = resolve;
+  });
+  const model = new ReadModel({
+    directory: join(directory, "unsynced"),
+    connection: own,
+    store,
+    plans: { load: () => Promise.resolve(plan) },
+    clock: systemClock,
+    log: pino({ level: "silent" }),
+  });
+  await model.start();
+  let told = (): void => {};
+  const waiting = new Promise<void>((resolve) => {
+    told = resolve;
+  });
+  flushBeforeAnswer(own, {
+    flush: async (stream) => {
+      asked.push(stream);
+      told();
+      await brought;
+    },
+  });
+  const appended = await store.append("unsynced", created("unsynced"), 0, "unsynced/1");
+  await waiting;
+  expect(model.get("unsynced")).toBeUndefined();
+  bring();
+  if (appended.kind === "appended") await model.waitFor(appended.seq);
+  expect(model.get("unsynced")?.id).toBe("unsynced");
+  expect(new Set(asked)).toEqual(new Set([STREAMS.runs]));
+  await model.close();
+  await own.close();
 });

@@ -20,6 +20,7 @@ import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
 import { RunProjection } from "../runs/run-projection.ts";
 import type { RecoveredRun } from "../runs/run-service.ts";
 import { toBatch } from "./jetstream-run-store.ts";
+import { flushed } from "./stream-disk.ts";
 import { lastSeqOf, type StreamMessage, StreamTail, storedAtMsOf } from "./stream-reader.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
@@ -260,6 +261,7 @@ export class ReadModel implements RunQueries {
     while (this.#inbox.length > 0) {
       const taken = this.#inbox;
       this.#inbox = [];
+      if (!(await this.#untilFlushed(taken.at(-1)!.seq))) return;
       for (const message of taken) {
         try {
           const batch = toBatch(message);
@@ -280,6 +282,21 @@ export class ReadModel implements RunQueries {
       }
     }
     this.#draining = false;
+  }
+
+  /** Nobody is shown what a power cut may take, or what the run's own actor does not know yet. False when closed. */
+  async #untilFlushed(seq: number): Promise<boolean> {
+    const { connection, clock, log } = this.#options;
+    for (let told = false; ; told = true) {
+      try {
+        await flushed(connection, STREAMS.runs, seq);
+        return true;
+      } catch (err) {
+        if (this.#stop.signal.aborted) return false;
+        if (!told) log.warn({ err, seq }, "run events not shown yet");
+        await clock.sleep(RETRY_MS, this.#stop.signal).catch(() => {}); // closed, which the next round sees
+      }
+    }
   }
 
   /** Waits for a store that is away: to go on would lose what the message says. */

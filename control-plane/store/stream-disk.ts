@@ -6,12 +6,12 @@ import type { NatsConnection } from "nats";
 
 export interface StreamDisk {
   /**
-   * Resolves when all that the server had stored of the stream at the call is on the disk. Calls at the same time
-   * share a sync.
+   * Resolves when what the server has stored of the stream is on the disk, up to a sequence that it was seen to have.
+   * Calls at the same time share a sync.
    *
    * @throws store.unavailable when it cannot be brought there: what was stored is then nothing to rely on
    */
-  flush(stream: string): Promise<void>;
+  flush(stream: string, upToSeq: number): Promise<void>;
 }
 
 const disks = new WeakMap<NatsConnection, StreamDisk>();
@@ -22,6 +22,6 @@ export function flushBeforeAnswer(connection: NatsConnection, disk: StreamDisk):
 }
 
 /** Does nothing for a connection to a server that syncs by itself, or whose disk is out of reach. */
-export async function flushed(connection: NatsConnection, stream: string): Promise<void> {
-  await disks.get(connection)?.flush(stream);
+export async function flushed(connection: NatsConnection, stream: string, upToSeq: number): Promise<void> {
+  await disks.get(connection)?.flush(stream, upToSeq);
 }
