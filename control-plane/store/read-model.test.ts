@@ -356,6 +356,7 @@ test("what is not on the disk yet is shown to nobody", async () => {
     directory: join(directory, "unsynced"),
     connection: own,
     store,
+    poison,
     plans: { load: () => Promise.resolve(plan) },
     clock: systemClock,
     log: pino({ level: "silent" }),
