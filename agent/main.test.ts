@@ -318,7 +318,7 @@ test(`killed between every pair of writes of its journal, ${KILLS} times: no out
   const effects = join(directory.path, "effects");
   const points = Array.from(
     { length: KILLS },
-    (_, i) => `${Math.floor(i / 2) + 1}:${i % 2 ? "after" : "before"}`,
+    (_, i) => `${Math.floor((i % 16) / 2) + 1}:${i % 2 ? "after" : "before"}`,
   );
   let killedOnes = 0;
   for (const [i, point] of points.entries()) {
@@ -355,7 +355,9 @@ test(`killed between every pair of writes of its journal, ${KILLS} times: no out
     }
     await killed(next);
   }
-  expect(killedOnes).toBeGreaterThan(Math.min(6, KILLS / 2));
+  // An attempt has some five writes; at the points beyond them the agent is killed after its outcome has come.
+  if (process.env.INSITU_KILLS) console.log({ killedAtAWrite: killedOnes });
+  expect(killedOnes).toBeGreaterThan(KILLS / 3);
 }, 600_000);
 
 /** Of a long run: \`INSITU_FLOOD_MB=1000 npm test -- agent/main.test.ts -t flood\`; it prints what it saw. */
