@@ -13,7 +13,7 @@ import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
-import { sweepWorkspaces } from "./executors/workspace.ts";
+import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
@@ -31,6 +31,7 @@ import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
 const DISK_CHECK_MS = 5_000;
+const SWEEP_MS = 60_000;
 /** What was seen longer ago is looked at again before an offer is taken. */
 const DISK_FRESH_MS = 50;
 /** Until the queue gives an offer again that there is no room for. */
@@ -50,6 +51,7 @@ export class Agent {
   #pulls: PullLoop | undefined;
   #accessText = "";
   #timer: Timer | undefined;
+  #sweeping: Timer | undefined;
   /** Wall time of the centre less the monotonic time here: a clock that jumps at the site moves nothing. */
   #centreOffsetMs: number | undefined;
   readonly #supervisors: Supervisors;
@@ -150,10 +152,12 @@ export class Agent {
 
   async start(): Promise<void> {
     await this.#supervisors.find();
+    await sweepArtifacts(join(this.#config.stateDir, "artifacts"));
     await this.#attempts.recover();
-    // Workspaces hold data of the site: one that a crash has left, between an outcome and its removal, goes now.
-    const left = await sweepWorkspaces(this.#config.stateDir, this.#attempts.held());
-    if (left > 0) this.#log.info({ workspaces: left }, "workspaces of ended attempts removed");
+    await this.#sweep();
+    this.#sweeping = this.#clock.every(SWEEP_MS, () => {
+      this.#sweep().catch((err: unknown) => this.#log.error({ err }, "workspaces cannot be swept"));
+    });
     await this.#checkDisk();
     this.#timer = this.#clock.every(DISK_CHECK_MS, () => {
       this.#checkDisk()
@@ -175,6 +179,7 @@ export class Agent {
     this.#stopping = true;
     this.#log.info({ reason, held: this.#attempts.held().length }, "agent stops");
     this.#timer?.cancel();
+    this.#sweeping?.cancel();
     await this.#pulls?.close();
     if (this.#config.onStop === "interrupt")
       await this.#attempts.stopAll("interrupted", `the agent stopped: ${reason}`);
@@ -188,6 +193,16 @@ export class Agent {
     }
     await this.#uplink.close(reason);
     await this.#journal.close();
+  }
+
+  /**
+   * Workspaces hold data of the site: one that was left, by a crash or because it could not be removed, goes now. So do
+   * supervisors of an earlier release whose last step has ended.
+   */
+  async #sweep(): Promise<void> {
+    await this.#supervisors.dismiss();
+    const left = await sweepWorkspaces(this.#config.stateDir, () => this.#attempts.running());
+    if (left > 0) this.#log.info({ workspaces: left }, "workspaces of ended attempts removed");
   }
 
   #mayTakeWork(): boolean {
@@ -205,6 +220,7 @@ export class Agent {
     if (this.#cordoned) return "cordoned";
     if (this.#diskFull) return "its disk is nearly full";
     if (this.#journal.outboxFull) return "its outbox is full: results wait for the control plane";
+    if (this.#supervisors.trouble !== "") return this.#supervisors.trouble;
     return "";
   }
 

@@ -1,11 +1,11 @@
 /** A disk that is full in earnest: a small file system of its own, which takes root to mount. */
 import { spawnSync } from "node:child_process";
-import { closeSync, mkdirSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { stepSpec } from "../../test/support/specs.ts";
-import { offerOf, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { leaseKey, offerOf, type TestDirectory, testDirectory } from "../agent.fixture.ts";
 import { NO_SANDBOX } from "../sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import { ProcessExecutor } from "./process-executor.ts";
@@ -49,8 +49,6 @@ function fill(file: string): void {
 }
 
 function start(offer: ReturnType<typeof offerOf>) {
-  const filler = join(disk, "filler");
-  fill(filler);
   const executor = new ProcessExecutor({
     clock: systemClock,
     stateDir: disk,
@@ -61,27 +59,44 @@ function start(offer: ReturnType<typeof offerOf>) {
     supervisors,
   });
   const io = { log: () => true, onDrain: () => undefined, storedOffset: 0, dropped: () => undefined };
-  return { free: () => rmSync(filler), execution: executor.start(offer, io) };
+  return executor.start(offer, io);
 }
 
 const offer = (step: Partial<ReturnType<typeof stepSpec>>, files: Record<string, string> = {}) =>
   offerOf({ step: stepSpec("fit", step), files });
 
 test.skipIf(!canMount())(
-  "a step that starts on a full disk is reported with its true end once there is room",
+  "a disk that fills up while a step runs costs it nothing of its true end",
   async () => {
-    const argv = ["sh", "-c", "exit 3"];
-    const { free, execution } = start(offer({ executor: { kind: "process", argv } }));
-    const early = await Promise.race([execution.done, systemClock.sleep(1_500)]);
-    expect(early).toBeUndefined();
-    free();
+    const [began, go] = [join(directory.path, "began"), join(directory.path, "go")];
+    const text = `echo > ${began}; while [ ! -e ${go} ]; do sleep 0.02; done; echo no room; exit 3`;
+    const execution = start(offer({ executor: { kind: "process", argv: ["sh", "-c", text] } }));
+    while (!existsSync(began)) await systemClock.sleep(5);
+    fill(join(disk, "filler"));
+    writeFileSync(go, "");
     expect(await execution.done).toMatchObject({ status: "failed", exitCode: 3 });
   },
 );
 
+test.skipIf(!canMount())(
+  "a step that a full disk has no room for does not begin, and is given back",
+  async () => {
+    const ran = join(directory.path, "ran");
+    fill(join(disk, "filler"));
+    const execution = start(offer({ executor: { kind: "process", argv: ["sh", "-c", `echo > ${ran}`] } }));
+    expect(await execution.done).toMatchObject({ status: "interrupted", error: { code: "disk-full" } });
+    expect(existsSync(ran)).toBe(false);
+    // The supervisor lives, and runs the next one when there is room.
+    rmSync(join(disk, "filler"));
+    const lease = leaseKey({ runId: "run-2" });
+    const next = start({ ...offer({ executor: { kind: "process", argv: ["sh", "-c", "exit 4"] } }), lease });
+    expect(await next.done).toMatchObject({ status: "failed", exitCode: 4 });
+  },
+);
+
 test.skipIf(!canMount())("a step for whose files there is no room is interrupted, not failed", async () => {
-  const { execution } = start(
-    offer({ executor: { kind: "process", argv: ["true"] }, files: ["big"] }, { big: "x".repeat(100_000) }),
-  );
+  fill(join(disk, "filler"));
+  const files = { big: "x".repeat(100_000) };
+  const execution = start(offer({ executor: { kind: "process", argv: ["true"] }, files: ["big"] }, files));
   expect(await execution.done).toMatchObject({ status: "interrupted", error: { code: "disk-full" } });
 });

@@ -10,8 +10,8 @@ export interface AttemptIo {
   onDrain(resume: () => void): void;
   /** What lies before it is durable with the agent, and not needed in the spool any more. */
   readonly storedOffset: number;
-  /** Bytes of output that were given up before they came here. */
-  dropped(bytes: number): void;
+  /** Bytes of output, and ends of lines in them, that were given up before they came here. */
+  dropped(bytes: number, lines: number): void;
 }
 
 export interface KeptArtifact {
@@ -45,10 +45,10 @@ export interface Executor {
   readonly kind: Offer["step"]["executor"]["kind"];
   start(offer: Offer, io: AttemptIo): Execution;
   /**
-   * Takes up what an earlier process of this agent started; output goes on at the offset. Undefined when nothing
-   * is left of it: neither a process nor its end.
+   * Takes up what an earlier process of this agent started; output goes on at the offset. Undefined when the step
+   * has not begun, and cannot begin any more without another `start`.
    */
-  resume(offer: Offer, io: AttemptIo, offset: number): Promise<Execution | undefined>;
+  resume(offer: Offer, io: AttemptIo, offset: number): Execution | undefined;
   /** Ends what an earlier process of this agent left running for the attempt. Resolves when nothing is left. */
   cleanUp(offer: Offer): Promise<void>;
 }

@@ -25,6 +25,6 @@ export const noopExecutor: Executor = {
       forget: () => Promise.resolve(),
     };
   },
-  resume: () => Promise.resolve(undefined),
+  resume: () => undefined,
   cleanUp: () => Promise.resolve(),
 };

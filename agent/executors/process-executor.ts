@@ -2,11 +2,12 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
-import type { Clock } from "../../shared/system.ts";
+import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { highestClassification } from "../egress/egress-gate.ts";
 import type { Boxed, Sandbox } from "../sandbox/sandbox.ts";
-import type { Followed, FrameSink, Supervisors } from "../supervisor/client.ts";
+import type { Supervisors } from "../supervisor/client.ts";
+import type { Ending, Followed, FrameSink } from "../supervisor/followed-step.ts";
 import type { ExitRecord, StepSpec } from "../supervisor/protocol.ts";
 import {
   type AttemptIo,
@@ -16,7 +17,7 @@ import {
   failure,
   type StopReason,
 } from "./executor.ts";
-import { killTree, MARKER_VARIABLE } from "./process-tree.ts";
+import { endTree, killTree, MARKER_VARIABLE } from "./process-tree.ts";
 import {
   collectOutputs,
   createWorkspace,
@@ -29,6 +30,9 @@ import {
   workspaceAt,
   workspaceRoot,
 } from "./workspace.ts";
+
+/** Beyond the grace, before a supervisor that was told to stop a step is passed over. */
+const INSIST_AFTER_MS = 10_000;
 
 export interface ProcessExecutorOptions {
   clock: Clock;
@@ -54,10 +58,10 @@ export class ProcessExecutor implements Executor {
     return execution.as(execution.begin());
   }
 
-  async resume(offer: Offer, io: AttemptIo, offset: number): Promise<Execution | undefined> {
+  resume(offer: Offer, io: AttemptIo, offset: number): Execution | undefined {
     const execution = new ProcessExecution(offer, io, this.#options);
-    const resumed = await execution.resume(offset);
-    return resumed && execution.as(resumed.done);
+    const resumed = execution.resume(offset);
+    return resumed && execution.as(resumed);
   }
 
   async cleanUp(offer: Offer): Promise<void> {
@@ -73,6 +77,7 @@ class ProcessExecution implements FrameSink {
   readonly #options: ProcessExecutorOptions;
   readonly #root: string;
   #followed: Followed | undefined;
+  #insisting: Timer | undefined;
   #stopped: { reason: StopReason; message: string } | undefined;
 
   constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions) {
@@ -112,30 +117,40 @@ class ProcessExecution implements FrameSink {
       const followed = await this.#options.supervisors.start(spec.step, this);
       this.#followed = followed;
       const late = this.#wish();
-      if (late) followed.stop(late.reason, late.message);
+      if (late) this.#tellStop(followed, late);
       return await this.#conclude(followed, workspace);
     } catch (thrown) {
       return failed(thrown);
     }
   }
 
-  /** Undefined when there is nothing to take up: neither a process nor its exit record. */
-  async resume(offset: number): Promise<{ done: Promise<ExecutionResult> } | undefined> {
+  /** Undefined when the step has not begun, and will not by itself. */
+  resume(offset: number): Promise<ExecutionResult> | undefined {
     const { lease } = this.#offer;
     const workspace = workspaceAt(workBase(this.#options), lease);
     const marker = markerOf(this.#options, lease);
-    this.#followed = await this.#options.supervisors.resume(marker, supervised(workspace), offset, this);
-    return this.#followed && { done: this.#conclude(this.#followed, workspace).catch(failed) };
+    this.#followed = this.#options.supervisors.resume(marker, supervised(workspace), offset, this);
+    return this.#followed && this.#conclude(this.#followed, workspace).catch(failed);
   }
 
   stop(reason: StopReason, message: string): void {
     if (this.#stopped) return;
     this.#stopped = { reason, message };
-    if (this.#followed?.stop(reason, message) === false) {
-      // A tree that cannot be listed now is stopped by its supervisor's timeout.
-      const { clock } = this.#options;
-      void killTree(markerOf(this.#options, this.#offer.lease), undefined, clock).catch(() => undefined);
-    }
+    if (this.#followed) this.#tellStop(this.#followed, { reason, message });
+  }
+
+  /** One that is halted takes the request and does nothing: its step is ended over its head in the end. */
+  #tellStop(followed: Followed, { reason, message }: { reason: StopReason; message: string }): void {
+    if (!followed.stop(reason, message)) return this.#end();
+    const { clock, killGraceMs } = this.#options;
+    this.#insisting = clock.after(killGraceMs + INSIST_AFTER_MS, () => this.#end());
+  }
+
+  /** Over the head of a supervisor that does not speak to us. A tree that cannot be listed ends with its timeout. */
+  #end(): void {
+    const { clock, killGraceMs: graceMs } = this.#options;
+    const marker = markerOf(this.#options, this.#offer.lease);
+    void endTree(marker, undefined, { graceMs, clock }).catch(() => undefined);
   }
 
   /** It may come at any await. */
@@ -196,17 +211,27 @@ class ProcessExecution implements FrameSink {
   }
 
   async #conclude(followed: Followed, workspace: Workspace): Promise<ExecutionResult> {
-    const exit = await followed.exit;
-    if (!exit) {
-      await killTree(markerOf(this.#options, this.#offer.lease), undefined, this.#options.clock);
-      const message = "the supervisor of the step ended without an exit record";
-      return failure("interrupted", "interrupted", message);
-    }
-    this.#io.dropped(exit.droppedBytes);
-    // Ended by us over the head of a supervisor that says nothing: its record knows of no wish.
-    const stopped = exit.stopped ?? (exit.signal === "SIGKILL" ? (this.#stopped ?? null) : null);
-    if (stopped || exit.error || exit.code !== 0) return this.#failed({ ...exit, stopped });
+    const ending = await followed.ending;
+    this.#insisting?.cancel();
+    if (ending.kind !== "exited") return await this.#unknownEnd(ending);
+    const { record, unreadBytes } = ending;
+    this.#io.dropped(record.droppedBytes + unreadBytes, record.droppedLines ?? 0);
+    // Of a supervisor that could not be told: its record knows of no wish, and the process did not end by itself.
+    const stopped = record.stopped ?? (record.code === 0 ? null : (this.#stopped ?? null));
+    if (stopped || record.error || record.code !== 0) return this.#failed({ ...record, stopped });
     return await this.#succeeded(workspace);
+  }
+
+  /** The host's trouble and not the step's: another grant may do better. */
+  async #unknownEnd(ending: Exclude<Ending, { kind: "exited" }>): Promise<ExecutionResult> {
+    await killTree(markerOf(this.#options, this.#offer.lease), undefined, this.#options.clock);
+    if (ending.kind === "lost") {
+      const { reason = "interrupted", message = ending.why } = this.#stopped ?? {};
+      return failure(reason, reason, message);
+    }
+    const { code, message } = ending.trouble;
+    if (isDiskFull({ code })) return failed(Object.assign(new Error(message), { code }));
+    return failure("interrupted", "supervisor", `the step could not begin: ${message}`);
   }
 
   #failed(exit: ExitRecord): ExecutionResult {

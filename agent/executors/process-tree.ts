@@ -7,6 +7,7 @@
  */
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import type { Clock } from "../../shared/system.ts";
+import { type ProcessIdentity, startTicksOf } from "../supervisor/process-identity.ts";
 
 export const MARKER_VARIABLE = "INSITU_ATTEMPT_TOKEN";
 const ROUND_MS = 50;
@@ -44,18 +45,37 @@ function environmentOf(pid: number): string {
   }
 }
 
+/**
+ * Signals the group that a process began. The number of a group whose members have all ended may be another's by now:
+ * then a process of that number is there, and began at another time.
+ */
+export function signalGroup(leader: ProcessIdentity | undefined, signal: NodeJS.Signals | 0): boolean {
+  if (leader === undefined) return false;
+  const now = startTicksOf(leader.pid);
+  if (now !== null && now !== leader.startTicks) return false;
+  return trySignal(-leader.pid, signal);
+}
+
 /** Sends a signal to the group and to all that carry the marker. Returns how many were found. */
-export function signalTree(marker: string, groupPid: number | undefined, signal: NodeJS.Signals): number {
-  if (groupPid !== undefined) trySignal(-groupPid, signal);
+export function signalTree(
+  marker: string,
+  leader: ProcessIdentity | undefined,
+  signal: NodeJS.Signals,
+): number {
+  signalGroup(leader, signal);
   const pids = markedProcesses(marker);
   for (const pid of pids) trySignal(pid, signal);
   return pids.length;
 }
 
 /** SIGKILL until nothing is left: a process can fork between the look and the signal. */
-export async function killTree(marker: string, groupPid: number | undefined, clock: Clock): Promise<void> {
+export async function killTree(
+  marker: string,
+  leader: ProcessIdentity | undefined,
+  clock: Clock,
+): Promise<void> {
   for (let round = 0; round < ROUNDS_MAX; round++) {
-    if (signalTree(marker, groupPid, "SIGKILL") === 0) return;
+    if (signalTree(marker, leader, "SIGKILL") === 0) return;
     await clock.sleep(ROUND_MS);
   }
 }
@@ -63,22 +83,22 @@ export async function killTree(marker: string, groupPid: number | undefined, clo
 /** SIGTERM, SIGKILL when the grace is over or at once when all have gone. */
 export async function endTree(
   marker: string,
-  groupPid: number | undefined,
+  leader: ProcessIdentity | undefined,
   options: { graceMs: number; clock: Clock },
 ): Promise<void> {
   const { graceMs, clock } = options;
   const until = clock.monotonicMs() + graceMs;
-  signalTree(marker, groupPid, "SIGTERM");
-  while (clock.monotonicMs() < until && isAlive(marker, groupPid)) {
+  signalTree(marker, leader, "SIGTERM");
+  while (clock.monotonicMs() < until && isAlive(marker, leader)) {
     await clock.sleep(Math.min(ROUND_MS, graceMs));
   }
-  await killTree(marker, groupPid, clock);
+  await killTree(marker, leader, clock);
 }
 
-function isAlive(marker: string, groupPid: number | undefined): boolean {
+function isAlive(marker: string, leader: ProcessIdentity | undefined): boolean {
   if (markedProcesses(marker).length > 0) return true;
   // With /proc the marker decides: a zombie that nobody reaps would keep its group alive for ever.
-  return !HAS_PROC && groupPid !== undefined && trySignal(-groupPid, 0);
+  return !HAS_PROC && signalGroup(leader, 0);
 }
 
 /**

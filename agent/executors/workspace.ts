@@ -91,20 +91,31 @@ export async function removeWorkspace(root: string): Promise<void> {
   await rmdir(dirname(root)).catch(() => undefined); // the run's, once it is empty
 }
 
-/** Removes what belongs to none of the attempts. Returns how many that were. */
-export async function sweepWorkspaces(stateDir: string, held: readonly LeaseKey[]): Promise<number> {
+/**
+ * Removes what belongs to none of the attempts that run, who are asked for after the look: one that begins meanwhile
+ * is not among what was found. Returns how many that were.
+ */
+export async function sweepWorkspaces(stateDir: string, running: () => readonly LeaseKey[]): Promise<number> {
   const base = join(stateDir, WORK);
-  const kept = new Set(held.map((lease) => workspaceRoot(base, lease)));
-  let removed = 0;
+  const found: string[] = [];
   for (const run of await readdir(base).catch(() => [])) {
-    for (const attempt of await readdir(join(base, run)).catch(() => [])) {
-      const root = join(base, run, attempt);
-      if (kept.has(root)) continue;
-      await removeWorkspace(root).catch(() => undefined); // the next start tries again
-      removed += 1;
-    }
+    for (const attempt of await readdir(join(base, run)).catch(() => []))
+      found.push(join(base, run, attempt));
+    await rmdir(join(base, run)).catch(() => undefined); // a crash has left it empty, or it is not
   }
-  return removed;
+  const kept = new Set(running().map((lease) => workspaceRoot(base, lease)));
+  const left = found.filter((root) => !kept.has(root));
+  for (const root of left) await removeWorkspace(root).catch(() => undefined); // the next sweep tries again
+  return left.length;
+}
+
+/** Removes artifacts that a crash has left half copied. Before any attempt is taken up: none is being copied now. */
+export async function sweepArtifacts(store: string): Promise<void> {
+  const directory = join(store, "sha256");
+  const names = await readdir(directory).catch(() => []);
+  for (const name of names) {
+    if (name.startsWith(".")) await rm(join(directory, name), { force: true }).catch(() => undefined);
+  }
 }
 
 /** Reads the declared outputs; others stay where they are and vanish with the directory. @throws ProductError */

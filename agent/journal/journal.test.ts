@@ -147,33 +147,65 @@ test("an outcome that could not be written does not stay among the undelivered",
   await journal.close();
 });
 
-test("when the log spool is full the oldest chunks give way to a note of the loss, and results stay", async () => {
+test("when the log spool is full the oldest chunks give way to one note of the loss, and results stay", async () => {
   using directory = testDirectory();
   const journal = new Journal(directory.path, { ...LIMITS, logSpoolMaxBytes: MiB });
   const lease = leaseKey();
   await journal.finish(finished(leaseKey({ runId: "other" })));
   const written = 40;
+  const data = Buffer.alloc(64 * 1024, "x");
+  data[9] = data[99] = 10;
+  const lines = { contentLines: 2 };
   for (let i = 0; i < written; i++)
-    await journal.appendLog(chunkOf(lease, Buffer.alloc(64 * 1024, i), i + 1), MARK);
+    await journal.appendLog({ ...chunkOf(lease, data, i + 1), ...lines }, MARK);
 
-  const chunks = journal.logsAfter(0, 100);
-  const dropped = chunks.filter((chunk) => chunk.dropped);
-  expect(chunks.map(({ firstEntry }) => firstEntry)).toEqual(
-    Array.from({ length: written }, (_, i) => i + 1),
-  );
-  expect(dropped.map(({ seq }) => seq)).toEqual(dropped.map((_, i) => i + 1)); // the oldest, without a gap
-  expect(dropped.length).toBeGreaterThan(written / 2);
-  expect(decodeLogEntries(dropped[0]!.encoding, dropped[0]!.entries)).toEqual([
-    { seq: 1, atMs: 7, stream: "agent", data: Buffer.alloc(0), droppedBytes: 64 * 1024 },
+  const [note, ...rest] = journal.logsAfter(0, 100);
+  expect(note).toMatchObject({ dropped: true, firstEntry: 1 });
+  const lost = note!.entryCount;
+  expect(lost).toBeGreaterThan(written / 2);
+  expect(rest.map(({ firstEntry }) => firstEntry)).toEqual(rest.map((_, i) => lost + 1 + i)); // without a gap
+  expect(rest.at(-1)).toMatchObject({ firstEntry: written });
+  const droppedBytes = lost * 64 * 1024;
+  expect(decodeLogEntries(note!.encoding, note!.entries)).toEqual([
+    { seq: lost, atMs: 7, stream: "agent", data: Buffer.alloc(0), droppedBytes, droppedLines: 2 * lost },
   ]);
-  expect(journal.droppedLogBytes).toBe(dropped.length * 64 * 1024);
+  expect(journal.droppedLogBytes).toBe(droppedBytes);
   expect(journal.spoolBytes).toBeLessThan(MiB + 64 * 1024);
   expect(journal.reportsAfter(0, 10)).toHaveLength(1);
   await journal.close();
 
   const again = new Journal(directory.path, { ...LIMITS, logSpoolMaxBytes: MiB });
-  expect(again.droppedLogBytes).toBe(dropped.length * 64 * 1024);
+  expect(again.droppedLogBytes).toBe(droppedBytes);
+  for (let i = 0; i < written; i++)
+    await again.appendLog({ ...chunkOf(lease, data, written + i + 1), ...lines }, MARK);
+  expect(again.logsAfter(0, 100).filter(({ dropped }) => dropped)).toHaveLength(1);
   await again.close();
+});
+
+test("of two attempts that write in turn each has one note of what was lost, however much that is", async () => {
+  using directory = testDirectory();
+  const journal = new Journal(directory.path, { ...LIMITS, logSpoolMaxBytes: MiB });
+  const leases = ["run-1", "run-2"].map((runId) => leaseKey({ runId }));
+  for (let i = 0; i < 60; i++) {
+    for (const lease of leases) await journal.appendLog(chunkOf(lease, Buffer.alloc(32 * 1024), i + 1), MARK);
+  }
+  const chunks = journal.logsAfter(0, 1_000);
+  for (const { runId } of leases) {
+    const own = chunks.filter(({ lease }) => lease.runId === runId);
+    expect(own.filter(({ dropped }) => dropped)).toHaveLength(1);
+    expect(own.reduce((sum, { entryCount }) => sum + entryCount, 0)).toBe(60);
+  }
+  expect(journal.spoolBytes).toBe(chunks.reduce((sum, { entries }) => sum + entries.length, 0));
+  await journal.close();
+});
+
+test("no more chunks are read than are wanted, and one at least", async () => {
+  using directory = testDirectory();
+  const journal = new Journal(directory.path, LIMITS);
+  for (let i = 0; i < 5; i++) await journal.appendLog(chunkOf(leaseKey(), Buffer.alloc(1_000), i + 1), MARK);
+  expect(journal.logsAfter(0, 10, 2_500)).toHaveLength(2);
+  expect(journal.logsAfter(0, 10, 1)).toHaveLength(1);
+  await journal.close();
 });
 
 test("results beyond the limit are kept, and the journal says that it is full", async () => {

@@ -10,9 +10,8 @@ import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
-import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import { REMEMBERED_MAX } from "../leases/lease-book.ts";
-import type { LogChunkRecord } from "./log-chunk.ts";
+import { joined, type LogChunkRecord, type Loss, lossOf, noteOf } from "./log-chunk.ts";
 import { Undo } from "./undo.ts";
 
 const Held = z.object({ offer: Offer, takenAtMs: z.number() });
@@ -66,6 +65,8 @@ export class Journal {
   /** Sizes of what is stored and not acknowledged, so that the quota needs no look at the store. */
   readonly #logSizes = new Map<number, number>();
   readonly #reportSizes = new Map<number, number>();
+  /** The last note of lost log by attempt, to which the next one may be joined. */
+  readonly #notes = new Map<string, number>();
   /** Acknowledged, and still on disk. A crash now means that they are sent again, and known there. */
   #forgotten: { store: "outbox" | "logs"; seq: number }[] = [];
   #forgetting: Timer | undefined;
@@ -83,6 +84,8 @@ export class Journal {
     outboxBytes: 0,
     logBytes: 0,
     droppedLogBytes: 0,
+    /** Up to here every chunk is a note. */
+    notedSeq: 0,
   };
   readonly #undo = new Undo();
   #onReport: () => void = () => {};
@@ -108,6 +111,11 @@ export class Journal {
       this.#logSizes.set(key, value.entries.length);
       this.#counts.logBytes += value.entries.length;
     }
+    for (const { key, value } of this.#logs.getRange({ limit: 1 })) {
+      this.#ackedSeq.logs = key - 1;
+      if (value.dropped) this.#notes.set(keyOf(value.lease), key);
+    }
+    for (const key of this.#outbox.getKeys({ limit: 1 })) this.#ackedSeq.outbox = key - 1;
     // Sequences are never reused, also when everything was delivered and forgotten.
     for (const name of ["reportSeq", "logSeq", "droppedLogBytes"] as const)
       this.#counts[name] = this.#meta.get(name) ?? 0;
@@ -169,7 +177,9 @@ export class Journal {
     return this.#write(() => {
       const seq = this.#undo.add(this.#counts, "logSeq", 1);
       this.#logs.putSync(seq, { ...chunk, seq });
-      this.#marks.putSync(keyOf(chunk.lease), mark);
+      // A note of a loss comes after what was written later, and must not set the mark back.
+      if (mark.lastSeq >= (this.#marks.get(keyOf(chunk.lease))?.lastSeq ?? 0))
+        this.#marks.putSync(keyOf(chunk.lease), mark);
       this.#meta.putSync("logSeq", seq);
       this.#undo.set(this.#logSizes, seq, chunk.entries.length);
       this.#undo.add(this.#counts, "logBytes", chunk.entries.length);
@@ -192,10 +202,16 @@ export class Journal {
     return [...range].map(({ key, value }) => ({ seq: key, payload: value }));
   }
 
-  logsAfter(seq: number, limit: number): LogChunkRecord[] {
-    return [...this.#logs.getRange({ start: Math.max(seq, this.#ackedSeq.logs) + 1, limit })].map(
-      ({ value }) => value,
-    );
+  /** No more than are wanted: to read a chunk costs as much as to send it. At least one, if there is any. */
+  logsAfter(seq: number, limit: number, maxBytes = Number.POSITIVE_INFINITY): LogChunkRecord[] {
+    const found: LogChunkRecord[] = [];
+    let bytes = 0;
+    for (const { value } of this.#logs.getRange({ start: Math.max(seq, this.#ackedSeq.logs) + 1, limit })) {
+      bytes += value.entries.length;
+      if (found.length > 0 && bytes > maxBytes) break;
+      found.push(value);
+    }
+    return found;
   }
 
   /** Everything up to `seq` is durable at the control plane. */
@@ -248,7 +264,12 @@ export class Journal {
       store === "outbox"
         ? [this.#reportSizes, "outboxBytes" as const]
         : [this.#logSizes, "logBytes" as const];
-    const acked = [...sizes.keys()].filter((key) => key <= seq);
+    const acked: number[] = [];
+    const lastSeq = Math.min(seq, store === "outbox" ? this.#counts.reportSeq : this.#counts.logSeq);
+    for (let key = this.#ackedSeq[store] + 1; key <= lastSeq; key++) if (sizes.has(key)) acked.push(key);
+    if (store === "logs" && acked.length > 0) {
+      for (const [lease, noted] of this.#notes) if (noted <= seq) this.#notes.delete(lease);
+    }
     for (const key of acked) {
       this.#counts[count] -= sizes.get(key)!;
       sizes.delete(key);
@@ -280,34 +301,39 @@ export class Journal {
     }
   }
 
-  /** The oldest chunks give way, each to a note of how much was lost, so that a reader sees the gap where it is. */
+  /**
+   * The oldest chunks give way to a note of how much was lost, so that a reader sees the gap where it is. Notes that
+   * lie side by side become one: they are as many as the gaps, however long the flood.
+   */
   #dropOldestLogs(): void {
     const target = this.#options.logSpoolMaxBytes * 0.9;
-    for (const [seq, bytes] of [...this.#logSizes].sort(([a], [b]) => a - b)) {
-      if (this.#counts.logBytes <= target) break;
-      const chunk = this.#logs.get(seq);
+    const firstSeq = Math.max(this.#counts.notedSeq, this.#ackedSeq.logs) + 1;
+    for (let seq = firstSeq; seq <= this.#counts.logSeq && this.#counts.logBytes > target; seq++) {
+      this.#undo.add(this.#counts, "notedSeq", seq - this.#counts.notedSeq);
+      const chunk = this.#logSizes.has(seq) ? this.#logs.get(seq) : undefined;
       if (!chunk || chunk.dropped) continue;
-      const lost = chunk.contentBytes;
-      const note = {
-        seq: chunk.firstEntry,
-        atMs: chunk.atMs,
-        stream: "agent" as const,
-        data: new Uint8Array(),
-        droppedBytes: lost,
-      };
-      const { encoding, bytes: entries } = encodeLogEntries([note]);
-      this.#logs.putSync(seq, {
-        ...chunk,
-        dropped: true,
-        encoding,
-        entries: Buffer.from(entries),
-        contentBytes: 0,
-      });
-      this.#undo.set(this.#logSizes, seq, entries.length);
-      this.#undo.add(this.#counts, "logBytes", entries.length - bytes);
-      this.#undo.add(this.#counts, "droppedLogBytes", lost);
+      this.#undo.add(this.#counts, "droppedLogBytes", chunk.contentBytes);
+      this.#note(seq, lossOf(chunk));
     }
     this.#meta.putSync("droppedLogBytes", this.#counts.droppedLogBytes);
+  }
+
+  #note(seq: number, loss: Loss): void {
+    const key = keyOf(loss.lease);
+    const beforeSeq = this.#notes.get(key);
+    const before =
+      beforeSeq !== undefined && this.#logSizes.has(beforeSeq) ? this.#logs.get(beforeSeq) : undefined;
+    const both = before && joined(lossOf(before), loss);
+    if (both) {
+      this.#logs.removeSync(before.seq);
+      this.#undo.add(this.#counts, "logBytes", -this.#logSizes.get(before.seq)!);
+      this.#undo.delete(this.#logSizes, before.seq);
+    }
+    const note = noteOf(both ?? loss);
+    this.#logs.putSync(seq, { ...note, seq });
+    this.#undo.add(this.#counts, "logBytes", note.entries.length - this.#logSizes.get(seq)!);
+    this.#undo.set(this.#logSizes, seq, note.entries.length);
+    this.#undo.set(this.#notes, key, seq);
   }
 
   #write(run: () => void, after: () => void = this.#onReport): Promise<void> {

@@ -12,10 +12,21 @@ const AT = { atMs: 1, endOffset: 0 };
 const START = { lastSeq: 0, endOffset: 0, bytes: 0, lostBytes: 0 };
 
 let directory: TestDirectory;
-let journal: Journal;
+/** On a disk that is full for a while. */
+class SmallJournal extends Journal {
+  isFull = false;
+  refused = 0;
+  override appendLog(...args: Parameters<Journal["appendLog"]>): Promise<void> {
+    if (!this.isFull) return super.appendLog(...args);
+    this.refused += 1;
+    return Promise.reject(new Error("no room"));
+  }
+}
+
+let journal: SmallJournal;
 beforeEach(() => {
   directory = testDirectory();
-  journal = new Journal(join(directory.path, "journal"), LIMITS);
+  journal = new SmallJournal(join(directory.path, "journal"), LIMITS);
 });
 afterEach(async () => {
   await journal.close();
@@ -121,4 +132,34 @@ test("a log that stays at the site is taken up behind its mark: each byte is in 
   expect(await next.close()).toEqual({ lastSeq: 0, bytes: 14, droppedBytes: 0 });
   expect(readFileSync(file, "utf8")).toBe("one\ntwo\nthree\n");
   await writer.close();
+});
+
+test("a chunk that a full disk has cost leaves a note in its place as soon as there is room, and no gap", async () => {
+  const writer = open();
+  journal.isFull = true;
+  writer.log("stdout", Buffer.from("lost\nlost\n"), { atMs: 1, endOffset: 40 });
+  await vi.waitFor(() => expect(journal.refused).toBe(1));
+  journal.isFull = false;
+  writer.log("stdout", Buffer.from("kept\n"), { atMs: 2, endOffset: 60 });
+  expect(await writer.close()).toEqual({ lastSeq: 2, bytes: 15, droppedBytes: 10 });
+  expect(entries()).toMatchObject([
+    { seq: 1, stream: "agent", droppedBytes: 10, droppedLines: 2 },
+    { seq: 2, stream: "stdout", data: Buffer.from("kept\n") },
+  ]);
+  // It is behind what came later in the journal, and does not set the mark back.
+  expect(journal.logMark(leaseKey())).toMatchObject({ lastSeq: 2, endOffset: 60 });
+});
+
+test("what the supervisor gave up has a note at the end, the same again when the agent ends before its outcome", async () => {
+  for (let process = 0; process < 2; process++) {
+    const writer = open(null, journal.logMark(leaseKey()));
+    if (process === 0) writer.log("stdout", Buffer.from("one\n"), { atMs: 1, endOffset: 40 });
+    writer.dropped(500, 20);
+    expect(await writer.close()).toEqual({ lastSeq: 2, bytes: 504, droppedBytes: 500 });
+  }
+  expect(entries().map(({ seq, droppedLines }) => [seq, droppedLines ?? 0])).toEqual([
+    [1, 0],
+    [2, 20],
+    [2, 20],
+  ]);
 });

@@ -3,10 +3,11 @@ import { createWriteStream, mkdirSync, statSync, truncateSync, type WriteStream 
 import { dirname } from "node:path";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
-import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { encodeLogEntries, linesIn } from "../../shared/wire/log-codec.ts";
 import type { LogEntry, LogStreamName } from "../../shared/wire/log-entries.ts";
 import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import type { Journal, LogMark } from "./journal.ts";
+import { joined, type LogChunkRecord, type Loss, lossOf, noteOf } from "./log-chunk.ts";
 
 const FLUSH_MS = 100;
 /** What an entry costs in a chunk beside its bytes: sequence, time, stream and lengths, at the most. */
@@ -32,6 +33,7 @@ export class LogWriter {
   #fileFailed = false;
   #entries: LogEntry[] = [];
   #entriesBytes = 0;
+  #entriesLines = 0;
   #bufferedBytes = 0;
   #seq: number;
   /** In the supervisor's spool, behind the last entry. */
@@ -40,6 +42,12 @@ export class LogWriter {
   #storedSeq: number;
   #bytes: number;
   #lostBytes: number;
+  /** Chunks that could not be kept, until a note of them is on record. */
+  #losses: Loss[] = [];
+  /** Of the last chunk that is on record, or was lost. */
+  #furthest: LogMark;
+  /** Given up by the supervisor. An agent that is started again is told of it again. */
+  #dropped = { bytes: 0, lines: 0 };
   /** Of the site's file: given to it, and written by it. */
   #siteBytes = 0;
   #storedSiteBytes = 0;
@@ -60,6 +68,7 @@ export class LogWriter {
     this.#lease = options.lease;
     this.#journal = options.journal;
     this.#clock = options.clock;
+    this.#furthest = options.from;
     const { lastSeq, endOffset, bytes, lostBytes } = options.from;
     [this.#seq, this.#storedSeq, this.#endOffset] = [lastSeq, lastSeq, endOffset];
     [this.#bytes, this.#lostBytes] = [bytes, lostBytes];
@@ -143,15 +152,16 @@ export class LogWriter {
     this.#entries.push({ seq: ++this.#seq, atMs, stream, data, droppedBytes: 0 });
     this.#endOffset = endOffset;
     this.#entriesBytes += data.length;
+    this.#entriesLines += linesIn(data);
     this.#bufferedBytes += data.length;
     if (this.#entriesBytes >= LOG_CHUNK_MAX_BYTES) this.#flush();
     else this.#timer ??= this.#clock.after(FLUSH_MS, () => this.#flush());
   }
 
   /** Given up before it came here. */
-  dropped(bytes: number): void {
-    this.#bytes += bytes;
-    this.#lostBytes += bytes;
+  dropped(bytes: number, lines: number): void {
+    this.#dropped.bytes += bytes;
+    this.#dropped.lines += lines;
   }
 
   onDrain(resume: () => void): void {
@@ -162,20 +172,63 @@ export class LogWriter {
   async close(): Promise<LogTotals> {
     this.#flush();
     await Promise.all(this.#writes);
-    if (this.#file) {
-      await new Promise<void>((resolve) => this.#file?.end(() => resolve()));
+    const { bytes, lines } = this.#dropped;
+    if (this.#file) await new Promise<void>((resolve) => this.#file?.end(() => resolve()));
+    else {
+      this.#noteLosses();
+      await Promise.all(this.#writes);
+      if (bytes > 0) await this.#noteDropped(bytes, lines);
     }
-    return { lastSeq: this.#storedSeq, bytes: this.#bytes, droppedBytes: this.#lostBytes };
+    return {
+      lastSeq: this.#storedSeq,
+      bytes: this.#bytes + bytes,
+      droppedBytes: this.#lostBytes + bytes,
+    };
+  }
+
+  /** Under the same number also when an agent that is started again says it again: the mark stays before it. */
+  async #noteDropped(bytes: number, lines: number): Promise<void> {
+    const atMs = this.#clock.wallMs();
+    const note = noteOf({ lease: this.#lease, firstEntry: this.#seq + 1, entryCount: 1, atMs, bytes, lines });
+    const noted = this.#journal.appendLog(note, this.#furthest).then(() => {
+      this.#storedSeq = this.#seq + 1;
+    });
+    await noted.catch(() => undefined); // a full disk: the outcome has the bytes
+  }
+
+  /** In the place of chunks that a full disk has cost, so that nobody waits for what never comes. */
+  #noteLosses(): void {
+    for (const loss of this.#losses.splice(0)) {
+      const lastSeq = loss.firstEntry + loss.entryCount - 1;
+      const write = this.#journal
+        .appendLog(noteOf(loss), { ...this.#furthest, lostBytes: this.#lostBytes })
+        .then(() => {
+          this.#storedSeq = Math.max(this.#storedSeq, lastSeq);
+        })
+        .catch(() => this.#lose(loss))
+        .finally(() => this.#writes.delete(write));
+      this.#writes.add(write);
+    }
+  }
+
+  #lose(loss: Loss): void {
+    const last = this.#losses.at(-1);
+    const both = last && joined(last, loss);
+    if (both) this.#losses.splice(-1, 1, both);
+    else this.#losses.push(loss);
   }
 
   #flush(): void {
     this.#timer?.cancel();
     this.#timer = undefined;
     if (this.#entries.length === 0) return;
+    this.#noteLosses();
     const entries = this.#entries;
     const contentBytes = this.#entriesBytes;
+    const contentLines = this.#entriesLines;
     this.#entries = [];
     this.#entriesBytes = 0;
+    this.#entriesLines = 0;
     const { encoding, bytes } = encodeLogEntries(entries);
     const mark: LogMark = {
       lastSeq: entries.at(-1)!.seq,
@@ -183,19 +236,18 @@ export class LogWriter {
       bytes: this.#bytes,
       lostBytes: this.#lostBytes,
     };
+    const chunk: Omit<LogChunkRecord, "seq"> = {
+      lease: this.#lease,
+      firstEntry: entries[0]!.seq,
+      entryCount: entries.length,
+      encoding,
+      atMs: entries[0]!.atMs,
+      entries: Buffer.from(bytes),
+      contentBytes,
+      contentLines,
+    };
     const write = this.#journal
-      .appendLog(
-        {
-          lease: this.#lease,
-          firstEntry: entries[0]!.seq,
-          entryCount: entries.length,
-          encoding,
-          atMs: entries[0]!.atMs,
-          entries: Buffer.from(bytes),
-          contentBytes,
-        },
-        mark,
-      )
+      .appendLog(chunk, mark)
       .then(() => {
         this.#storedSeq = Math.max(this.#storedSeq, mark.lastSeq);
         this.storedOffset = Math.max(this.storedOffset, mark.endOffset);
@@ -203,8 +255,10 @@ export class LogWriter {
       // A full disk: logs give way, results do not. The loss is counted in the outcome.
       .catch(() => {
         this.#lostBytes += contentBytes;
+        this.#lose(lossOf(chunk));
       })
       .finally(() => {
+        if (mark.lastSeq > this.#furthest.lastSeq) this.#furthest = mark;
         this.#writes.delete(write);
         this.#bufferedBytes -= contentBytes;
         if (this.#bufferedBytes < BUFFER_MAX_BYTES / 2) this.#resume();

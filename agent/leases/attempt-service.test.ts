@@ -4,6 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { type Offer, type Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import {
   LIMITS,
@@ -266,6 +267,20 @@ test("outputs that are too large together fail the attempt", async () => {
   const step = shell("for n in a b; do head -c 300000 /dev/zero > $INSITU_OUTPUT_DIR/$n; done", { outputs });
   await service.take(messageOf(offerOf({ step })).message);
   expect(outcomeOf()).toMatchObject({ status: "failed", error: { code: "output.too-large" }, outputs: {} });
+});
+
+test("a report that would be larger than the control plane takes fails its step, and says so", async () => {
+  const outputs = { a: { type: "text" as const, maxBytes: 400_000 } };
+  const step = shell("head -c 300000 /dev/zero > $INSITU_OUTPUT_DIR/a", { outputs });
+  await service.take(messageOf(offerOf({ step })).message);
+  expect(outcomeOf()).toMatchObject({
+    status: "failed",
+    exitCode: 0,
+    error: { code: "report.too-large", message: expect.stringMatching(/bytes.*use artifacts/) },
+    outputs: {},
+  });
+  const [report] = journal.reportsAfter(1, 1);
+  expect(report!.payload.length).toBeLessThan(REPORT_MAX_BYTES);
 });
 
 test("a once step starts when the control plane has confirmed its holder, and not before", async () => {

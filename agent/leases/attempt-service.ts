@@ -9,8 +9,8 @@ import { join } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import type { LeaseKey, Offer, Outcome } from "../../shared/wire/attempt.ts";
-import { OUTPUTS_MAX_BYTES } from "../../shared/wire/protocol.ts";
+import type { LeaseKey, Offer, Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import { OUTPUTS_MAX_BYTES, REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import { type EgressVerdicts, highestClassification, release, verdictsFor } from "../egress/egress-gate.ts";
 import {
   type Execution,
@@ -91,12 +91,13 @@ export class AttemptService {
     return Math.max(0, this.#options.slots - this.#running.size);
   }
 
+  running(): LeaseKey[] {
+    return [...this.#running.values()].map(({ lease }) => lease);
+  }
+
   /** Running attempts, and ended ones whose outcome is not confirmed yet. */
   held(): LeaseKey[] {
-    return [
-      ...[...this.#running.values()].map((running) => running.lease),
-      ...this.#options.journal.undelivered(),
-    ];
+    return [...this.running(), ...this.#options.journal.undelivered()];
   }
 
   /** Takes up what an earlier process left behind. Resolves when each runs here or has its outcome in the journal. */
@@ -120,7 +121,7 @@ export class AttemptService {
       log.error({ ...offer.lease, err }, "the log of the step cannot be kept at the site");
       return false;
     }
-    const execution = await executor?.resume(offer, writer, journal.logMark(offer.lease).endOffset);
+    const execution = executor?.resume(offer, writer, journal.logMark(offer.lease).endOffset);
     if (!execution) {
       await writer.close();
       return false;
@@ -146,7 +147,8 @@ export class AttemptService {
     const { journal, log, clock } = this.#options;
     await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
     const { lastSeq, bytes, lostBytes } = journal.logMark(offer.lease);
-    const message = "the step was lost while the agent was away, for example because the host was restarted";
+    const message =
+      "the step had not begun when its agent was ended, or all that it left was removed, for example with its disk";
     const result = failure("interrupted", "interrupted", message);
     const totals = { lastSeq, bytes, droppedBytes: lostBytes };
     const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs());
@@ -356,7 +358,7 @@ export class AttemptService {
       ...released.error,
       message: released.error.message.slice(0, ERROR_MAX_CHARS),
     };
-    return {
+    const outcome: Outcome = {
       status: result.status,
       exitCode: result.exitCode,
       signal: result.signal,
@@ -370,6 +372,13 @@ export class AttemptService {
       startedAtMs,
       finishedAtMs,
     };
+    const report: ReportPayload = { kind: "finished", lease: offer.lease, outcome };
+    const reportBytes = Buffer.byteLength(JSON.stringify(report));
+    if (reportBytes <= REPORT_MAX_BYTES) return outcome;
+    // The gateway refuses it for good, and the attempt would never end: control characters take six times their room.
+    const message = `the report of the step has ${reportBytes} bytes; ${REPORT_MAX_BYTES} are allowed (use artifacts for what is not plain text)`;
+    const tooLarge = failure("failed", "report.too-large", message, result);
+    return this.#outcome(offer, tooLarge, logs, startedAtMs, finishedAtMs);
   }
 }
 

@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { type TestDirectory, testDirectory } from "../agent.fixture.ts";
-import { type FrameSink, Supervisors } from "./client.ts";
+import { Supervisors } from "./client.ts";
+import type { FrameSink } from "./followed-step.ts";
 import type { ExitRecord, StepSpec } from "./protocol.ts";
 import { type Frame, SpoolWriter } from "./spool.ts";
 import { EXIT_FILE, FRAMES } from "./supervisor.ts";
@@ -114,10 +115,10 @@ test.each([
     expect(existsSync(join(directory.path, "supervisors", "old"))).toBe(true);
     const { home, end } = written("so far\n");
     const sink = new Sink();
-    const followed = await client.resume("k", home, 0, sink);
+    const followed = client.resume("k", home, 0, sink);
     // There is no record yet, and nothing is concluded from that.
     writeFileSync(join(home, EXIT_FILE), JSON.stringify({ ...RECORD, end }));
-    expect(await followed?.exit).toMatchObject({ code: 3 });
+    expect(await followed?.ending).toMatchObject({ kind: "exited", record: { code: 3 } });
     expect(sink.text).toBe("so far\n");
     client.close();
   },
@@ -128,10 +129,10 @@ test("when such a supervisor has died without a record, its step has no true end
   const client = supervisors();
   await client.find();
   const sink = new Sink();
-  const followed = await client.resume("k", written("so far\n").home, 0, sink);
+  const followed = client.resume("k", written("so far\n").home, 0, sink);
   child.kill("SIGKILL");
   await once(child, "exit");
-  expect(await followed?.exit).toBeUndefined();
+  expect(await followed?.ending).toMatchObject({ kind: "lost" });
   expect(sink.text).toBe("so far\n");
 });
 

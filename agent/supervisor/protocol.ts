@@ -1,15 +1,32 @@
-/** What agent and supervisor say to each other, over a unix socket, a line of JSON each; and the exit record. */
+/**
+ * What agent and supervisor say to each other, over a unix socket, a line of JSON each; and the exit record.
+ *
+ * Either may be of an earlier release, for a supervisor outlives the agent's upgrade. So this protocol only grows:
+ * fields are added, and who does not know them passes over them. A word that an earlier supervisor does not know ends
+ * the connection, and is said to none whose `revision` is too low. A change that cannot be made so is another protocol:
+ * the two then do not talk, and the agent follows such a step by what lies on disk.
+ */
 import type { Socket } from "node:net";
 import { StringDecoder } from "node:string_decoder";
 import { z } from "zod";
+import { ProcessIdentity } from "./process-identity.ts";
 
 export const SUPERVISOR_PROTOCOL = 1;
+/**
+ * 2: boxes a step whose spec has a box, writes `started.json` before it begins, and says why one did not begin.
+ * Absent: 1. A step is given to none of a lower revision: it would pass over the box and start the step without.
+ */
+export const SUPERVISOR_REVISION = 2;
+
+/** `code` is that of the system call, or empty. */
+const Trouble = z.object({ code: z.string(), message: z.string() });
+export type Trouble = z.infer<typeof Trouble>;
 
 const Stop = z.object({ reason: z.enum(["cancelled", "interrupted", "timed-out"]), message: z.string() });
 
 export const StepSpec = z.object({
   key: z.string(),
-  /** Holds `frames/`, `exit.json` and the slot for it. */
+  /** Holds `started.json`, `frames/`, `exit.json` and the slot for it. */
   directory: z.string(),
   argv: z.array(z.string()).min(1),
   env: z.record(z.string(), z.string()),
@@ -34,16 +51,27 @@ export const ToSupervisor = z.discriminatedUnion("op", [
 export type ToSupervisor = z.infer<typeof ToSupervisor>;
 
 export const FromSupervisor = z.discriminatedUnion("say", [
-  z.object({ say: z.literal("hello"), protocol: z.number(), software: z.string(), pid: z.number() }),
+  z.object({
+    say: z.literal("hello"),
+    protocol: z.number(),
+    revision: z.number().optional(),
+    software: z.string(),
+    pid: z.number(),
+  }),
   z.object({ say: z.literal("output"), key: z.string(), end: z.number() }),
-  /** The exit record is on disk. */
-  z.object({ say: z.literal("exit"), key: z.string() }),
+  /** The exit record is on disk; or there is none, for the step did not begin (`error`). */
+  z.object({ say: z.literal("exit"), key: z.string(), error: Trouble.optional() }),
   z.object({ say: z.literal("unknown"), key: z.string() }),
 ]);
 export type FromSupervisor = z.infer<typeof FromSupervisor>;
 
 /** `about.json` in a supervisor's directory. The socket has a short path of its own when the directory's is too long. */
-export const About = z.object({ socketPath: z.string(), pid: z.number().optional() });
+export const About = z.object({
+  socketPath: z.string(),
+  pid: z.number().optional(),
+  revision: z.number().optional(),
+  process: ProcessIdentity.optional(),
+});
 export type About = z.infer<typeof About>;
 
 /** `exit.json`: how the process ended. Complete, or not there. */
@@ -53,12 +81,14 @@ export const ExitRecord = z.object({
   signal: z.string().nullable(),
   stopped: Stop.nullable(),
   /** It could not be started. */
-  error: z.object({ code: z.string(), message: z.string() }).nullable(),
+  error: Trouble.nullable(),
   startedAtMs: z.number(),
   endedAtMs: z.number(),
   /** End of the frames. */
   end: z.number(),
   droppedBytes: z.number(),
+  /** Ends of lines among them. */
+  droppedLines: z.number().optional(),
 });
 export type ExitRecord = z.infer<typeof ExitRecord>;
 

@@ -16,12 +16,14 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { linesIn } from "../../shared/wire/log-codec.ts";
 import { LOG_CHUNK_MAX_BYTES } from "../../shared/wire/protocol.ts";
 
 /** stream (1), wall time in milliseconds (8), length of the bytes (4). */
 const HEAD_BYTES = 13;
 const SEGMENT_BYTES = 8 * 1024 * 1024;
-const READ_BYTES = 512 * 1024;
+/** At once: what a flood makes of one turn of the reader's event loop. Holds the largest frame. */
+const READ_BYTES = 2 * LOG_CHUNK_MAX_BYTES;
 
 export interface Frame {
   stream: "stdout" | "stderr";
@@ -39,6 +41,7 @@ export class SpoolWriter {
   end = 0;
   /** Given up because the disk was full. */
   droppedBytes = 0;
+  droppedLines = 0;
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -50,6 +53,11 @@ export class SpoolWriter {
     for (let at = 0; at < data.length; at += LOG_CHUNK_MAX_BYTES) {
       this.#frame(stream, atMs, data.subarray(at, at + LOG_CHUNK_MAX_BYTES));
     }
+  }
+
+  drop(data: Buffer): void {
+    this.droppedBytes += data.length;
+    this.droppedLines += linesIn(data);
   }
 
   close(): void {
@@ -70,7 +78,7 @@ export class SpoolWriter {
       this.end += frame.length;
     } catch {
       // A full disk: the step goes on, and what is lost is counted.
-      this.droppedBytes += data.length;
+      this.drop(data);
       this.#cut();
     }
   }

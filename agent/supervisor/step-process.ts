@@ -3,8 +3,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import type { Socket } from "node:net";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { StopReason } from "../executors/executor.ts";
-import { endTree, killTree, type Leftovers } from "../executors/process-tree.ts";
+import { endTree, killTree, type Leftovers, signalGroup } from "../executors/process-tree.ts";
 import { type BoxedChild, endBox, spawnBoxed } from "../sandbox/boxed-process.ts";
+import { identityOf, type ProcessIdentity } from "./process-identity.ts";
 import type { StepSpec } from "./protocol.ts";
 
 /** How long the pipes may stay open after the process has gone: an escaped child can hold them for ever. */
@@ -23,7 +24,8 @@ export class StepProcess {
   readonly #sink: OutputSink;
   readonly #clock: Clock;
   readonly #leftovers: Leftovers;
-  #child: ChildProcess | undefined;
+  /** The process that was started, and its group. */
+  #leader: ProcessIdentity | undefined;
   #boxed: BoxedChild | undefined;
   #ending: Promise<void> | undefined;
   #timeout: Timer | undefined;
@@ -40,11 +42,11 @@ export class StepProcess {
   async run(): Promise<Exit> {
     const { timeoutMs, marker } = this.#spec;
     const child = this.#spawn();
-    this.#child = child;
+    if (child.pid !== undefined) this.#leader = identityOf(child.pid);
     this.#timeout = this.#clock.after(timeoutMs, () => {
       this.stop("timed-out", `it ran longer than its timeout of ${timeoutMs} ms`);
     });
-    const exited = exitOf(child, this.#clock, () => this.#killLeftovers());
+    const exited = exitOf(child, this.#leader, this.#clock, () => this.#killLeftovers());
     this.#pipe(child, "stdout");
     this.#pipe(child, "stderr");
     try {
@@ -66,7 +68,7 @@ export class StepProcess {
     const options = { graceMs: killGraceMs, clock: this.#clock };
     this.#ending = this.#boxed
       ? endBox(this.#boxed, marker, options)
-      : endTree(marker, this.#child?.pid, options);
+      : endTree(marker, this.#leader, options);
   }
 
   #spawn(): ChildProcess {
@@ -91,7 +93,7 @@ export class StepProcess {
 
   /** The step has ended; what it left behind in its group or under its marker ends with it. */
   #killLeftovers(): Promise<void> {
-    this.#ending ??= killTree(this.#spec.marker, this.#child?.pid, this.#clock);
+    this.#ending ??= killTree(this.#spec.marker, this.#leader, this.#clock);
     return this.#ending;
   }
 }
@@ -107,7 +109,12 @@ export interface Exit {
  * escaped holds them: what carries the marker is killed, and only then, without any output for another grace,
  * the pipes are closed here.
  */
-function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => Promise<void>): Promise<Exit> {
+function exitOf(
+  child: ChildProcess,
+  leader: ProcessIdentity | undefined,
+  clock: Clock,
+  killLeftovers: () => Promise<void>,
+): Promise<Exit> {
   return new Promise((resolve, reject) => {
     let exit: Exit = { code: null, signal: null };
     let grace: Timer | undefined;
@@ -131,7 +138,7 @@ function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => Promise<
     });
     child.once("exit", (code, signal) => {
       exit = { code, signal };
-      groupKill(child.pid);
+      signalGroup(leader, "SIGKILL");
       grace = clock.after(PIPE_GRACE_MS, () => {
         killLeftovers().then(() => watch(0), reject);
       });
@@ -142,12 +149,4 @@ function exitOf(child: ChildProcess, clock: Clock, killLeftovers: () => Promise<
       resolve(exit);
     });
   });
-}
-
-function groupKill(pid: number | undefined): void {
-  try {
-    if (pid !== undefined) process.kill(-pid, "SIGKILL");
-  } catch {
-    // nobody is left in the group
-  }
 }

@@ -11,8 +11,9 @@ export class TestSupervisors extends Supervisors {
       clock: systemClock,
       stateDir,
       software: "test",
-      launch: (_directory, socketPath) => {
+      launch: (directory, socketPath) => {
         const supervisor = new Supervisor({
+          directory,
           socketPath,
           software: "test",
           clock: systemClock,

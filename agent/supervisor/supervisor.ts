@@ -4,21 +4,24 @@
  *
  * One of them serves all steps that an agent starts: a process for each would cost every step its start.
  */
-import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, renameSync, writeSync } from "node:fs";
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, writeSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { Leftovers } from "../executors/process-tree.ts";
+import { identityOf, type ProcessIdentity } from "./process-identity.ts";
 import {
   type ExitRecord,
   type FromSupervisor,
   onMessages,
   type StepSpec,
   SUPERVISOR_PROTOCOL,
+  SUPERVISOR_REVISION,
   ToSupervisor,
   tell,
 } from "./protocol.ts";
 import { SpoolWriter } from "./spool.ts";
+import { claim } from "./started.ts";
 import { type Exit, type OutputSink, StepProcess } from "./step-process.ts";
 
 /** Written and not read by the agent: above it the step's pipes are paused. */
@@ -37,6 +40,8 @@ const MESSAGE_MAX_CHARS = 2_000;
 const KEEP_AGAIN_MS = 500;
 
 export interface SupervisorOptions {
+  /** Its own; steps that it begins bear its name. */
+  directory: string;
   socketPath: string;
   software: string;
   clock: Clock;
@@ -50,6 +55,7 @@ export class Supervisor {
   readonly #agents = new Set<Socket>();
   readonly #leftovers: Leftovers;
   readonly #server: Server;
+  readonly #identity: ProcessIdentity = identityOf(process.pid);
   #idle: Timer | undefined;
 
   constructor(options: SupervisorOptions) {
@@ -88,7 +94,13 @@ export class Supervisor {
     });
     onMessages(socket, ToSupervisor, (message) => this.#receive(socket, message));
     const { software } = this.#options;
-    tell(socket, { say: "hello", protocol: SUPERVISOR_PROTOCOL, software, pid: process.pid });
+    tell(socket, {
+      say: "hello",
+      protocol: SUPERVISOR_PROTOCOL,
+      revision: SUPERVISOR_REVISION,
+      software,
+      pid: process.pid,
+    });
   }
 
   #receive(socket: Socket, message: ToSupervisor): void {
@@ -114,18 +126,27 @@ export class Supervisor {
   }
 
   #begin(spec: StepSpec): void {
-    // Never twice: also when the agent was killed between asking and remembering that it did.
-    if (this.#attempts.has(spec.key) || existsSync(join(spec.directory, EXIT_FILE))) return;
-    const { clock } = this.#options;
+    if (this.#attempts.has(spec.key)) return;
+    const { clock, directory } = this.#options;
     const say = (message: FromSupervisor): void => {
       for (const agent of this.#agents) tell(agent, message);
     };
     let attempt: Attempt;
     try {
+      // Never twice: also when the agent was killed between asking and remembering that it did. The record is looked
+      // for as well: a supervisor of the first revision left nothing else.
+      const recorded = existsSync(join(spec.directory, EXIT_FILE));
+      if (recorded || !claim(spec.directory, { supervisor: basename(directory), by: this.#identity }))
+        return say({ say: "exit", key: spec.key });
       attempt = new Attempt(spec, clock, this.#leftovers, { attached: () => this.#agents.size > 0, say });
-    } catch {
-      // No room for its files: it never began, and the steps that run here are not to fall with it.
-      return say({ say: "exit", key: spec.key });
+    } catch (thrown) {
+      // No room for its files, or they are gone: it never began, and the steps that run here are not to fall with it.
+      const { code = "", message } = thrown as NodeJS.ErrnoException;
+      return say({
+        say: "exit",
+        key: spec.key,
+        error: { code, message: message.slice(0, MESSAGE_MAX_CHARS) },
+      });
     }
     this.#attempts.set(spec.key, attempt);
     attempt.done = attempt.run().finally(() => {
@@ -148,8 +169,9 @@ class Attempt implements OutputSink {
   readonly #clock: Clock;
   readonly #world: { attached(): boolean; say(message: FromSupervisor): void };
   readonly #spool: SpoolWriter;
+  /** The room for the exit record. */
+  readonly #slot: number;
   #read = 0;
-  #droppedBytes = 0;
   #resumes: (() => void)[] = [];
 
   constructor(
@@ -161,8 +183,8 @@ class Attempt implements OutputSink {
     this.#spec = spec;
     this.#clock = clock;
     this.#world = world;
-    mkdirSync(spec.directory, { recursive: true, mode: 0o700 });
     this.#spool = new SpoolWriter(join(spec.directory, FRAMES));
+    this.#slot = reserve(spec.directory);
     this.process = new StepProcess(spec, this, clock, leftovers);
   }
 
@@ -173,7 +195,7 @@ class Attempt implements OutputSink {
   write(stream: "stdout" | "stderr", data: Buffer): boolean {
     const unread = this.#spool.end - this.#read;
     if (!this.#world.attached() && unread > ALONE_MAX_BYTES) {
-      this.#droppedBytes += data.length;
+      this.#spool.drop(data);
       return true;
     }
     this.#spool.append(stream, this.#clock.wallMs(), data);
@@ -197,7 +219,6 @@ class Attempt implements OutputSink {
 
   async run(): Promise<void> {
     const startedAtMs = this.#clock.wallMs();
-    const slot = reserve(this.#spec.directory);
     let exit: Exit;
     try {
       exit = await this.process.run();
@@ -217,21 +238,23 @@ class Attempt implements OutputSink {
       startedAtMs,
       endedAtMs: this.#clock.wallMs(),
       end: this.#spool.end,
-      droppedBytes: this.#spool.droppedBytes + this.#droppedBytes,
+      droppedBytes: this.#spool.droppedBytes,
+      droppedLines: this.#spool.droppedLines,
     };
-    await this.#keep(record, slot);
+    await this.#keep(record);
     this.#world.say({ say: "exit", key: this.#spec.key });
   }
 
-  /** The true end is worth waiting for: on a full disk it is tried until there is room. */
-  async #keep(record: ExitRecord, slot: number | undefined): Promise<void> {
+  /** The true end is worth waiting for: where the reserved room does not suffice, it is tried until there is more. */
+  async #keep(record: ExitRecord): Promise<void> {
     for (;;) {
       try {
         // With the agent there, its journal has the outcome on disk within milliseconds.
-        return keep(this.#spec.directory, slot, record, !this.#world.attached());
+        keep(this.#spec.directory, this.#slot, record, !this.#world.attached());
+        return closeSync(this.#slot);
       } catch (thrown) {
         // Else the agent has given the attempt up and removed its directory: nobody wants to know.
-        if (!isFull(thrown)) return;
+        if (!isFull(thrown)) return closeSync(this.#slot);
       }
       await this.#clock.sleep(KEEP_AGAIN_MS);
     }
@@ -246,29 +269,22 @@ function shortened<T extends { message: string }>(stopped: T): T {
   return { ...stopped, message: stopped.message.slice(0, MESSAGE_MAX_CHARS / 2) };
 }
 
-function reserve(directory: string): number | undefined {
-  let fd: number | undefined;
+/** @throws ENOSPC: the step is not to begin then */
+function reserve(directory: string): number {
+  const fd = openSync(join(directory, SLOT), "w", 0o600);
   try {
-    fd = openSync(join(directory, SLOT), "w", 0o600);
     writeWhole(fd, Buffer.alloc(SLOT_BYTES, " "));
     return fd;
-  } catch {
-    if (fd !== undefined) closeSync(fd);
-    return undefined; // the disk is full already: tried again at the end
+  } catch (thrown) {
+    closeSync(fd);
+    throw thrown;
   }
 }
 
 /** In place, then under its name: it is complete or absent. @throws ENOSPC; may be called again then */
-function keep(directory: string, reserved: number | undefined, record: ExitRecord, durable: boolean): void {
-  const fd = reserved ?? openSync(join(directory, SLOT), "w", 0o600);
-  try {
-    writeWhole(fd, Buffer.from(JSON.stringify(record)));
-    if (durable) fsyncSync(fd);
-  } catch (thrown) {
-    if (reserved === undefined) closeSync(fd);
-    throw thrown;
-  }
-  closeSync(fd);
+function keep(directory: string, slot: number, record: ExitRecord, durable: boolean): void {
+  writeWhole(slot, Buffer.from(JSON.stringify(record)));
+  if (durable) fsyncSync(slot);
   renameSync(join(directory, SLOT), join(directory, EXIT_FILE));
   if (durable) syncDirectory(directory);
 }

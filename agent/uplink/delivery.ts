@@ -9,8 +9,8 @@ import type { Ack__Output } from "../../shared/wire/gen/insitu/agent/v1/Ack.ts";
 
 export interface Source<Item, Batch> {
   readonly name: string;
-  /** Items after `seq`, in order. */
-  after(seq: number, limit: number): Item[];
+  /** Items after `seq`, in order, as many as fit into the bytes and one at least. */
+  after(seq: number, limit: number, maxBytes: number): Item[];
   seqOf(item: Item): number;
   bytesOf(item: Item): number;
   batch(items: Item[]): Batch;
@@ -78,7 +78,7 @@ export class Delivery<Item, Batch> {
   #take(): Item[] {
     const taken: Item[] = [];
     let bytes = 0;
-    for (const item of this.#source.after(this.#sentSeq, BATCH_ITEMS)) {
+    for (const item of this.#source.after(this.#sentSeq, BATCH_ITEMS, BATCH_BYTES)) {
       const size = this.#source.bytesOf(item);
       if (taken.length > 0 && bytes + size > BATCH_BYTES) break;
       taken.push(item);

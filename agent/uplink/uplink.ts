@@ -332,14 +332,16 @@ function reportSource(journal: Journal, acked: () => void) {
 function logSource(journal: Journal) {
   return {
     name: "log chunk",
-    after: (seq: number, limit: number) => journal.logsAfter(seq, limit),
+    after: (seq: number, limit: number, maxBytes: number) => journal.logsAfter(seq, limit, maxBytes),
     seqOf: (chunk: LogChunkRecord) => chunk.seq,
     bytesOf: (chunk: LogChunkRecord) => chunk.entries.length,
     batch: (chunks: LogChunkRecord[]): LogBatch => ({
-      chunks: chunks.map(({ lease, dropped: _, contentBytes: __, atMs: ___, ...chunk }) => ({
-        ...chunk,
-        ...lease,
-      })),
+      chunks: chunks.map(
+        ({ lease, dropped: _, contentBytes: __, contentLines: ___, atMs: ____, ...chunk }) => ({
+          ...chunk,
+          ...lease,
+        }),
+      ),
     }),
     ack: (seq: number) => journal.ackLogs(seq),
   };

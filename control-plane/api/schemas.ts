@@ -226,6 +226,8 @@ export const LogLine = z
     stream: z.enum(["stdout", "stderr", "agent"]),
     data: z.string(),
     droppedBytes: z.int(),
+    /** Ends of lines among them, where they are known. */
+    droppedLines: z.int().optional(),
   })
   .openapi("LogEntry");
 export type LogLine = z.infer<typeof LogLine>;

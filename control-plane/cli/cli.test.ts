@@ -329,14 +329,16 @@ describe("logs", () => {
     await using server = await SmallServer.start({
       [`GET /v1/runs/${ID}`]: json(done),
       [`GET /v1/runs/${ID}/logs`]: stream("application/x-ndjson", [
-        line(1, Buffer.from("out\n"), { droppedBytes: 2_048 }),
+        line(1, Buffer.from("out\n"), { droppedBytes: 2_048, droppedLines: 31 }),
         line(2, Buffer.from("err\n"), { stream: "stderr" }),
         line(1, Buffer.from("other\n"), { step: "two" }),
       ]),
     });
     const all = await insitu(["runs", "logs", ID], { server: server.url });
-    expect(all.stdout).toBe("one | out\none stderr | err\ntwo | other\n");
-    expect(all.stderr).toContain("2.0 KiB of these logs were given up");
+    expect(all.stdout).toBe(
+      "one | -- 31 lines dropped here (2.0 KiB) --\none | out\none stderr | err\ntwo | other\n",
+    );
+    expect(all.stderr).toContain("31 lines dropped: 2.0 KiB of these logs were given up");
     const picked = await insitu(["runs", "logs", ID, "--stream", "stderr"], { server: server.url });
     expect(picked.stdout).toBe("one stderr | err\n");
   });

@@ -1,7 +1,7 @@
 /** What steps wrote, made fit to be shown. Pure, but for the decoders' memory of half characters. */
 import { StringDecoder } from "node:string_decoder";
 import type { LogLine } from "../api/schemas.ts";
-import { type Hue, type Paint, printable } from "./text.ts";
+import { bytes, type Hue, type Paint, printable } from "./text.ts";
 
 /** A line without end is shown in pieces of this many characters, so that memory stays bounded. */
 const LINE_MAX_CHARS = 64 * 1024;
@@ -47,9 +47,10 @@ export class LogLines {
     };
     this.#open.set(key, open);
     if (open.text === "") open.atMs = entry.atMs;
+    const gap = entry.droppedBytes > 0 ? this.#line(open, describeDropped(entry)) : "";
     const lines = (open.text + open.decoder.write(Buffer.from(entry.data, "base64"))).split("\n");
     open.text = lines.pop() ?? "";
-    let out = "";
+    let out = gap;
     for (const line of lines) {
       out += this.#line(open, line);
       open.atMs = entry.atMs;
@@ -93,6 +94,13 @@ export class LogLines {
     this.#hues.set(step, hue);
     return hue;
   }
+}
+
+/** What is missing where an entry stands. */
+function describeDropped({ droppedBytes, droppedLines = 0 }: LogLine): string {
+  const size = bytes(droppedBytes);
+  if (droppedLines === 0) return `-- ${size} dropped here --`;
+  return `-- ${droppedLines} ${droppedLines === 1 ? "line" : "lines"} dropped here (${size}) --`;
 }
 
 /** Keeps colours; every other control character becomes visible, so that no log can write elsewhere on the screen. */

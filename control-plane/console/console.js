@@ -145,8 +145,10 @@ async function fillLog(pane, runId, stepId, signal) {
     if (entry.attempt !== attempt) append(pane, `\n── attempt ${entry.attempt} ──\n`, "agent");
     attempt = entry.attempt;
     any = true;
-    if (entry.droppedBytes > 0)
-      append(pane, `\n── ${entry.droppedBytes} bytes were given up here ──\n`, "agent");
+    if (entry.droppedBytes > 0) {
+      const lines = entry.droppedLines ? `${entry.droppedLines} lines, ` : "";
+      append(pane, `\n── ${lines}${entry.droppedBytes} bytes dropped here ──\n`, "agent");
+    }
     // A character may be split between two entries of one stream.
     decoders[entry.stream] ??= new TextDecoder();
     const data = Uint8Array.from(atob(entry.data), (char) => char.charCodeAt(0));

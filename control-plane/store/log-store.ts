@@ -249,6 +249,7 @@ class Unfolder {
         stream: entry.stream,
         data: Buffer.from(entry.data).toString("base64"),
         droppedBytes: entry.droppedBytes,
+        ...(entry.droppedLines ? { droppedLines: entry.droppedLines } : {}),
       };
     }
     thread.next = Math.max(thread.next, endOf(message));

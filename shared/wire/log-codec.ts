@@ -23,6 +23,7 @@ export function encodeLogEntries(entries: readonly LogEntry[]): { encoding: LogE
       stream: LOG_STREAMS.indexOf(entry.stream) + 1,
       data: entry.data,
       droppedBytes: entry.droppedBytes,
+      droppedLines: entry.droppedLines ?? 0,
     })),
   } as unknown as protobuf.Message).finish();
   if (plain.length < GZIP_MIN_BYTES) return { encoding: "identity", bytes: plain };
@@ -33,7 +34,14 @@ export function encodeLogEntries(entries: readonly LogEntry[]): { encoding: LogE
 export function decodeLogEntries(encoding: LogEncoding, bytes: Uint8Array): LogEntry[] {
   const plain = encoding === "gzip" ? gunzipSync(bytes, { maxOutputLength: DECODED_MAX_BYTES }) : bytes;
   const decoded = LogEntries.toObject(LogEntries.decode(plain), { longs: Number, defaults: true }) as {
-    entries?: { seq: number; atMs: number; stream: number; data: Uint8Array; droppedBytes: number }[];
+    entries?: {
+      seq: number;
+      atMs: number;
+      stream: number;
+      data: Uint8Array;
+      droppedBytes: number;
+      droppedLines: number;
+    }[];
   };
   return (decoded.entries ?? []).map((entry) => ({
     seq: entry.seq,
@@ -41,5 +49,13 @@ export function decodeLogEntries(encoding: LogEncoding, bytes: Uint8Array): LogE
     stream: LOG_STREAMS[entry.stream - 1] ?? "agent",
     data: Buffer.from(entry.data ?? []),
     droppedBytes: entry.droppedBytes,
+    ...(entry.droppedLines > 0 ? { droppedLines: entry.droppedLines } : {}),
   }));
+}
+
+/** Ends of lines. */
+export function linesIn(data: Uint8Array): number {
+  let lines = 0;
+  for (let at = data.indexOf(10); at >= 0; at = data.indexOf(10, at + 1)) lines += 1;
+  return lines;
 }

@@ -9,4 +9,6 @@ export interface LogEntry {
   stream: LogStreamName;
   data: Uint8Array;
   droppedBytes: number;
+  /** Ends of lines among the dropped bytes. Absent: not known, or none. */
+  droppedLines?: number;
 }

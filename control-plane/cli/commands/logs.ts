@@ -40,10 +40,11 @@ export async function logs(
     harmless: out.isTty,
     paint: output.paint,
   });
-  let dropped = 0;
+  const dropped = { bytes: 0, lines: 0 };
   const query = { step, attempt, follow: options.follow === true };
   for await (const entry of client.logs(id, query, signal)) {
-    dropped += entry.droppedBytes;
+    dropped.bytes += entry.droppedBytes;
+    dropped.lines += entry.droppedLines ?? 0;
     if (options.stream !== undefined && entry.stream !== options.stream) continue;
     // What the agent says is not what the step wrote.
     if (asTheyCame && options.stream === undefined && entry.stream === "agent") continue;
@@ -65,10 +66,13 @@ async function notes(
   invocation: Invocation,
   id: string,
   before: RunDetail,
-  { step, dropped }: { step: string | undefined; dropped: number },
+  { step, dropped }: { step: string | undefined; dropped: { bytes: number; lines: number } },
 ): Promise<string[]> {
   const said: string[] = [];
-  if (dropped > 0) said.push(`${bytes(dropped)} of these logs were given up at the site, the oldest first.`);
+  if (dropped.bytes > 0) {
+    const lines = dropped.lines > 0 ? `${dropped.lines} lines dropped: ` : "";
+    said.push(`${lines}${bytes(dropped.bytes)} of these logs were given up at the site, the oldest first.`);
+  }
   const client = await invocation.client();
   const run = isEnded(before.status) ? before : await client.getRun(id, invocation.signal);
   for (const one of run.steps) {

@@ -528,6 +528,10 @@ export const DESCRIPTOR = {
                     "droppedBytes": {
                       "type": "uint64",
                       "id": 5
+                    },
+                    "droppedLines": {
+                      "type": "uint64",
+                      "id": 6
                     }
                   }
                 },

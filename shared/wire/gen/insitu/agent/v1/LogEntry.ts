@@ -9,6 +9,7 @@ export interface LogEntry {
   'stream'?: (_insitu_agent_v1_Stream);
   'data'?: (Buffer | Uint8Array | string);
   'droppedBytes'?: (number | string | Long);
+  'droppedLines'?: (number | string | Long);
 }
 
 export interface LogEntry__Output {
@@ -17,4 +18,5 @@ export interface LogEntry__Output {
   'stream': (_insitu_agent_v1_Stream__Output);
   'data': (Buffer);
   'droppedBytes': (string);
+  'droppedLines': (string);
 }
