@@ -25,6 +25,7 @@ import {
   loadAccess,
   loadOrMakeUserKey,
   type NatsAccess,
+  normalAccess,
   type UserKey,
 } from "./uplink/nats-access.ts";
 import { PullLoop } from "./uplink/pull-loop.ts";
@@ -234,7 +235,8 @@ export class Agent {
     this.#pullFrom({ ...rest, caPem: Buffer.from(caPem).toString("utf8") });
   }
 
-  #pullFrom(access: NatsAccess): void {
+  #pullFrom(told: NatsAccess): void {
+    const access = normalAccess(told);
     const text = JSON.stringify(access);
     if (text === this.#accessText || this.#stopping) return;
     this.#accessText = text;

@@ -19,6 +19,11 @@ const UserKey = z.object({ publicKey: z.string(), seed: z.string().startsWith("S
 export type UserKey = z.infer<typeof UserKey>;
 export type NatsAccess = z.infer<typeof NatsAccess>;
 
+/** Without what is not ours, and in one order: two that say the same are the same text. */
+export function normalAccess(told: NatsAccess): NatsAccess {
+  return NatsAccess.parse(told);
+}
+
 /** Undefined when there is none yet, or none that can be read: the next welcome brings it. */
 export function loadAccess(file: string): NatsAccess | undefined {
   try {

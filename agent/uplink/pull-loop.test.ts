@@ -1,11 +1,13 @@
+import { join } from "node:path";
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
 import { pino } from "pino";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
-import { Until } from "../agent.fixture.ts";
+import { testDirectory, Until } from "../agent.fixture.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
+import { keepAccess, loadAccess, normalAccess } from "./nats-access.ts";
 import { PullLoop } from "./pull-loop.ts";
 
 const STREAM = "WORK";
@@ -253,4 +255,43 @@ test("a thousand offers over eight slots arrive once each and leave nothing behi
   expect(new Set(puller.texts()).size).toBe(count);
   expect(puller.got).toHaveLength(count);
   expect(await messages()).toBe(0);
+});
+
+// The last of it may take the queue's own 30 s, when the server was about to send it as the request went.
+test("what comes to a loop that closes is given back, and goes to the next one", { timeout: 60_000 }, async () => {
+  let closed: Promise<void> | undefined;
+  const former = new Puller(0, {
+    onOffer: () => {
+      closed ??= former.loop.close();
+    },
+  });
+  await former.said("work queue connected");
+  const texts = ["a", "b", "c", "d", "e"];
+  await publish(...texts);
+  former.free = texts.length;
+  former.loop.poke();
+  await former.received(1);
+  await closed;
+  const next = new Puller(100);
+  await next.received(texts.length - 1);
+  expect(former.texts()).toHaveLength(1);
+  expect([...former.texts(), ...next.texts()].sort()).toEqual(texts);
+});
+
+test("an access that is kept and one that is told are the same when they say the same", () => {
+  const told = {
+    userJwt: "",
+    caPem: "",
+    consumer: "c",
+    stream: "S",
+    inboxPrefix: "i",
+    password: "p",
+    user: "u",
+    servers: ["nats://a:1"],
+  };
+  const directory = testDirectory();
+  const file = join(directory.path, "nats.json");
+  keepAccess(file, told);
+  expect(JSON.stringify(loadAccess(file))).toBe(JSON.stringify(normalAccess(told)));
+  directory[Symbol.dispose]();
 });

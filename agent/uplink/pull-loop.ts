@@ -13,6 +13,7 @@ import {
   type Msg,
   type NatsConnection,
   nanos,
+  type Subscription,
 } from "nats";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
@@ -67,6 +68,7 @@ export class PullLoop {
   readonly #acks = new Map<string, Acknowledgement>();
   readonly #stop = new AbortController();
   #connection: NatsConnection | undefined;
+  #subscription: Subscription | undefined;
   #inbox = "";
   #count = 0;
   #timer: Timer | undefined;
@@ -85,16 +87,22 @@ export class PullLoop {
     this.#done = this.#connect();
   }
 
-  /** Stops pulling and lets the connection go. What was on its way is offered again by the queue. */
+  /** Stops pulling and lets the connection go. What is on its way here meanwhile is given back to the queue. */
   async close(): Promise<void> {
     this.#stop.abort(new InsituError("cancelled", "closed"));
     this.#timer?.cancel();
     const connection = this.#connection;
     if (connection) {
-      // Acknowledgements that are still in the buffer; without a server there is no end of waiting for it.
+      // First nobody listens any more, so that the server drops the requests that are open, and what it had sent
+      // before that has arrived and was given back; then what is still in the buffer goes out. An offer that comes to
+      // a connection that has gone is not offered again before the queue has waited for its acknowledgement; one that
+      // the server was about to send at that moment still may. Without a server there is no end of waiting for it.
       const flushed = new AbortController();
+      const emptied = Promise.resolve(this.#subscription?.drain())
+        .then(() => connection.flush())
+        .catch(() => undefined);
       await Promise.race([
-        connection.flush().catch(() => undefined),
+        emptied,
         this.#options.clock.sleep(FLUSH_MAX_MS, flushed.signal).catch(() => undefined),
       ]);
       flushed.abort();
@@ -147,7 +155,9 @@ export class PullLoop {
     this.#lastComplaint = "";
     this.#requests.clear();
     this.#inbox = `${access.inboxPrefix}.${newSecret(9)}`;
-    connection.subscribe(`${this.#inbox}.*`, { callback: (err, message) => this.#receive(err, message) });
+    this.#subscription = connection.subscribe(`${this.#inbox}.*`, {
+      callback: (err, message) => this.#receive(err, message),
+    });
     this.#timer = clock.every(CHECK_MS, () => this.#check());
     this.#pull();
     await this.#watch(connection);
@@ -224,7 +234,7 @@ export class PullLoop {
     const giveBack = (afterMs: number): void =>
       answer(afterMs > 0 ? `-NAK {"delay":${nanos(afterMs)}}` : "-NAK");
     // A request that is open cannot be taken back: what comes after a cordon goes to another agent.
-    if (this.#options.freeSlots() <= 0) return giveBack(0);
+    if (this.#stop.signal.aborted || this.#options.freeSlots() <= 0) return giveBack(0);
     this.#options.onOffer({
       payload: message.data,
       signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
