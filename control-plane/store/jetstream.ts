@@ -23,6 +23,8 @@ import { tlsOf } from "../../shared/wire/nats-tls.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 
 /** Repeats of a message id within this time are stored once. Longer than any retry of ours goes on. */
+const PING_EVERY_MS = 2_000;
+const CONNECT_TIMEOUT_MS = 4_000;
 const DUPLICATE_WINDOW_MS = 5 * 60_000;
 const WORK_MAX_AGE_MS = 24 * 3_600_000;
 /** A report waits here while its shard has no owner: a person has this long to bring one up. */
@@ -57,8 +59,11 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     maxReconnectAttempts: -1,
     reconnectTimeWait: 200,
     reconnectJitter: 200,
-    pingInterval: 5_000,
+    // Packets may be lost without a word: a server that owes three answers is left, and one that gives none to a new
+    // connection is passed over. Together a little more than it takes the servers to choose another leader.
+    pingInterval: PING_EVERY_MS,
     maxPingOut: 2,
+    timeout: CONNECT_TIMEOUT_MS,
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
     ...(target.credentials === undefined
       ? {}
