@@ -258,7 +258,9 @@ test("a thousand offers over eight slots arrive once each and leave nothing behi
 });
 
 // The last of it may take the queue's own 30 s, when the server was about to send it as the request went.
-test("what comes to a loop that closes is given back, and goes to the next one", { timeout: 60_000 }, async () => {
+test("what comes to a loop that closes is given back, and goes to the next one", {
+  timeout: 60_000,
+}, async () => {
   let closed: Promise<void> | undefined;
   const former = new Puller(0, {
     onOffer: () => {

@@ -2,6 +2,7 @@
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import { untilAborted } from "../../shared/until-aborted.ts";
 import { problemOf } from "./problem.ts";
 import type { LogLine } from "./schemas.ts";
 
@@ -157,15 +158,6 @@ function nextOrBeat<T>(
       (next) => settle(() => resolve(next)),
       (err) => settle(() => reject(err)),
     );
-  });
-}
-
-function untilAborted<T>(pending: Promise<T>, signal: AbortSignal): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    if (signal.aborted) return onAbort();
-    signal.addEventListener("abort", onAbort, { once: true });
-    pending.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
   });
 }
 

@@ -11,6 +11,7 @@ import { STREAMS } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
+import type { PlanSource } from "../runs/ports.ts";
 import { ensureStreams } from "./jetstream.ts";
 import { JetStreamRunStore } from "./jetstream-run-store.ts";
 import type { PoisonStream } from "./poison-stream.ts";
@@ -43,12 +44,15 @@ afterAll(async () => {
   if (directory) await rm(directory, { recursive: true, force: true });
 });
 
-async function opened(name: string): Promise<ReadModel & AsyncDisposable> {
+async function opened(
+  name: string,
+  plans: PlanSource = { load: () => Promise.resolve(plan) },
+): Promise<ReadModel & AsyncDisposable> {
   const model = new ReadModel({
     directory: join(directory, name),
     connection,
     store,
-    plans: { load: () => Promise.resolve(plan) },
+    plans,
     clock: systemClock,
     log: pino({ level: "silent" }),
     poison,
@@ -236,6 +240,26 @@ describe("a run that is followed", () => {
     await beginning;
     const seqs = await append("live-1", rest, seq);
     expect(await following).toEqual([seq, ...seqs]);
+  });
+
+  test("shows no event that is not in the run yet", async () => {
+    let gate = Promise.resolve();
+    await using model = await opened("behind", { load: () => gate.then(() => plan) });
+    let open = (): void => {};
+    gate = new Promise((resolve) => {
+      open = resolve;
+    });
+    const seqs = await append("behind-1", wholeRun("behind-1"));
+    const following = model.follow("behind-1", 0, new AbortController().signal);
+    const first = following.next().then(() => model.get("behind-1")?.id);
+    // Later than its own read of the same stream.
+    for (const _ of [1, 2]) await store.read("behind-1", 0);
+    open();
+    expect(await first).toBe("behind-1");
+    let last = 0;
+    for await (const { seq } of following) last = seq;
+    expect(last).toBe(seqs.at(-1));
+    expect(model.get("behind-1")?.status).toBe("succeeded");
   });
 
   test("while it is appended gives each batch once, whenever the reader comes", async () => {

@@ -12,6 +12,7 @@ import type { RunEventBatch } from "../../shared/engine/events.ts";
 import { isTerminalRun } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
+import { untilAborted } from "../../shared/until-aborted.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
 import type { Page, RunQueries } from "../api/services.ts";
@@ -182,6 +183,9 @@ export class ReadModel implements RunQueries {
       let over = false;
       for (const { seq, events } of await this.#options.store.read(runId, afterSeq)) {
         seen = seq;
+        // The stream may be ahead of what is read from it here: whoever sees an event finds it in the run as well.
+        await untilAborted(this.waitFor(seq), signal).catch(() => undefined);
+        if (signal.aborted) return;
         yield { seq, batch: { v: 1, events } };
         // To the last batch: evidence that came after the end is part of the run's history.
         over ||= ends(events);
