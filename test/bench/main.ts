@@ -11,6 +11,7 @@ import { connect } from "nats";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { startTestNats } from "../support/nats.ts";
 import { Plant } from "../support/plant.ts";
+import { measureFailover } from "./failover.ts";
 import { type Floors, measureFloors } from "./floors.ts";
 import { median, percentile } from "./statistics.ts";
 
@@ -156,6 +157,18 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   );
   const perStep = { small: small.wallMs / 1_000, large: 1_000 / rate };
   add(`fan-out of ${FAN}: cost of a step against 1,000`, perStep.large / perStep.small, "×", 1.3, true);
+
+  say("a replica joins, and is killed, under 24 runs …");
+  const failover = await measureFailover(join(process.cwd(), "dist"));
+  add("a replica joins: longest pause of a run", failover.joinPauseMs / 1_000, "s", 1, true, "one NATS");
+  add(
+    "a replica is killed: decided elsewhere after",
+    failover.elsewhereMs / 1_000,
+    "s",
+    5,
+    true,
+    `the slowest of ${failover.takenOver} runs`,
+  );
   return { floors: floor, budgets, extra: { meanHopMs } };
 }
 
