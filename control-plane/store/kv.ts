@@ -69,6 +69,7 @@ export interface KvOptions<T> {
 
 /** How long a change is tried while the store does not answer: a cluster elects a leader within that time. */
 const PATIENCE_MS = 10_000;
+const KEY = /^[-/=\w]+(\.[-/=\w]+)*$/;
 /** As the `nats` command line and other clients write it. */
 const OPERATION = "KV-Operation";
 
@@ -134,6 +135,8 @@ class NatsKv<T> implements KvStore<T> {
   }
 
   async get(key: string): Promise<KvEntry<T> | undefined> {
+    // Asked for by whoever may ask: what nothing can be stored under is not there.
+    if (!KEY.test(this.#prefix + key)) return undefined;
     const stored = await this.#stored(key);
     if (stored === undefined || stored.deleted) return undefined;
     const parsed = this.#decode(() => JSON.parse(stored.text));
@@ -204,9 +207,9 @@ class NatsKv<T> implements KvStore<T> {
 
   #subject(key: string): string {
     const whole = this.#prefix + key;
-    if (!/^[-/=\w]+(\.[-/=\w]+)*$/.test(whole))
+    if (!KEY.test(whole))
       throw new InsituError(
-        "internal",
+        "request.invalid",
         `${JSON.stringify(key)} cannot be a key of the bucket ${this.#bucket}`,
       );
     return `$KV.${this.#bucket}.${whole}`;
