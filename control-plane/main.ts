@@ -2,6 +2,7 @@
 import { pino } from "pino";
 import { InsituError } from "../shared/errors.ts";
 import { systemClock, systemRandom } from "../shared/system.ts";
+import { limitCiphers } from "./access/ciphers.ts";
 import { loadConfig, SERVER_HELP } from "./config.ts";
 import { startServer } from "./server.ts";
 
@@ -33,6 +34,7 @@ async function serve(
     level: config.logLevel,
     redact: ["token", "password", "*.token", "*.password", "headers.authorization"],
   });
+  limitCiphers();
   const stop = new AbortController();
   const stopped = new Promise<string>((resolve) => {
     const end = (reason: string): void => {

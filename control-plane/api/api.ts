@@ -81,6 +81,9 @@ function framed({ clock, log }: ApiOptions): MiddlewareHandler<ApiEnv> {
     headers.set("x-content-type-options", "nosniff");
     headers.set("x-frame-options", "DENY");
     headers.set("referrer-policy", "no-referrer");
+    // RFC 6797; browsers pass over it where there is no TLS.
+    if (new URL(c.req.url).protocol === "https:")
+      headers.set("strict-transport-security", "max-age=31536000");
     headers.set("cross-origin-opener-policy", "same-origin");
     headers.set("cross-origin-resource-policy", "same-origin");
     if (!headers.has("content-security-policy")) headers.set("content-security-policy", API_CSP);
