@@ -17,6 +17,7 @@ import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
+import type { SitePolicy } from "./policy/site-policy.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
@@ -48,6 +49,7 @@ export class Agent {
   readonly #attempts: AttemptService;
   readonly #uplink: Uplink;
   readonly #reader = new OfferReader();
+  readonly #policy: SitePolicy | undefined;
   readonly #userKey: UserKey;
   #pulls: PullLoop | undefined;
   #accessText = "";
@@ -70,12 +72,14 @@ export class Agent {
       random: Random;
       log: Logger;
       sandbox: Sandbox;
+      policy: SitePolicy | undefined;
       launchSupervisor(directory: string, socketPath: string, failed: (why: Error) => void): void;
     },
   ) {
     this.#config = config;
     this.#clock = world.clock;
     this.#log = world.log;
+    this.#policy = world.policy;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
     this.#userKey = loadOrMakeUserKey(join(config.stateDir, "nats-user.json"));
@@ -98,6 +102,7 @@ export class Agent {
       log: world.log,
       journal: this.#journal,
       reader: this.#reader,
+      policy: world.policy,
       executors: [processes, noopExecutor].filter(({ kind }) => config.executors.includes(kind)),
       environment: identity.environment,
       agent: identity.id,
@@ -125,6 +130,7 @@ export class Agent {
           hostname: hostname(),
           natsUserKey: this.#userKey.publicKey,
         }),
+        sitePolicy: () => world.policy?.state,
         held: () => this.#attempts.held(),
         freeSlots: () => this.#attempts.freeSlots,
         notTakingWork: () => this.#notTakingWork(),
@@ -152,6 +158,10 @@ export class Agent {
   }
 
   async start(): Promise<void> {
+    await this.#policy?.start(() => {
+      this.#uplink.beat();
+      this.#pulls?.poke();
+    });
     await this.#supervisors.find();
     await sweepArtifacts(join(this.#config.stateDir, "artifacts"));
     await this.#attempts.recover();
@@ -181,6 +191,7 @@ export class Agent {
     this.#log.info({ reason, held: this.#attempts.held().length }, "agent stops");
     this.#timer?.cancel();
     this.#sweeping?.cancel();
+    this.#policy?.close();
     await this.#pulls?.close();
     if (this.#config.onStop === "interrupt")
       await this.#attempts.stopAll("interrupted", `the agent stopped: ${reason}`);
@@ -221,6 +232,8 @@ export class Agent {
     if (this.#cordoned) return "cordoned";
     if (this.#diskFull) return "its disk is nearly full";
     if (this.#journal.outboxFull) return "its outbox is full: results wait for the control plane";
+    const closed = this.#policy?.closed ?? "";
+    if (closed !== "") return closed;
     if (this.#supervisors.trouble !== "") return this.#supervisors.trouble;
     return "";
   }

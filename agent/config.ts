@@ -37,6 +37,8 @@ const Config = z.strictObject({
   onStop: z.enum(["leave", "interrupt"]),
   /** How steps are kept from the rest of the host. See docs/security/sandbox.md. */
   sandbox: SandboxConfig.prefault({}),
+  /** The file with what the site allows. Relative to the configuration file. See docs/security/site-policy.md. */
+  sitePolicy: z.string().min(1).optional(),
 });
 export type AgentConfig = Readonly<z.infer<typeof Config>>;
 
@@ -61,6 +63,7 @@ const SCALAR_FLAGS = {
   slots: "slots",
   "log-level": "logLevel",
   "on-stop": "onStop",
+  "site-policy": "sitePolicy",
 } as const;
 /** Flags that set one key of a part. */
 const SANDBOX_FLAG = "sandbox";
@@ -118,7 +121,14 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
   );
   const PATH = env.PATH ?? "/usr/local/bin:/usr/bin:/bin";
   const stepEnv = { PATH, LANG: "C.UTF-8", ...config.stepEnv };
-  return Object.freeze({ ...config, stateDir: resolve(base, config.stateDir), datasets, stepEnv });
+  const sitePolicy = config.sitePolicy === undefined ? {} : { sitePolicy: resolve(base, config.sitePolicy) };
+  return Object.freeze({
+    ...config,
+    ...sitePolicy,
+    stateDir: resolve(base, config.stateDir),
+    datasets,
+    stepEnv,
+  });
 }
 
 async function readFile(file: string): Promise<Record<string, unknown>> {

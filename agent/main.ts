@@ -11,6 +11,7 @@ import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
+import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
 import { Sandbox } from "./sandbox/sandbox.ts";
 import { softwareVersion } from "./uplink/version.ts";
@@ -37,6 +38,7 @@ Flags
                          or they end. Default: leave                           (onStop)
   --sandbox required|preferred|off
                          whether steps run in a box; default: preferred         (sandbox.mode)
+  --site-policy FILE     what this site allows, whatever the control plane asks for     (sitePolicy)
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
 Environment
@@ -62,6 +64,7 @@ const FLAGS = {
   "log-level": { type: "string" },
   "on-stop": { type: "string" },
   sandbox: { type: "string" },
+  "site-policy": { type: "string" },
   help: { type: "boolean", short: "h" },
 } as const;
 
@@ -171,10 +174,16 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
   return sandbox;
 }
 
+function policyOf(config: AgentConfig, log: Logger): SitePolicy | undefined {
+  if (config.sitePolicy === undefined) return undefined;
+  return new SitePolicy({ path: config.sitePolicy, uid: process.getuid?.() ?? 0, clock: systemClock, log });
+}
+
 async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {
   const sandbox = await sandboxOf(config, log);
   const agent = new Agent(config, identity, {
     sandbox,
+    policy: policyOf(config, log),
     clock: systemClock,
     random: systemRandom,
     log,

@@ -14,7 +14,8 @@ import { REMEMBERED_MAX } from "../leases/lease-book.ts";
 import { joined, type LogChunkRecord, type Loss, lossOf, noteOf } from "./log-chunk.ts";
 import { Undo } from "./undo.ts";
 
-const Held = z.object({ offer: Offer, takenAtMs: z.number() });
+/** `sitePolicy`: the digest of the one that allowed it, at a site that has one. */
+const Held = z.object({ offer: Offer, takenAtMs: z.number(), sitePolicy: z.string().optional() });
 export type HeldLease = z.infer<typeof Held>;
 
 interface Pending {

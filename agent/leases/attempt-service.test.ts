@@ -19,6 +19,7 @@ import {
 import { noopExecutor } from "../executors/noop-executor.ts";
 import { ProcessExecutor } from "../executors/process-executor.ts";
 import { Journal } from "../journal/journal.ts";
+import type { OfferPolicy } from "../policy/decision.ts";
 import { NO_SANDBOX } from "../sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../supervisor/supervisor.fixture.ts";
 import { AttemptService } from "./attempt-service.ts";
@@ -33,6 +34,7 @@ let supervisors: TestSupervisors;
 const until = new Until();
 /** How often the service said that another offer may be asked for. */
 let freed = 0;
+let policy: OfferPolicy | undefined;
 
 function open(): void {
   supervisors = new TestSupervisors(directory.path);
@@ -53,6 +55,7 @@ function open(): void {
     log: quiet,
     journal,
     reader,
+    policy,
     executors: [processes, noopExecutor],
     environment: "dream",
     agent: "dream/a1",
@@ -68,6 +71,7 @@ function open(): void {
 }
 beforeEach(() => {
   freed = 0;
+  policy = undefined;
   poison = [];
   directory = testDirectory();
   open();
@@ -171,6 +175,76 @@ test("an offer that comes again after a restart is known, also when its outcome 
   expect(again.answers).toEqual(["ack with 0 on record"]);
   expect(reports()).toEqual([]);
 });
+
+const DIGEST = `sha256:${"c".repeat(64)}`;
+
+test("an offer that the site's policy refuses is never on record as taken, and its reason leaves with the outcome", async () => {
+  await reopen({ decide: () => ({ kind: "veto", digest: DIGEST, message: "rule commands: no" }) });
+  const datasets = [{ name: "patients", classification: "secret" as const }];
+  const step = shell(`touch ${directory.path}/ran`, { reads: ["patients"] });
+  const { message, answers } = messageOf(offerOf({ step, datasets }));
+  await service.take(message);
+  expect(answers).toEqual(["ack with 0 on record"]);
+  expect(reports().map(({ kind }) => kind)).toEqual(["finished"]);
+  expect(outcomeOf()).toMatchObject({
+    status: "refused",
+    error: { code: "policy.veto", message: "rule commands: no" },
+    sitePolicy: DIGEST,
+  });
+  expect(existsSync(join(directory.path, "ran"))).toBe(false);
+  expect(freed).toBe(1);
+  const again = messageOf(offerOf({ step, datasets }));
+  await service.take(again.message);
+  expect(again.answers).toEqual(["ack with 0 on record"]);
+  expect(reports()).toHaveLength(1);
+});
+
+test("a veto that cannot be written down goes back to the queue, and is told when the offer comes again", async () => {
+  await reopen({ decide: () => ({ kind: "veto", digest: DIGEST, message: "no" }) });
+  const first = messageOf(offerOf());
+  await journal.close(); // nothing can be written any more
+  await service.take(first.message);
+  expect(first.answers).toEqual(["give back"]);
+  expect(service.freeSlots).toBe(2);
+  open();
+  const again = messageOf(offerOf());
+  await service.take(again.message);
+  expect(again.answers).toEqual(["ack with 0 on record"]);
+  expect(outcomeOf()).toMatchObject({ status: "refused" });
+});
+
+test("outside the hours of its site an offer goes back to the queue, and is taken when they begin", async () => {
+  let closed = true;
+  await reopen({
+    decide: () => (closed ? { kind: "closed", reason: "night" } : { kind: "allow", digest: DIGEST }),
+  });
+  const first = messageOf(offerOf());
+  await service.take(first.message);
+  expect(first.answers).toEqual(["give back"]);
+  closed = false;
+  await service.take(messageOf(offerOf()).message);
+  expect(outcomeOf()).toMatchObject({ status: "succeeded", sitePolicy: DIGEST });
+});
+
+test("an outcome names the policy under which its offer was taken, also after a restart under another", async () => {
+  await reopen({ decide: () => ({ kind: "allow", digest: DIGEST }) });
+  const offer = offerOf();
+  await journal.take(
+    { offer, takenAtMs: 1, sitePolicy: DIGEST },
+    { kind: "started", lease: offer.lease, atMs: 1 },
+  );
+  await reopen({ decide: () => ({ kind: "allow", digest: `sha256:${"d".repeat(64)}` }) });
+  await service.recover();
+  expect(outcomeOf()).toMatchObject({ status: "interrupted", sitePolicy: DIGEST });
+});
+
+/** The agent's next start, under another policy. */
+async function reopen(next: OfferPolicy): Promise<void> {
+  await supervisors.stop();
+  await journal.close();
+  policy = next;
+  open();
+}
 
 test("an offer that cannot be written down goes back to the queue, and is taken when it comes again", async () => {
   const offer = offerOf();

@@ -21,6 +21,7 @@ import {
 } from "../executors/executor.ts";
 import type { HeldLease, Journal } from "../journal/journal.ts";
 import { type LogTotals, LogWriter } from "../journal/log-writer.ts";
+import { type OfferPolicy, VETO } from "../policy/decision.ts";
 import { LeaseBook } from "./lease-book.ts";
 import type { OfferReader } from "./offer-reader.ts";
 
@@ -46,6 +47,8 @@ export interface AttemptServiceOptions {
   log: Logger;
   journal: Journal;
   reader: OfferReader;
+  /** Of the site, and asked before anything of an offer is written down. Undefined: it has none. */
+  policy?: OfferPolicy | undefined;
   executors: readonly Executor[];
   environment: string;
   agent: string;
@@ -63,6 +66,8 @@ interface Running {
   lease: LeaseKey;
   /** True once the lease is in the journal. */
   durable: boolean;
+  /** The policy of the site that was asked. */
+  sitePolicy: string | undefined;
   /** The agent ends, and this goes on without it. */
   left?: boolean;
   execution: Execution | undefined;
@@ -111,7 +116,7 @@ export class AttemptService {
     for (const lease of journal.undelivered()) this.#book.note(lease);
   }
 
-  async #resume({ offer, takenAtMs }: HeldLease): Promise<boolean> {
+  async #resume({ offer, takenAtMs, sitePolicy }: HeldLease): Promise<boolean> {
     const { journal, log, onFree } = this.#options;
     const executor = this.#executors.get(offer.step.executor.kind);
     let writer: LogWriter;
@@ -131,6 +136,7 @@ export class AttemptService {
     const running: Running = {
       lease: offer.lease,
       durable: true,
+      sitePolicy,
       execution,
       stop: undefined,
       done: Promise.resolve(),
@@ -143,7 +149,7 @@ export class AttemptService {
     return true;
   }
 
-  async #interrupted({ offer, takenAtMs }: HeldLease): Promise<void> {
+  async #interrupted({ offer, takenAtMs, sitePolicy }: HeldLease): Promise<void> {
     const { journal, log, clock } = this.#options;
     await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
     const { lastSeq, bytes, lostBytes } = journal.logMark(offer.lease);
@@ -151,7 +157,7 @@ export class AttemptService {
       "the step had not begun when its agent was ended, or all that it left was removed, for example with its disk";
     const result = failure("interrupted", "interrupted", message);
     const totals = { lastSeq, bytes, droppedBytes: lostBytes };
-    const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs());
+    const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs(), sitePolicy);
     await journal.finish({ kind: "finished", lease: offer.lease, outcome });
     log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
   }
@@ -179,6 +185,7 @@ export class AttemptService {
     const running: Running = {
       lease: offer.lease,
       durable: false,
+      sitePolicy: undefined,
       execution: undefined,
       stop: undefined,
       done: Promise.resolve(),
@@ -235,7 +242,15 @@ export class AttemptService {
   async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {
     const { clock, journal, log } = this.#options;
     const takenAtMs = clock.wallMs();
-    const held: HeldLease = { offer, takenAtMs };
+    const site = this.#options.policy?.decide(offer);
+    if (site?.kind === "closed") {
+      log.warn({ ...offer.lease, reason: site.reason }, "offer given back");
+      this.#book.forget(offer.lease);
+      return message.giveBack(GIVE_BACK_MS);
+    }
+    running.sitePolicy = site?.digest;
+    if (site?.kind === "veto") return await this.#veto(offer, message, site);
+    const held: HeldLease = { offer, takenAtMs, ...(site ? { sitePolicy: site.digest } : {}) };
     try {
       await journal.take(held, { kind: "started", lease: offer.lease, atMs: takenAtMs });
     } catch (err) {
@@ -264,6 +279,29 @@ export class AttemptService {
       return;
     }
     await this.#conclude(offer, running, writer, startedAtMs);
+  }
+
+  /** The refusal is the outcome: durable before the offer leaves the queue, like any other. */
+  async #veto(offer: Offer, message: OfferMessage, site: { digest: string; message: string }): Promise<void> {
+    const { clock, journal, log } = this.#options;
+    const nowMs = clock.wallMs();
+    const outcome = this.#outcome(
+      offer,
+      failure("refused", VETO, site.message),
+      NO_LOG,
+      nowMs,
+      nowMs,
+      site.digest,
+    );
+    try {
+      await journal.finish({ kind: "finished", lease: offer.lease, outcome });
+    } catch (err) {
+      log.error({ ...offer.lease, err }, "veto not told: the journal cannot be written");
+      this.#book.forget(offer.lease);
+      return message.giveBack(GIVE_BACK_MS);
+    }
+    log.warn({ ...offer.lease, reason: site.message, sitePolicy: site.digest }, "offer vetoed");
+    message.ack();
   }
 
   /**
@@ -336,6 +374,7 @@ export class AttemptService {
     logs: LogTotals,
     startedAtMs: number,
     finishedAtMs: number,
+    sitePolicy = this.#running.get(keyOf(offer.lease))?.sitePolicy,
   ): Outcome {
     const outputBytes = Object.values(result.outputs).reduce(
       (sum, output) => sum + Buffer.byteLength(output.text),
@@ -349,9 +388,12 @@ export class AttemptService {
         logs,
         startedAtMs,
         finishedAtMs,
+        sitePolicy,
       );
     }
-    const verdicts = verdictsFor(highestClassification(offer));
+    // A veto is in the agent's own words, and nothing was read: its reason leaves whatever the step would have read.
+    const read = result.error?.code === VETO ? null : highestClassification(offer);
+    const verdicts = verdictsFor(read);
     const released = release(verdicts, { ...result, logBytes: logs.bytes });
     const { environment } = this.#options;
     const error = released.error && {
@@ -371,6 +413,7 @@ export class AttemptService {
       logDroppedBytes: logs.droppedBytes,
       startedAtMs,
       finishedAtMs,
+      ...(sitePolicy === undefined ? {} : { sitePolicy }),
     };
     const report: ReportPayload = { kind: "finished", lease: offer.lease, outcome };
     const reportBytes = Buffer.byteLength(JSON.stringify(report));
@@ -378,7 +421,7 @@ export class AttemptService {
     // The gateway refuses it for good, and the attempt would never end: control characters take six times their room.
     const message = `the report of the step has ${reportBytes} bytes; ${REPORT_MAX_BYTES} are allowed (use artifacts for what is not plain text)`;
     const tooLarge = failure("failed", "report.too-large", message, result);
-    return this.#outcome(offer, tooLarge, logs, startedAtMs, finishedAtMs);
+    return this.#outcome(offer, tooLarge, logs, startedAtMs, finishedAtMs, sitePolicy);
   }
 }
 

@@ -34,6 +34,7 @@ class Side implements AgentSide {
   held = () => this.leases;
   freeSlots = () => 2 - this.leases.length;
   notTakingWork = () => this.reason;
+  sitePolicy = () => undefined;
   welcomed = () => this.#note("welcomed");
   natsAccess = () => this.#note("nats access");
   cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);

@@ -45,6 +45,8 @@ export interface AgentSide {
   freeSlots(): number;
   /** Empty, or why nothing is pulled. */
   notTakingWork(): string;
+  /** Undefined: the site has none. */
+  sitePolicy(): { digest: string; trouble: string } | undefined;
   welcomed(welcome: Welcome__Output): void;
   /** Where work is pulled from now on, and as whom. */
   natsAccess(access: NatsAccess__Output): void;
@@ -219,7 +221,13 @@ export class Uplink {
 
   #hello() {
     const { side, instanceId } = this.#options;
-    return { version: softwareVersion(), instanceId, held: side.held(), ...side.hello() };
+    return {
+      version: softwareVersion(),
+      instanceId,
+      held: side.held(),
+      sitePolicy: side.sitePolicy() ?? null,
+      ...side.hello(),
+    };
   }
 
   /** Undefined when the two sides understand each other. */
@@ -256,13 +264,19 @@ export class Uplink {
         spoolBytes: journal.spoolBytes,
         droppedLogBytes: journal.droppedLogBytes,
         notTakingWork: side.notTakingWork(),
+        sitePolicy: side.sitePolicy() ?? null,
       },
     });
   }
 
+  /** What the control plane is told in heartbeats has changed: it need not wait for the next one. */
+  beat(): void {
+    if (this.connected && this.#session) this.#heartbeat(this.#session);
+  }
+
   /** The start of a `once` step is known there: whether it may start is asked at once, not with the next heartbeat. */
   #afterReports(): void {
-    if (this.connected && this.#session && this.#options.side.awaitsGrant()) this.#heartbeat(this.#session);
+    if (this.#options.side.awaitsGrant()) this.beat();
   }
 
   #receive(message: ServerMessage__Output): void {

@@ -149,6 +149,15 @@ export const AgentView = z
     spoolBytes: z.int(),
     droppedLogBytes: z.int(),
     notTakingWork: z.string(),
+    sitePolicy: z
+      .object({
+        digest: z
+          .string()
+          .openapi({ description: "SHA-256 of the policy in force; empty: none can be used" }),
+        trouble: z.string().openapi({ description: "Why the site's file as it is now is not in force" }),
+      })
+      .nullable()
+      .openapi({ description: "What the agent's site allows by itself, while it is connected" }),
     enrolledAtMs: AtMs,
     certificateNotAfterMs: AtMs,
   })

@@ -11,6 +11,9 @@ import { changeKv, type KvStore } from "../store/kv.ts";
 import { type AgentRecord, agentKey, idOfKey, type SeenRecord } from "./agent-record.ts";
 import type { AgentRegistry } from "./agent-registry.ts";
 
+/** What the agent's site allows by a policy of its own. Missing or null: it has none, or the agent is older. */
+type SitePolicyState = AgentView["sitePolicy"];
+
 /** What an agent says when its session begins. */
 export interface AgentHello {
   software: string;
@@ -21,6 +24,7 @@ export interface AgentHello {
   labels: Record<string, string>;
   instanceId: string;
   held: LeaseKey[];
+  sitePolicy?: SitePolicyState | undefined;
 }
 
 /** What an agent says every few seconds. */
@@ -31,6 +35,7 @@ export interface AgentPulse {
   spoolBytes: number;
   droppedLogBytes: number;
   notTakingWork: string;
+  sitePolicy?: SitePolicyState | undefined;
 }
 
 export interface ConnectedAgent {
@@ -58,6 +63,8 @@ export interface Presence {
   end(): void;
 }
 
+const SitePolicyMessage = z.object({ digest: z.string(), trouble: z.string() }).nullish();
+
 /** What replicas tell each other of the agents that are connected to them. */
 export const PresenceMessage = z.object({
   kind: z.literal("presence"),
@@ -76,6 +83,7 @@ export const PresenceMessage = z.object({
       labels: z.record(z.string(), z.string()),
       instanceId: z.string(),
       held: z.array(LeaseKey),
+      sitePolicy: SitePolicyMessage,
     })
     .nullable(),
   pulse: z
@@ -86,6 +94,7 @@ export const PresenceMessage = z.object({
       spoolBytes: z.number(),
       droppedLogBytes: z.number(),
       notTakingWork: z.string(),
+      sitePolicy: SitePolicyMessage,
     })
     .nullable(),
 });
@@ -352,6 +361,7 @@ class FleetService implements Fleet {
       spoolBytes: live?.pulse?.spoolBytes ?? 0,
       droppedLogBytes: live?.pulse?.droppedLogBytes ?? 0,
       notTakingWork: live?.pulse?.notTakingWork ?? "",
+      sitePolicy: (live?.pulse ?? live?.hello)?.sitePolicy ?? null,
       enrolledAtMs: record.enrolledAtMs,
       certificateNotAfterMs: record.certificateNotAfterMs,
     };

@@ -1,7 +1,7 @@
 /** What agents send, once it has been looked at. The wire's own types let through anything that protobuf can hold. */
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
-import { Name } from "../../shared/model/names.ts";
+import { Digest, Name } from "../../shared/model/names.ts";
 import { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import type { Heartbeat__Output } from "../../shared/wire/gen/insitu/agent/v1/Heartbeat.ts";
 import type { Hello__Output } from "../../shared/wire/gen/insitu/agent/v1/Hello.ts";
@@ -28,6 +28,8 @@ const RunId = z.string().regex(/^[0-9A-Za-z_-]{1,64}$/, "1 to 64 letters, digits
 const Held = z.array(LeaseKey.extend({ runId: RunId })).max(HELD_MAX);
 const Text = z.string().max(1_000);
 
+const SitePolicy = z.object({ digest: z.union([z.literal(""), Digest]), trouble: Text }).nullish();
+
 const Hello = z.object({
   slots: z.int().min(0).max(HELD_MAX),
   executors: z.array(Text).max(LIST_MAX),
@@ -36,6 +38,7 @@ const Hello = z.object({
   hostname: Text,
   instanceId: Text.min(1),
   held: Held,
+  sitePolicy: SitePolicy,
 });
 
 const Heartbeat = z.object({
@@ -46,6 +49,7 @@ const Heartbeat = z.object({
   spoolBytes: Count,
   droppedLogBytes: Count,
   notTakingWork: Text,
+  sitePolicy: SitePolicy,
 });
 
 const LogChunkShape = z.object({

@@ -72,6 +72,8 @@ export const Outcome = z.strictObject({
   logDroppedBytes: z.int().min(0),
   startedAtMs: z.int().min(0),
   finishedAtMs: z.int().min(0),
+  /** The policy of the site under which the attempt was taken or refused. Missing: the site has none. */
+  sitePolicy: Digest.optional(),
 });
 export type Outcome = z.infer<typeof Outcome>;
 

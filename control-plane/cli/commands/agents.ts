@@ -72,6 +72,7 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
         .map(([key, value]) => oneLine(`${key}=${value}`))
         .join(", ") || "-",
     ],
+    ["site policy", policyOf(agent)],
     ["leases", leases.join("\n") || "-"],
     ["clock skew", agent.clockSkewMs === null ? "-" : `${agent.clockSkewMs} ms`],
     ["not sent yet", bytes(agent.spoolBytes)],
@@ -79,6 +80,13 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
     ["joined", instant(agent.enrolledAtMs)],
     ["certificate ends", instant(agent.certificateNotAfterMs)],
   ];
+}
+
+function policyOf({ sitePolicy }: AgentView): string {
+  // A server of an earlier release says nothing of it.
+  if (!sitePolicy) return "-";
+  const { digest, trouble } = sitePolicy;
+  return [digest || "none in force", oneLine(trouble)].filter((line) => line !== "").join("\n");
 }
 
 function stateOf(agent: AgentView): string {

@@ -23,6 +23,7 @@ import type { Rejected as _insitu_agent_v1_Rejected, Rejected__Output as _insitu
 import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent_v1_Report__Output } from './insitu/agent/v1/Report.ts';
 import type { ReportBatch as _insitu_agent_v1_ReportBatch, ReportBatch__Output as _insitu_agent_v1_ReportBatch__Output } from './insitu/agent/v1/ReportBatch.ts';
 import type { ServerMessage as _insitu_agent_v1_ServerMessage, ServerMessage__Output as _insitu_agent_v1_ServerMessage__Output } from './insitu/agent/v1/ServerMessage.ts';
+import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from './insitu/agent/v1/SitePolicy.ts';
 import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from './insitu/agent/v1/Version.ts';
 import type { Welcome as _insitu_agent_v1_Welcome, Welcome__Output as _insitu_agent_v1_Welcome__Output } from './insitu/agent/v1/Welcome.ts';
 
@@ -56,6 +57,7 @@ export interface ProtoGrpcType {
         Report: MessageTypeDefinition<_insitu_agent_v1_Report, _insitu_agent_v1_Report__Output>
         ReportBatch: MessageTypeDefinition<_insitu_agent_v1_ReportBatch, _insitu_agent_v1_ReportBatch__Output>
         ServerMessage: MessageTypeDefinition<_insitu_agent_v1_ServerMessage, _insitu_agent_v1_ServerMessage__Output>
+        SitePolicy: MessageTypeDefinition<_insitu_agent_v1_SitePolicy, _insitu_agent_v1_SitePolicy__Output>
         Stream: EnumTypeDefinition
         Version: MessageTypeDefinition<_insitu_agent_v1_Version, _insitu_agent_v1_Version__Output>
         Welcome: MessageTypeDefinition<_insitu_agent_v1_Welcome, _insitu_agent_v1_Welcome__Output>

@@ -174,6 +174,22 @@ export const DESCRIPTOR = {
                     "natsUserKey": {
                       "type": "string",
                       "id": 9
+                    },
+                    "sitePolicy": {
+                      "type": "SitePolicy",
+                      "id": 10
+                    }
+                  }
+                },
+                "SitePolicy": {
+                  "fields": {
+                    "digest": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "trouble": {
+                      "type": "string",
+                      "id": 2
                     }
                   }
                 },
@@ -227,6 +243,10 @@ export const DESCRIPTOR = {
                     "notTakingWork": {
                       "type": "string",
                       "id": 7
+                    },
+                    "sitePolicy": {
+                      "type": "SitePolicy",
+                      "id": 8
                     }
                   }
                 },

@@ -1,6 +1,7 @@
 // Original file: proto/insitu/agent/v1/agent.proto
 
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
+import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Heartbeat {
@@ -11,6 +12,7 @@ export interface Heartbeat {
   'spoolBytes'?: (number | string | Long);
   'droppedLogBytes'?: (number | string | Long);
   'notTakingWork'?: (string);
+  'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
 }
 
 export interface Heartbeat__Output {
@@ -21,4 +23,5 @@ export interface Heartbeat__Output {
   'spoolBytes': (string);
   'droppedLogBytes': (string);
   'notTakingWork': (string);
+  'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
 }

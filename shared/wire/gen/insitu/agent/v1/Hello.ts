@@ -2,6 +2,7 @@
 
 import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
+import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
 
 export interface Hello {
   'version'?: (_insitu_agent_v1_Version | null);
@@ -13,6 +14,7 @@ export interface Hello {
   'instanceId'?: (string);
   'held'?: (_insitu_agent_v1_Lease)[];
   'natsUserKey'?: (string);
+  'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
 }
 
 export interface Hello__Output {
@@ -25,4 +27,5 @@ export interface Hello__Output {
   'instanceId': (string);
   'held': (_insitu_agent_v1_Lease__Output)[];
   'natsUserKey': (string);
+  'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
 }

@@ -1,0 +1,139 @@
+/**
+ * What a site's policy says of an offer, rule by rule. Pure.
+ *
+ * Each rule looks at what the agent would do with the offer, and at nothing that the offer says about itself where
+ * that can be helped: the names of pipelines are the control plane's word, commands and datasets are what is run and
+ * read.
+ */
+import { createHash } from "node:crypto";
+import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import { formatDuration, formatSize } from "../../shared/model/units.ts";
+import type { Offer } from "../../shared/wire/attempt.ts";
+import { describeTime, isOpen } from "./hours.ts";
+import { matches, matchesAny } from "./pattern.ts";
+import { ANY_ARGUMENTS, type SiteRules } from "./rules.ts";
+
+export const RULES = [
+  "pipelines",
+  "executors",
+  "commands",
+  "files",
+  "env",
+  "datasets",
+  "maximum",
+  "hours",
+] as const;
+export type RuleName = (typeof RULES)[number];
+
+export interface RuleVerdict {
+  rule: RuleName;
+  allowed: boolean;
+  /** For people, at the site and at the centre: names what the offer asks for, never what the file allows. */
+  message: string;
+}
+
+/** What of an offer is looked at. */
+export type Asked = Pick<Offer, "pipeline" | "step" | "files" | "datasets">;
+
+const SHOWN_CHARS = 200;
+
+/** One verdict for each rule, in the order of `RULES`. `wallMs`: by the clock of the site. */
+export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): RuleVerdict[] {
+  const look: Record<RuleName, () => string[]> = {
+    pipelines: () => pipelineFaults(rules, asked),
+    executors: () => executorFaults(rules, asked),
+    commands: () => commandFaults(rules, asked),
+    files: () => fileFaults(rules, asked),
+    env: () => envFaults(rules, asked),
+    datasets: () => datasetFaults(rules, asked),
+    maximum: () => maximumFaults(rules, asked),
+    hours: () => hoursFaults(rules, wallMs),
+  };
+  return RULES.map((rule) => {
+    const faults = look[rule]();
+    return { rule, allowed: faults.length === 0, message: faults.length === 0 ? "allowed" : shown(faults) };
+  });
+}
+
+function pipelineFaults({ pipelines }: SiteRules, { pipeline }: Asked): string[] {
+  return matchesAny(pipelines, pipeline) ? [] : [`pipeline ${pipeline} is not allowed here`];
+}
+
+function executorFaults({ executors }: SiteRules, { step }: Asked): string[] {
+  const { kind } = step.executor;
+  return matchesAny(executors, kind) ? [] : [`executor ${kind} is not allowed here`];
+}
+
+function commandFaults({ commands }: SiteRules, { step: { executor } }: Asked): string[] {
+  if (executor.kind === "noop") return [];
+  const { argv } = executor;
+  if (commands.some((command) => commandMatches(command, argv))) return [];
+  return [`command ${JSON.stringify(argv.join(" "))} is not allowed here`];
+}
+
+function commandMatches(command: readonly string[], argv: readonly string[]): boolean {
+  const open = command.at(-1) === ANY_ARGUMENTS;
+  const fixed = open ? command.slice(0, -1) : command;
+  if (open ? argv.length < fixed.length : argv.length !== fixed.length) return false;
+  return fixed.every((pattern, index) => matches(pattern, argv[index]!));
+}
+
+function fileFaults({ files }: SiteRules, asked: Asked): string[] {
+  return Object.entries(asked.files).flatMap(([path, content]) => {
+    const named = files.filter((rule) => matches(rule.path, path));
+    if (named.length === 0) return [`file ${path} is not allowed here`];
+    const digest = `sha256:${createHash("sha256").update(content).digest("hex")}`;
+    if (named.some(({ sha256 }) => sha256 === undefined || sha256 === digest)) return [];
+    return [`file ${path} has the content ${digest}, which is not allowed here`];
+  });
+}
+
+function envFaults({ env }: SiteRules, { step }: Asked): string[] {
+  return Object.keys(step.env)
+    .filter((name) => !matchesAny(env, name))
+    .map((name) => `environment variable ${name} is not allowed here`);
+}
+
+/** The first entry that names a dataset decides on it. */
+function datasetFaults({ datasets }: SiteRules, asked: Asked): string[] {
+  const { reads, writes } = asked.step;
+  return [...new Set([...reads, ...writes])].flatMap((name) => {
+    const rule = datasets.find((entry) => matches(entry.name, name));
+    if (rule === undefined) return [`dataset ${name} is not allowed here`];
+    if (writes.includes(name) && rule.access !== "read-write")
+      return [`dataset ${name} may not be written here`];
+    const floor = CLASSIFICATIONS.indexOf(rule.classification);
+    // One that the offer says nothing about is treated as the most secret one.
+    const low = asked.datasets.find(
+      (stated) => stated.name === name && CLASSIFICATIONS.indexOf(stated.classification) < floor,
+    );
+    if (low === undefined) return [];
+    return [`dataset ${name} is called ${low.classification}, and this site knows it as more than that`];
+  });
+}
+
+function maximumFaults({ maximum }: SiteRules, { step }: Asked): string[] {
+  const sum = (parts: Record<string, { maxBytes: number }>): number =>
+    Object.values(parts).reduce((total, { maxBytes }) => total + maxBytes, 0);
+  const faults: string[] = [];
+  const { timeout, outputBytes, artifactBytes } = maximum;
+  if (timeout !== undefined && step.timeoutMs > timeout)
+    faults.push(`a timeout of ${formatDuration(step.timeoutMs)} is more than is allowed here`);
+  if (outputBytes !== undefined && sum(step.outputs) > outputBytes)
+    faults.push(`outputs of up to ${formatSize(sum(step.outputs))} are more than is allowed here`);
+  if (artifactBytes !== undefined && sum(step.artifacts) > artifactBytes)
+    faults.push(`artifacts of up to ${formatSize(sum(step.artifacts))} are more than is allowed here`);
+  return faults;
+}
+
+function hoursFaults({ hours }: SiteRules, wallMs: number): string[] {
+  if (hours === undefined || isOpen(hours, wallMs)) return [];
+  return [`outside the hours of this site: ${describeTime(hours, wallMs)}`];
+}
+
+/** Bounded: an offer may name thousands of things. */
+function shown(faults: readonly string[]): string {
+  const [first = "", ...rest] = faults;
+  const text = first.length > SHOWN_CHARS ? `${first.slice(0, SHOWN_CHARS)}…` : first;
+  return rest.length === 0 ? text : `${text} (and ${rest.length} more)`;
+}

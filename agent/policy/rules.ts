@@ -1,0 +1,117 @@
+/** The shape of a site's policy file. What it does not name, it does not allow. */
+import { z } from "zod";
+import { Digest } from "../../shared/model/names.ts";
+import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import {
+  DURATION_EXPECTED,
+  DURATION_PATTERN,
+  durationMs,
+  SIZE_EXPECTED,
+  SIZE_PATTERN,
+  sizeBytes,
+} from "../../shared/model/units.ts";
+
+export const DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"] as const;
+export type Day = (typeof DAYS)[number];
+
+const ENTRIES_MAX = 1_000;
+const PATTERN_MAX_CHARS = 1_000;
+
+/** Text in which `*` stands for any characters, none included. */
+const Pattern = z.string().min(1).max(PATTERN_MAX_CHARS);
+const patterns = z.array(Pattern).max(ENTRIES_MAX).default([]);
+
+/** The last item `**` of a command stands for any further arguments. */
+export const ANY_ARGUMENTS = "**";
+
+const Command = z
+  .array(z.string().max(PATTERN_MAX_CHARS))
+  .min(1)
+  .max(100)
+  .refine((items) => items[0] !== ANY_ARGUMENTS && items[0] !== "", "the first item is the program")
+  .refine(
+    (items) => !items.slice(0, -1).includes(ANY_ARGUMENTS),
+    `${ANY_ARGUMENTS} stands for all further arguments, so it comes last`,
+  );
+
+const FileRule = z.union([
+  Pattern.transform((path) => ({ path, sha256: undefined as string | undefined })),
+  z.strictObject({ path: Pattern, sha256: Digest.optional() }),
+]);
+
+const DatasetRule = z.union([
+  Pattern.transform((name) => ({
+    name,
+    access: "read" as "read" | "read-write",
+    classification: "public" as (typeof CLASSIFICATIONS)[number],
+  })),
+  z.strictObject({
+    name: Pattern,
+    access: z.enum(["read", "read-write"]).default("read"),
+    /** The class that an offer must state at the least: by it is decided what leaves the site. */
+    classification: z.enum(CLASSIFICATIONS).default("public"),
+  }),
+]);
+
+const Minute = z
+  .string()
+  .regex(/^(([01]\d|2[0-3]):[0-5]\d|24:00)$/, "a time of day in quotes, from 00:00 to 24:00")
+  .transform((text) => Number(text.slice(0, 2)) * 60 + Number(text.slice(3)));
+
+const HoursRule = z
+  .strictObject({
+    /** On which the time begins; past midnight it goes on into the next. */
+    days: z
+      .array(z.enum(DAYS))
+      .min(1)
+      .default([...DAYS]),
+    from: Minute,
+    to: Minute,
+    zone: z.string().refine(isZone, "an IANA time zone, like Europe/Zurich"),
+  })
+  .refine(
+    ({ from, to }) => from !== to && from < 24 * 60 && to > 0,
+    "from and to leave no time between them",
+  );
+
+const Milliseconds = z.string().regex(DURATION_PATTERN, DURATION_EXPECTED).transform(durationMs);
+const Bytes = z
+  .union([z.int().min(0), z.string().regex(SIZE_PATTERN, SIZE_EXPECTED)])
+  .transform((size) => sizeBytes(size));
+
+export const SiteRules = z.strictObject({
+  /** Of this format. */
+  version: z.literal(1, "1, the only format that this agent knows"),
+  pipelines: patterns,
+  executors: patterns,
+  commands: z.array(Command).max(ENTRIES_MAX).default([]),
+  /** Files that steps bring along. */
+  files: z.array(FileRule).max(ENTRIES_MAX).default([]),
+  /** Names of environment variables that steps bring along. */
+  env: patterns,
+  datasets: z.array(DatasetRule).max(ENTRIES_MAX).default([]),
+  /** Missing: at any time. */
+  hours: z.array(HoursRule).min(1).max(ENTRIES_MAX).optional(),
+  /** Missing: as much as the step says. */
+  maximum: z
+    .strictObject({
+      timeout: Milliseconds.optional(),
+      /** Of all outputs of a step together; they leave the site. */
+      outputBytes: Bytes.optional(),
+      /** Of all artifacts of a step together; they stay at the site. */
+      artifactBytes: Bytes.optional(),
+    })
+    .prefault({}),
+});
+export type SiteRules = z.infer<typeof SiteRules>;
+export type HoursRule = z.infer<typeof HoursRule>;
+
+function isZone(zone: string): boolean {
+  try {
+    new Intl.DateTimeFormat("en-US", { timeZone: zone });
+    // Offsets like +02:00 know no summer time, and are not of the tz database.
+    return /^[A-Za-z]/.test(zone);
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,142 @@
+import { chmodSync, chownSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { systemClock } from "../../shared/system.ts";
+import { offerOf, quiet, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { SitePolicy } from "./site-policy.ts";
+
+const uid = process.getuid!();
+const NOOP = "version: 1\npipelines: [penguins]\nexecutors: [noop]\n";
+let directory: TestDirectory;
+let path: string;
+let policy: SitePolicy;
+
+beforeEach(() => {
+  directory = testDirectory();
+  path = join(directory.path, "policy.yaml");
+  policy = new SitePolicy({ path, uid, clock: systemClock, log: quiet });
+});
+afterEach(() => {
+  policy.close();
+  directory[Symbol.dispose]();
+});
+
+/** As people replace a file: another one under its name. */
+function put(text: string, mode = 0o644): void {
+  writeFileSync(`${path}.new`, text);
+  chmodSync(`${path}.new`, mode);
+  renameSync(`${path}.new`, path);
+}
+
+function replaceByDirectory(): void {
+  rmSync(path);
+  mkdirSync(path);
+}
+
+test("without its file no work is taken, and the reason says so; with it there is", async () => {
+  await policy.look();
+  expect(policy.closed).toMatch(/policy\.yaml cannot be read: ENOENT/);
+  expect(policy.decide(offerOf())).toMatchObject({ kind: "closed" });
+  put(NOOP);
+  await policy.look();
+  expect(policy.closed).toBe("");
+  expect(policy.decide(offerOf())).toEqual({ kind: "allow", digest: policy.state.digest });
+  expect(policy.state).toEqual({ digest: expect.stringMatching(/^sha256:[0-9a-f]{64}$/), trouble: "" });
+});
+
+test("a new file is in force without a restart", async () => {
+  put(NOOP);
+  await policy.look();
+  const before = policy.state.digest;
+  put(NOOP.replace("penguins", "others"));
+  await policy.look();
+  expect(policy.state.digest).not.toBe(before);
+  expect(policy.decide(offerOf())).toEqual({
+    kind: "veto",
+    digest: policy.state.digest,
+    message: "the site's policy refuses it, rule pipelines: pipeline penguins is not allowed here",
+  });
+});
+
+test.each<[string, () => void, RegExp]>([
+  [
+    "is not valid",
+    () => put("version: 1\npipeline: [penguins]\n"),
+    /policy\.yaml:2:1: .*pipeline.*pipelines/,
+  ],
+  ["is no YAML", () => put("version: [1\n"), /policy\.yaml:\d+:\d+: /],
+  ["is empty", () => put(""), /policy\.yaml:1:1: .*no document/],
+  ["may be written by others", () => put(NOOP, 0o666), /others than its owner.*chmod go-w/],
+  ["went away", () => rmSync(path), /cannot be read: ENOENT/],
+  ["is a directory", replaceByDirectory, /is no file/],
+])("one that %s leaves the former in force, and says so", async (_name, change, reason) => {
+  put(NOOP);
+  await policy.look();
+  const { digest } = policy.state;
+  change();
+  await policy.look();
+  expect(policy.state.digest).toBe(digest);
+  expect(policy.state.trouble).toMatch(reason);
+  expect(policy.state.trouble).toMatch(/the policy from before stays in force$/);
+  expect(policy.decide(offerOf())).toMatchObject({ kind: "allow" });
+  rmSync(path, { recursive: true, force: true });
+  put(NOOP);
+  await policy.look();
+  expect(policy.state).toEqual({ digest, trouble: "" });
+});
+
+test.each<[string, string, RegExp]>([
+  [
+    "a key of the wrong kind",
+    "version: 1\nexecutors: noop\n",
+    /:2:12: executors is .noop.; it must be a list/,
+  ],
+  ["another format", "version: 2\n", /:1:10: version is 2; it must be 1, the only format/],
+  ["no format", "pipelines: [a]\n", /version/],
+  ["an unknown zone", 'version: 1\nhours: [{from: "01:00", to: "02:00", zone: Mars/Phobos}]\n', /IANA/],
+  ["an offset as zone", 'version: 1\nhours: [{from: "01:00", to: "02:00", zone: "+01:00"}]\n', /IANA/],
+  ["no time between", 'version: 1\nhours: [{from: "01:00", to: "01:00", zone: UTC}]\n', /no time between/],
+  ["an unknown class", "version: 1\ndatasets: [{name: a, classification: hidden}]\n", /classification/],
+  ["a command without a program", 'version: 1\ncommands: [["**"]]\n', /the first item is the program/],
+  ["arguments after all", 'version: 1\ncommands: [[a, "**", b]]\n', /comes last/],
+  ["two policies", "version: 1\n---\nversion: 1\n", /a second/],
+  ["a size without a unit's name", "version: 1\nmaximum: {outputBytes: 1 stone}\n", /outputBytes/],
+])("%s is refused with its place", async (_name, text, reason) => {
+  put(text);
+  await policy.look();
+  expect(policy.closed).toMatch(/policy\.yaml:\d+:\d+: /);
+  expect(policy.closed).toMatch(reason);
+  expect(policy.decide(offerOf()).kind).toBe("closed");
+});
+
+test("a directory in which others can put another file under its name is refused, and tried again when it is mended", async () => {
+  put(NOOP);
+  chmodSync(directory.path, 0o777);
+  await policy.look();
+  expect(policy.closed).toMatch(/others than its owner may write to .*; run: chmod go-w/);
+  chmodSync(directory.path, 0o755);
+  await policy.look();
+  expect(policy.closed).toBe("");
+});
+
+test("behind a link, the file that it leads to counts", async () => {
+  const real = join(directory.path, "real.yaml");
+  writeFileSync(real, NOOP);
+  chmodSync(real, 0o664);
+  symlinkSync(real, path);
+  await policy.look();
+  expect(policy.closed).toMatch(/others than its owner may write to .*real\.yaml/);
+});
+
+test.runIf(uid === 0)("a file of another user is refused", async () => {
+  put(NOOP);
+  chownSync(path, 12_345, 0);
+  await policy.look();
+  expect(policy.closed).toMatch(/belongs to user 12345.*chown root/);
+});
+
+test("what is told of a bad file is bounded", async () => {
+  put(`version: 1\n${Array.from({ length: 500 }, (_, index) => `unknown${index}: 1`).join("\n")}\n`);
+  await policy.look();
+  expect(policy.state.trouble.length).toBeLessThan(1_000);
+});
