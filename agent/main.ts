@@ -21,6 +21,7 @@ const HELP = `insitu-agent — runs steps next to the data, over connections tha
 Usage
   insitu-agent run   [--config FILE] [flags]   enrol if need be, then take work until stopped
   insitu-agent enrol [--config FILE] [flags]   exchange a join token for an identity, and exit
+  insitu-agent policy init|check               what this site allows: write such a file, or ask it (policy --help)
   insitu-agent version
 
 Flags
@@ -71,6 +72,11 @@ const FLAGS = {
 const SUPERVISOR_LOG_MAX_BYTES = 1024 * 1024;
 
 async function main(argv: string[]): Promise<number> {
+  if (argv[0] === "policy") {
+    const { policyCommand } = await import("./policy/policy-command.ts");
+    const write = (text: string): void => void process.stdout.write(text);
+    return await policyCommand(argv.slice(1), { write, nowMs: () => systemClock.wallMs(), uid: ownUser() });
+  }
   const { values, positionals } = parse(argv);
   const [command] = positionals;
   if (values.help || command === undefined || command === "help") {
@@ -82,7 +88,10 @@ async function main(argv: string[]): Promise<number> {
     return 0;
   }
   if (command !== "run" && command !== "enrol") {
-    throw new InsituError("request.invalid", `there is no command "${command}"; it is run, enrol or version`);
+    throw new InsituError(
+      "request.invalid",
+      `there is no command "${command}"; it is run, enrol, policy or version`,
+    );
   }
   if (values["join-token"] === "-") values["join-token"] = readFileSync(0, "utf8").trim();
   const config = await loadConfig(values as Flags, process.env);
@@ -174,9 +183,14 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
   return sandbox;
 }
 
+/** By whom the policy's file may be written, besides root. */
+function ownUser(): number {
+  return process.getuid?.() ?? 0;
+}
+
 function policyOf(config: AgentConfig, log: Logger): SitePolicy | undefined {
   if (config.sitePolicy === undefined) return undefined;
-  return new SitePolicy({ path: config.sitePolicy, uid: process.getuid?.() ?? 0, clock: systemClock, log });
+  return new SitePolicy({ path: config.sitePolicy, uid: ownUser(), clock: systemClock, log });
 }
 
 async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {

@@ -19,7 +19,16 @@ const PATTERN_MAX_CHARS = 1_000;
 
 /** Text in which `*` stands for any characters, none included. */
 const Pattern = z.string().min(1).max(PATTERN_MAX_CHARS);
-const patterns = z.array(Pattern).max(ENTRIES_MAX).default([]);
+/** A key without a value is an empty list: what is not named is not allowed. */
+function listOf<T extends z.ZodType>(item: T) {
+  return z
+    .array(item)
+    .max(ENTRIES_MAX)
+    .nullable()
+    .default([])
+    .transform((items) => items ?? []);
+}
+const patterns = listOf(Pattern);
 
 /** The last item `**` of a command stands for any further arguments. */
 export const ANY_ARGUMENTS = "**";
@@ -84,12 +93,12 @@ export const SiteRules = z.strictObject({
   version: z.literal(1, "1, the only format that this agent knows"),
   pipelines: patterns,
   executors: patterns,
-  commands: z.array(Command).max(ENTRIES_MAX).default([]),
+  commands: listOf(Command),
   /** Files that steps bring along. */
-  files: z.array(FileRule).max(ENTRIES_MAX).default([]),
+  files: listOf(FileRule),
   /** Names of environment variables that steps bring along. */
   env: patterns,
-  datasets: z.array(DatasetRule).max(ENTRIES_MAX).default([]),
+  datasets: listOf(DatasetRule),
   /** Missing: at any time. */
   hours: z.array(HoursRule).min(1).max(ENTRIES_MAX).optional(),
   /** Missing: as much as the step says. */

@@ -8,7 +8,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
-import { explainRules, type RuleVerdict } from "./allow-lists.ts";
+import { type Asked, explainRules, type RuleVerdict } from "./allow-lists.ts";
 import type { OfferPolicy, SiteDecision } from "./decision.ts";
 import { isOpen } from "./hours.ts";
 import { readOwnedFile } from "./owned-file.ts";
@@ -36,8 +36,13 @@ export async function loadPolicy(path: string, uid: number): Promise<LoadedPolic
   };
 }
 
+/** One verdict for each rule. `wallMs`: by the clock of the site. */
+export function explainPolicy({ rules }: LoadedPolicy, asked: Asked, wallMs: number): RuleVerdict[] {
+  return explainRules(rules, asked, wallMs);
+}
+
 /** The first rule that forbids it, in words for the run; the others are counted. */
-export function vetoOf(verdicts: readonly RuleVerdict[]): string | undefined {
+function vetoOf(verdicts: readonly RuleVerdict[]): string | undefined {
   const [first, ...rest] = verdicts.filter(({ allowed }) => !allowed);
   if (first === undefined) return undefined;
   const more = rest.length === 0 ? "" : `; also rule ${rest.map(({ rule }) => rule).join(", ")}`;
@@ -97,8 +102,8 @@ export class SitePolicy implements OfferPolicy {
   decide(offer: Offer): SiteDecision {
     const { closed } = this;
     if (closed !== "" || this.#loaded === undefined) return { kind: "closed", reason: closed };
-    const { rules, digest } = this.#loaded;
-    const message = vetoOf(explainRules(rules, offer, this.#clock.wallMs()));
+    const { digest } = this.#loaded;
+    const message = vetoOf(explainPolicy(this.#loaded, offer, this.#clock.wallMs()));
     return message === undefined ? { kind: "allow", digest } : { kind: "veto", digest, message };
   }
 
