@@ -30,7 +30,7 @@ const asked: fc.Arbitrary<Asked> = fc
     })),
   }));
 
-const forbidden = (rules: object, offer: Asked): RuleName[] =>
+const forbidden = (rules: object, offer: Asked): string[] =>
   explainRules(siteRules({ ...rules }), offer, NIGHT)
     .filter(({ allowed }) => !allowed)
     .map(({ rule }) => rule);

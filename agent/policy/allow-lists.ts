@@ -26,7 +26,7 @@ export const RULES = [
 export type RuleName = (typeof RULES)[number];
 
 export interface RuleVerdict {
-  rule: RuleName;
+  rule: RuleName | "cedar";
   allowed: boolean;
   /** For people, at the site and at the centre: names what the offer asks for, never what the file allows. */
   message: string;

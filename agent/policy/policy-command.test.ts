@@ -124,12 +124,13 @@ describe("init", () => {
 
   test("its examples are valid where they stand", () => {
     const uncommented = TEMPLATE.replace(
-      /^# ?(?=(hours|maximum| {2,}(- \{ days|timeout|outputBytes|artifactBytes)))/gm,
+      /^# ?(?=(hours|cedar|maximum| {2,}(- \{ days|timeout|outputBytes|artifactBytes)))/gm,
       "",
     ).replace(/^# {2}(?=- | {2}sha256|- \{)/gm, "  ");
     const rules = parseRules("template", uncommented);
     expect(rules.commands).toHaveLength(2);
     expect(rules.files).toHaveLength(2);
+    expect(rules.cedar).toBe("policy.cedar");
     expect(rules.hours).toHaveLength(2);
     expect(rules.maximum.artifactBytes).toBe(1024 ** 3);
   });

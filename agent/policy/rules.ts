@@ -101,6 +101,8 @@ export const SiteRules = z.strictObject({
   datasets: listOf(DatasetRule),
   /** Missing: at any time. */
   hours: z.array(HoursRule).min(1).max(ENTRIES_MAX).optional(),
+  /** A file with Cedar policies, by its path from this one. What they do not permit is refused as well. */
+  cedar: z.string().min(1).optional(),
   /** Missing: as much as the step says. */
   maximum: z
     .strictObject({

@@ -1,7 +1,8 @@
 import { chmodSync, chownSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
+import { stepSpec } from "../../test/support/specs.ts";
 import { offerOf, quiet, type TestDirectory, testDirectory } from "../agent.fixture.ts";
 import { SitePolicy } from "./site-policy.ts";
 
@@ -133,6 +134,78 @@ test.runIf(uid === 0)("a file of another user is refused", async () => {
   chownSync(path, 12_345, 0);
   await policy.look();
   expect(policy.closed).toMatch(/belongs to user 12345.*chown root/);
+});
+
+describe("with Cedar policies", () => {
+  const PERMIT = "permit (principal, action, resource);\n";
+  const FORBID = `@id("no-penguins")\nforbid (principal == Pipeline::"penguins", action, resource);\n`;
+  const cedar = (text: string): void =>
+    writeFileSync(join(directory.path, "more.cedar"), text, { mode: 0o644 });
+  const withCedar = `${NOOP}cedar: more.cedar\n`;
+
+  test("both have to allow a step, and the policy that does not is named", async () => {
+    cedar(PERMIT);
+    put(withCedar);
+    await policy.look();
+    expect(policy.decide(offerOf()).kind).toBe("allow");
+    const { digest } = policy.state;
+    cedar(PERMIT + FORBID);
+    await policy.look();
+    expect(policy.state.digest).not.toBe(digest);
+    expect(policy.decide(offerOf())).toMatchObject({
+      kind: "veto",
+      message: "the site's policy refuses it, rule cedar: its Cedar policy no-penguins forbids it",
+    });
+    cedar(`permit (principal, action, resource) when { context.reads.contains("x") };`);
+    await policy.look();
+    expect(policy.decide(offerOf())).toMatchObject({
+      message: expect.stringMatching(/no Cedar policy permits it/),
+    });
+    expect(policy.decide(offerOf({ step: stepSpec("fit", { reads: ["x"] }) }))).toMatchObject({
+      message: expect.stringMatching(/rule datasets: [^;]*$/),
+    });
+  });
+
+  test("a policy that permits what it cannot evaluate permits nothing", async () => {
+    cedar(
+      `${PERMIT}@id("sum")\nforbid (principal, action, resource) when { context.timeoutMs + 9223372036854775807 > 0 };`,
+    );
+    put(withCedar);
+    await policy.look();
+    expect(policy.decide(offerOf())).toMatchObject({
+      message: expect.stringMatching(/Cedar policy sum could not be evaluated/),
+    });
+  });
+
+  test.each<[string, string, RegExp]>([
+    ["is no Cedar", "permit (principal,\naction;", /more\.cedar:2: /],
+    [
+      "asks for what there is not",
+      `@id("a") permit (principal, action, resource) when { context.colour == "x" };`,
+      /a: .*colour/,
+    ],
+    ["is empty", "// nothing\n", /no policy in it/],
+    ["has a template", "permit (principal == ?principal, action, resource);", /template/],
+    ["has a name that is none", `@id("__proto__") ${PERMIT}`, /letters, digits/],
+    ["has one name twice", `@id("a") ${PERMIT} @id("a") ${PERMIT}`, /two policies have @id\("a"\)/],
+  ])("a file that %s leaves the former in force", async (_name, text, reason) => {
+    cedar(PERMIT);
+    put(withCedar);
+    await policy.look();
+    const { digest } = policy.state;
+    cedar(text);
+    await policy.look();
+    expect(policy.state).toEqual({ digest, trouble: expect.stringMatching(reason) });
+    expect(policy.decide(offerOf()).kind).toBe("allow");
+  });
+
+  test("a file that others may write to is refused like the policy's own", async () => {
+    cedar(PERMIT);
+    chmodSync(join(directory.path, "more.cedar"), 0o666);
+    put(withCedar);
+    await policy.look();
+    expect(policy.closed).toMatch(/more\.cedar; run: chmod go-w/);
+  });
 });
 
 test("what is told of a bad file is bounded", async () => {

@@ -4,11 +4,13 @@
  */
 import { createHash } from "node:crypto";
 import { statSync } from "node:fs";
+import { dirname, resolve } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 import { type Asked, explainRules, type RuleVerdict } from "./allow-lists.ts";
+import type { CedarPolicies } from "./cedar-policies.ts";
 import type { OfferPolicy, SiteDecision } from "./decision.ts";
 import { isOpen } from "./hours.ts";
 import { readOwnedFile } from "./owned-file.ts";
@@ -21,24 +23,35 @@ const WATCH_MS = 2_000;
 
 export interface LoadedPolicy {
   rules: SiteRules;
-  /** `sha256:` of the file's bytes. */
+  cedar: CedarPolicies | undefined;
+  cedarPath: string | undefined;
+  /** `sha256:` of the file's bytes; with Cedar policies, of the digests of both files, a line each. */
   digest: string;
 }
 
 /** @throws request.invalid: it may not be read, others may write to it, or what is in it is not valid */
 export async function loadPolicy(path: string, uid: number): Promise<LoadedPolicy> {
   const { bytes, text } = readOwnedFile(path, uid);
+  const digest = digestOf(bytes);
   // Late: an agent without a policy needs no parser that knows lines.
   const { parseRules } = await import("./parse-rules.ts");
-  return {
-    rules: parseRules(path, text),
-    digest: `sha256:${createHash("sha256").update(bytes).digest("hex")}`,
-  };
+  const rules = parseRules(path, text);
+  if (rules.cedar === undefined) return { rules, digest, cedar: undefined, cedarPath: undefined };
+  const cedarPath = resolve(dirname(path), rules.cedar);
+  const file = readOwnedFile(cedarPath, uid);
+  const { loadCedar } = await import("./cedar-policies.ts");
+  const cedar = loadCedar(cedarPath, file.text);
+  return { rules, digest: digestOf(`${digest}\n${digestOf(file.bytes)}\n`), cedar, cedarPath };
+}
+
+function digestOf(bytes: Buffer | string): string {
+  return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 }
 
 /** One verdict for each rule. `wallMs`: by the clock of the site. */
-export function explainPolicy({ rules }: LoadedPolicy, asked: Asked, wallMs: number): RuleVerdict[] {
-  return explainRules(rules, asked, wallMs);
+export function explainPolicy({ rules, cedar }: LoadedPolicy, asked: Asked, wallMs: number): RuleVerdict[] {
+  const verdicts = explainRules(rules, asked, wallMs);
+  return cedar === undefined ? verdicts : [...verdicts, cedar.explain(asked)];
 }
 
 /** The first rule that forbids it, in words for the run; the others are counted. */
@@ -108,7 +121,8 @@ export class SitePolicy implements OfferPolicy {
   }
 
   async #look(): Promise<void> {
-    const mark = markOf(this.#path);
+    const paths = [this.#path, this.#loaded?.cedarPath ?? this.#path];
+    const mark = paths.map(markOf).join();
     // What was wrong may have been a directory above it, so it is tried again.
     if (mark === this.#seen && this.#trouble === "") return;
     this.#seen = mark;

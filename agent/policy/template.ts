@@ -47,6 +47,9 @@ datasets:
 #   - { days: [mon, tue, wed, thu, fri], from: "19:00", to: "07:00", zone: Europe/Zurich }
 #   - { days: [sat, sun], from: "00:00", to: "24:00", zone: Europe/Zurich }
 
+# Cedar policies in a file beside this one, for what lists cannot say. They are asked besides: both have to allow a step.
+# cedar: policy.cedar
+
 # What one step may ask for at the most; without this, as much as it says.
 # maximum:
 #   timeout: 2h

@@ -1,0 +1,150 @@
+/**
+ * The part of a site's policy that is written in Cedar. Loaded by agents whose policy has such a part: the evaluator
+ * is WebAssembly and takes memory.
+ */
+import {
+  type AuthorizationAnswer,
+  type DetailedError,
+  isAuthorized,
+  policySetTextToParts,
+  policyToJson,
+  type StaticPolicySet,
+  validate,
+} from "@cedar-policy/cedar-wasm/nodejs";
+import { InsituError } from "../../shared/errors.ts";
+import type { Asked, RuleVerdict } from "./allow-lists.ts";
+
+const SCHEMA = `
+entity Pipeline;
+entity Site;
+
+action run appliesTo {
+  principal: [Pipeline],
+  resource: [Site],
+  context: {
+    "executor": String,
+    // The arguments of the command with a space between them; empty when there is none.
+    "command": String,
+    "program": String,
+    "step": String,
+    "reads": Set<String>,
+    "writes": Set<String>,
+    // What the control plane calls the datasets.
+    "classifications": Set<String>,
+    "env": Set<String>,
+    "files": Set<String>,
+    "outputs": Set<String>,
+    "artifacts": Set<String>,
+    "timeoutMs": Long,
+  },
+};
+`;
+
+/** It is shown with the run. */
+const NAME_PATTERN = /^[A-Za-z][\w -]{0,62}$/;
+
+export interface CedarPolicies {
+  explain(asked: Asked): RuleVerdict;
+}
+
+/**
+ * Cedar's own rule holds: what no policy permits is refused, and so is what one forbids.
+ *
+ * @throws request.invalid when a policy does not parse or asks for what there is not
+ */
+export function loadCedar(file: string, text: string): CedarPolicies {
+  const parts = policySetTextToParts(text);
+  if (parts.type === "failure") throw invalid(file, text, parts.errors);
+  if (parts.policy_templates.length > 0)
+    throw new InsituError("request.invalid", `${file}: a template has no meaning here; write policies`);
+  if (parts.policies.length === 0)
+    throw new InsituError(
+      "request.invalid",
+      `${file}: there is no policy in it, so nothing would be allowed`,
+    );
+  const named = new Map<string, string>();
+  for (const [index, policy] of parts.policies.entries()) {
+    const name = nameOf(policy) ?? `policy ${index + 1}`;
+    if (!NAME_PATTERN.test(name))
+      throw new InsituError(
+        "request.invalid",
+        `${file}: @id("${name}"): a letter, then letters, digits, spaces, '_' or '-'`,
+      );
+    if (named.has(name))
+      throw new InsituError("request.invalid", `${file}: two policies have @id("${name}")`);
+    named.set(name, policy);
+  }
+  const staticPolicies = Object.fromEntries(named);
+  const checked = validate({ schema: SCHEMA, policies: { staticPolicies } });
+  if (checked.type === "failure") throw invalid(file, text, checked.errors);
+  if (checked.validationErrors.length > 0) {
+    const faults = checked.validationErrors.map(({ policyId, error }) => `${policyId}: ${describe(error)}`);
+    throw new InsituError("request.invalid", `${file}: ${faults.join("; ")}`);
+  }
+  return { explain: (asked) => explain(staticPolicies, asked) };
+}
+
+function explain(staticPolicies: StaticPolicySet, { pipeline, step, datasets, files }: Asked): RuleVerdict {
+  const argv = step.executor.kind === "process" ? step.executor.argv : [];
+  const refused = (message: string): RuleVerdict => ({ rule: "cedar", allowed: false, message });
+  let answer: AuthorizationAnswer;
+  try {
+    answer = isAuthorized({
+      principal: { type: "Pipeline", id: pipeline },
+      action: { type: "Action", id: "run" },
+      resource: { type: "Site", id: "site" },
+      context: {
+        executor: step.executor.kind,
+        command: argv.join(" "),
+        program: argv[0] ?? "",
+        step: step.id,
+        reads: step.reads,
+        writes: step.writes,
+        classifications: [...new Set(datasets.map(({ classification }) => classification))],
+        env: Object.keys(step.env),
+        files: Object.keys(files),
+        outputs: Object.keys(step.outputs),
+        artifacts: Object.keys(step.artifacts),
+        timeoutMs: step.timeoutMs,
+      },
+      entities: [],
+      policies: { staticPolicies },
+      schema: SCHEMA,
+      validateRequest: true,
+    });
+  } catch {
+    return refused("its Cedar policies could not be evaluated");
+  }
+  if (answer.type === "failure") return refused("its Cedar policies could not be evaluated");
+  const { decision, diagnostics } = answer.response;
+  // An error inside one policy leaves the decision to the others, which may well be "allow".
+  const [error] = diagnostics.errors;
+  if (error !== undefined) return refused(`its Cedar policy ${error.policyId} could not be evaluated`);
+  if (decision === "allow") return { rule: "cedar", allowed: true, message: "allowed" };
+  const [first] = [...diagnostics.reason].sort();
+  return refused(first === undefined ? "no Cedar policy permits it" : `its Cedar policy ${first} forbids it`);
+}
+
+/** Of the annotation `@id("…")`. */
+function nameOf(policy: string): string | undefined {
+  const answer = policyToJson(policy);
+  return answer.type === "success" ? (answer.json.annotations?.id ?? undefined) : undefined;
+}
+
+function invalid(file: string, text: string, errors: readonly DetailedError[]): InsituError {
+  const faults = errors.map((error) => {
+    const [place] = error.sourceLocations ?? [];
+    const line = place === undefined ? "" : `${lineOf(text, place.start)}: `;
+    return `${file}:${line}${describe(error)}`;
+  });
+  return new InsituError("request.invalid", faults.join("; "));
+}
+
+/** Cedar counts bytes. */
+function lineOf(text: string, offset: number): number {
+  return Buffer.from(text, "utf8").subarray(0, offset).toString("utf8").split("\n").length;
+}
+
+function describe({ message, help }: DetailedError): string {
+  return help === null || help === undefined ? message : `${message} (${help})`;
+}
