@@ -3,7 +3,7 @@ import { closeSync, fstatSync, lstatSync, openSync, readFileSync, realpathSync }
 import { dirname } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 
-export const OWNED_FILE_MAX_BYTES = 1024 * 1024;
+const OWNED_FILE_MAX_BYTES = 1024 * 1024;
 const GROUP_OR_OTHERS_WRITE = 0o022;
 const STICKY = 0o1000;
 

@@ -100,6 +100,21 @@ describe("a session", () => {
     expect(world.fleet.get(agent.id)!.lastSeenMs).not.toBeNull();
   });
 
+  test("shows the policy of the agent's site as it was said last, and none of one that has none", async () => {
+    const agent = await joined();
+    const connected = change("connected", agent.id);
+    const { stream, inbox } = await openSession(agent.client);
+    await connected;
+    expect(world.fleet.get(agent.id)!.sitePolicy).toBeNull();
+    const digest = `sha256:${"a".repeat(64)}`;
+    const sitePolicy = { digest, trouble: "policy.yaml:2:1: unknown key 'pipeline'" };
+    stream.write(heartbeat(1, { sitePolicy }));
+    await inbox.find((m) => m.heartbeatReply);
+    expect(world.fleet.get(agent.id)!.sitePolicy).toEqual(sitePolicy);
+    stream.write(heartbeat(2, { sitePolicy: { digest: "none of ours", trouble: "" } }));
+    expect(await inbox.end()).toMatchObject({ details: expect.stringMatching(/sitePolicy/) });
+  });
+
   test("of the last agent of an environment leaves it recognisably empty", async () => {
     const agent = await joined("biscoe");
     expect(world.fleet.agentsOf("biscoe")).toEqual([]);

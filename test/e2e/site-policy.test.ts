@@ -32,7 +32,11 @@ test("a step that placement allows and its site forbids never begins, and the ru
   await plant.startServer();
   const marker = join(plant.directory, "ran");
   const policy = join(plant.directory, "policy.yaml");
-  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\n`;
+  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\ncedar: more.cedar\n`;
+  const forbid = `@id("not-this") forbid (principal == Pipeline::"forbidden", action, resource);`;
+  writeFileSync(join(plant.directory, "more.cedar"), `permit (principal, action, resource);\n${forbid}\n`, {
+    mode: 0o644,
+  });
   writeFileSync(policy, allowTrue, { mode: 0o644 });
   const step = (more: object) => ({ id: "s", environment: "site", run: ["true"], ...more });
   const pipeline = (name: string, more: object) => ({ kind: "pipeline", name, steps: [step(more)] });
@@ -42,6 +46,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
     pipeline("other-command", { run: ["touch", marker], retries: { max: 2, backoff: "1ms" } }),
     // What decides which file `true` is, and what is loaded into it.
     pipeline("other-path", { env: { PATH: plant.directory } }),
+    pipeline("forbidden", {}),
     pipeline("preload", { env: { LD_PRELOAD: marker } }),
   );
   await plant.startAgent("site", "a1", ["--site-policy", policy]);
@@ -56,6 +61,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
   for (const [name, rule] of [
     ["other-command", /rule commands: command "touch .*" is not allowed here/],
     ["other-path", /rule env: environment variable PATH is not allowed here/],
+    ["forbidden", /rule cedar: its Cedar policy not-this forbids it/],
     ["preload", /rule env: environment variable LD_PRELOAD is not allowed here/],
   ] as const) {
     const { events } = await plant.follow(name);
@@ -70,7 +76,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
     expect(events.at(-1)).toMatchObject({ status: "failed", reason: expect.stringMatching(rule) });
     const [created] = events;
     const shown = await insitu(plant, "runs", "show", (created as { runId: string }).runId);
-    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env)/);
+    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env|cedar)/);
   }
   expect(existsSync(marker)).toBe(false);
 });
