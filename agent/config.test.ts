@@ -88,3 +88,15 @@ test.each([
 test("a file that is not there is named", async () => {
   expect((await rejection(loadConfig({ config: "/nowhere/agent.yaml" }, {}))).message).toMatch(/\/nowhere/);
 });
+
+test("the site's policy is named by the file or a flag, and by nothing in the environment", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  writeFileSync(file, "stateDir: state\nname: a1\nsitePolicy: policy.yaml\n");
+  const env = { INSITU_SITE_POLICY: "/tmp/other.yaml", SITE_POLICY: "/tmp/other.yaml" };
+  expect((await loadConfig({ config: file }, env)).sitePolicy).toBe(join(directory.path, "policy.yaml"));
+  const { sitePolicy } = await loadConfig({ config: file, "site-policy": "/etc/insitu/policy.yaml" }, env);
+  expect(sitePolicy).toBe("/etc/insitu/policy.yaml");
+  expect((await loadConfig({ "state-dir": "/tmp/x", name: "a1" }, env)).sitePolicy).toBeUndefined();
+  await expect(loadConfig({ config: file, "site-policy": "" }, env)).rejects.toThrow(/sitePolicy/);
+});

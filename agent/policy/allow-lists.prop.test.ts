@@ -2,6 +2,7 @@ import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { stepSpec } from "../../test/support/specs.ts";
 import { type Asked, explainRules, RULES, type RuleName } from "./allow-lists.ts";
+import { parseRules } from "./parse-rules.ts";
 import { matches } from "./pattern.ts";
 import { OPEN, siteRules } from "./policy.fixture.ts";
 
@@ -104,6 +105,36 @@ describe("a site's policy", () => {
         expect(verdicts.map(({ rule }) => rule)).toEqual(RULES);
         for (const { message } of verdicts) expect(message.length).toBeLessThan(260);
       }),
+    );
+  });
+});
+
+describe("the text of a policy", () => {
+  const line = fc.oneof(
+    fc.constantFrom(
+      "version: 1",
+      "pipelines: [a]",
+      "commands:",
+      "  - [a, '**']",
+      "hours:",
+      "datasets: *x",
+      "env: &x",
+    ),
+    fc.string({ maxLength: 30 }),
+  );
+  test("is rules, or a reason with its place, whatever is in it", () => {
+    fc.assert(
+      fc.property(fc.array(line, { maxLength: 12 }), (lines) => {
+        let reason = "";
+        try {
+          expect(parseRules("policy.yaml", lines.join("\n")).version).toBe(1);
+        } catch (thrown) {
+          expect(thrown).toMatchObject({ code: "request.invalid" });
+          reason = (thrown as Error).message;
+        }
+        if (reason !== "") expect(reason).toMatch(/policy\.yaml:\d+:\d+: \S/);
+      }),
+      { numRuns: 1_000 },
     );
   });
 });

@@ -1,5 +1,5 @@
 /** Reads a file that only root or the agent's own user can have written. */
-import { closeSync, fstatSync, lstatSync, openSync, readFileSync, realpathSync } from "node:fs";
+import { closeSync, constants, fstatSync, lstatSync, openSync, readFileSync, realpathSync } from "node:fs";
 import { dirname } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 
@@ -23,7 +23,8 @@ export function readOwnedFile(path: string, uid: number): OwnedFile {
   let real: string;
   try {
     real = realpathSync(path);
-    descriptor = openSync(real, "r");
+    // A pipe that nobody writes to would hold the agent here.
+    descriptor = openSync(real, constants.O_RDONLY | constants.O_NONBLOCK);
   } catch (err) {
     throw new InsituError("request.invalid", `the site policy ${path} cannot be read: ${messageOf(err)}`);
   }

@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { chmodSync, chownSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -32,6 +33,11 @@ function put(text: string, mode = 0o644): void {
 function replaceByDirectory(): void {
   rmSync(path);
   mkdirSync(path);
+}
+
+function replaceByPipe(): void {
+  rmSync(path);
+  execFileSync("mkfifo", ["-m", "644", path]);
 }
 
 test("without its file no work is taken, and the reason says so; with it there is", async () => {
@@ -70,6 +76,7 @@ test.each<[string, () => void, RegExp]>([
   ["may be written by others", () => put(NOOP, 0o666), /others than its owner.*chmod go-w/],
   ["went away", () => rmSync(path), /cannot be read: ENOENT/],
   ["is a directory", replaceByDirectory, /is no file/],
+  ["is a pipe", replaceByPipe, /is no file/],
 ])("one that %s leaves the former in force, and says so", async (_name, change, reason) => {
   put(NOOP);
   await policy.look();
@@ -108,6 +115,20 @@ test.each<[string, string, RegExp]>([
   expect(policy.closed).toMatch(/policy\.yaml:\d+:\d+: /);
   expect(policy.closed).toMatch(reason);
   expect(policy.decide(offerOf()).kind).toBe("closed");
+});
+
+test("outside its hours no work is taken, by the clock of the site", async () => {
+  let nowMs = Date.UTC(2026, 10, 25, 7, 59);
+  const clock = { ...systemClock, wallMs: () => nowMs };
+  policy = new SitePolicy({ path, uid, clock, log: quiet });
+  put(`${NOOP}hours: [{ from: "08:00", to: "18:00", zone: UTC }]\n`);
+  await policy.look();
+  expect(policy.closed).toMatch(/outside the hours/);
+  // An offer that was on its way: it goes back to the queue.
+  expect(policy.decide(offerOf({ issuedAtMs: Date.UTC(2026, 10, 25, 12) })).kind).toBe("closed");
+  nowMs += 60_000;
+  expect(policy.closed).toBe("");
+  expect(policy.decide(offerOf()).kind).toBe("allow");
 });
 
 test("a directory in which others can put another file under its name is refused, and tried again when it is mended", async () => {
