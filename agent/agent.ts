@@ -19,6 +19,7 @@ import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
+import type { Secrets } from "./secrets/secrets.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
 import {
@@ -73,6 +74,7 @@ export class Agent {
       log: Logger;
       sandbox: Sandbox;
       policy: SitePolicy | undefined;
+      secrets: Secrets;
       launchSupervisor(directory: string, socketPath: string, failed: (why: Error) => void): void;
     },
   ) {
@@ -93,6 +95,7 @@ export class Agent {
     const supervisors = this.#supervisors;
     const processes = new ProcessExecutor({
       ...config,
+      secrets: world.secrets,
       clock: world.clock,
       sandbox: world.sandbox,
       supervisors,

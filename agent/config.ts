@@ -6,40 +6,54 @@ import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
 import { FIELD_PATTERN, Name } from "../shared/model/names.ts";
 import { SandboxConfig } from "./sandbox/sandbox-config.ts";
+import { SecretsConfig, VaultConfig } from "./secrets/secret-config.ts";
 
 const MiB = 1024 * 1024;
 
-const Config = z.strictObject({
-  /** Holds identity, journal, artifacts and the files of running steps. Relative to the configuration file. */
-  stateDir: z.string().min(1),
-  /** Unique within the environment. Default: the host's name. */
-  name: Name,
-  /** Needed until the agent has an identity. */
-  joinToken: z.string().optional(),
-  /** Steps at the same time. Default: one per core. */
-  slots: z.coerce.number().int().min(1).max(1024),
-  executors: z.array(z.enum(["process", "noop"])).min(1),
-  /** Where each dataset lies at this site: name → path. */
-  datasets: z.record(Name, z.string()),
-  labels: z.record(z.string(), z.string()),
-  /** What steps see of the environment, besides what the product sets. */
-  stepEnv: z.record(z.string().regex(FIELD_PATTERN), z.string()),
-  logLevel: z.enum(["debug", "info", "warn", "error"]),
-  /** Logs that are not delivered yet: beyond this the oldest are given up, and counted. */
-  logSpoolMaxBytes: z.coerce.number().int().min(MiB),
-  /** Reports that are not delivered yet: beyond this the agent takes no more work. */
-  outboxMaxBytes: z.coerce.number().int().min(MiB),
-  /** Less free disk than this, and the agent takes no more work. */
-  diskFreeMinBytes: z.coerce.number().int().min(0),
-  /** Between asking a step's processes to end and killing them. */
-  killGraceMs: z.coerce.number().int().min(0).max(600_000),
-  /** What becomes of running steps when the agent is stopped: they go on and are taken up again, or they end. */
-  onStop: z.enum(["leave", "interrupt"]),
-  /** How steps are kept from the rest of the host. See docs/security/sandbox.md. */
-  sandbox: SandboxConfig.prefault({}),
-  /** The file with what the site allows. Relative to the configuration file. See docs/security/site-policy.md. */
-  sitePolicy: z.string().min(1).optional(),
-});
+const Config = z
+  .strictObject({
+    /** Holds identity, journal, artifacts and the files of running steps. Relative to the configuration file. */
+    stateDir: z.string().min(1),
+    /** Unique within the environment. Default: the host's name. */
+    name: Name,
+    /** Needed until the agent has an identity. */
+    joinToken: z.string().optional(),
+    /** Steps at the same time. Default: one per core. */
+    slots: z.coerce.number().int().min(1).max(1024),
+    executors: z.array(z.enum(["process", "noop"])).min(1),
+    /** Where each dataset lies at this site: name → path. */
+    datasets: z.record(Name, z.string()),
+    labels: z.record(z.string(), z.string()),
+    /** What steps see of the environment, besides what the product sets. */
+    stepEnv: z.record(z.string().regex(FIELD_PATTERN), z.string()),
+    logLevel: z.enum(["debug", "info", "warn", "error"]),
+    /** Logs that are not delivered yet: beyond this the oldest are given up, and counted. */
+    logSpoolMaxBytes: z.coerce.number().int().min(MiB),
+    /** Reports that are not delivered yet: beyond this the agent takes no more work. */
+    outboxMaxBytes: z.coerce.number().int().min(MiB),
+    /** Less free disk than this, and the agent takes no more work. */
+    diskFreeMinBytes: z.coerce.number().int().min(0),
+    /** Between asking a step's processes to end and killing them. */
+    killGraceMs: z.coerce.number().int().min(0).max(600_000),
+    /** What becomes of running steps when the agent is stopped: they go on and are taken up again, or they end. */
+    onStop: z.enum(["leave", "interrupt"]),
+    /** How steps are kept from the rest of the host. See docs/security/sandbox.md. */
+    sandbox: SandboxConfig.prefault({}),
+    /** Where the secrets that steps name come from at this site. See docs/security/secrets.md. */
+    secrets: SecretsConfig.default({}),
+    /** Of secrets that come from one. */
+    vault: VaultConfig.optional(),
+    /** The file with what the site allows. Relative to the configuration file. See docs/security/site-policy.md. */
+    sitePolicy: z.string().min(1).optional(),
+  })
+  .superRefine(({ secrets, vault }, context) => {
+    if (vault !== undefined) return;
+    for (const [name, { from }] of Object.entries(secrets)) {
+      if (from !== "vault") continue;
+      const message = "comes from a vault, and the key vault, with address and tokenFile, is missing";
+      context.addIssue({ code: "custom", path: ["secrets", name], message });
+    }
+  });
 export type AgentConfig = Readonly<z.infer<typeof Config>>;
 
 const DEFAULTS = {
@@ -122,9 +136,21 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
   const PATH = env.PATH ?? "/usr/local/bin:/usr/bin:/bin";
   const stepEnv = { PATH, LANG: "C.UTF-8", ...config.stepEnv };
   const sitePolicy = config.sitePolicy === undefined ? {} : { sitePolicy: resolve(base, config.sitePolicy) };
+  const secrets = Object.fromEntries(
+    Object.entries(config.secrets).map(([name, source]) => [
+      name,
+      source.from === "file" ? { ...source, path: resolve(base, source.path) } : source,
+    ]),
+  );
+  const { vault } = config;
+  if (vault) {
+    vault.tokenFile = resolve(base, vault.tokenFile);
+    if (vault.caFile !== undefined) vault.caFile = resolve(base, vault.caFile);
+  }
   return Object.freeze({
     ...config,
     ...sitePolicy,
+    secrets,
     stateDir: resolve(base, config.stateDir),
     datasets,
     stepEnv,

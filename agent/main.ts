@@ -14,6 +14,7 @@ import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrol
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
 import { Sandbox } from "./sandbox/sandbox.ts";
+import { Secrets } from "./secrets/secrets.ts";
 import { softwareVersion } from "./uplink/version.ts";
 
 const HELP = `insitu-agent — runs steps next to the data, over connections that it opens itself
@@ -164,6 +165,17 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
   return identity;
 }
 
+/** What the agent reads secrets from. */
+function secretFilesOf({ secrets, vault }: AgentConfig): string[] {
+  const files = Object.values(secrets).flatMap((source) => (source.from === "file" ? [source.path] : []));
+  return vault ? [...files, vault.tokenFile] : files;
+}
+
+function secretsOf({ secrets: sources, vault }: AgentConfig): Secrets {
+  const memoryDirectories = ["/dev/shm", process.env.XDG_RUNTIME_DIR ?? ""].filter((path) => path !== "");
+  return new Secrets({ clock: systemClock, sources, vault, environment: process.env, memoryDirectories });
+}
+
 /** @throws request.invalid when the configuration requires what the host cannot do */
 async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
   const { stateDir, datasets, sandbox: wanted } = config;
@@ -177,7 +189,8 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
       `sandbox.mode is required, and this host cannot: ${facts.reason} (see docs/security/sandbox.md)`,
     );
   }
-  const sandbox = new Sandbox({ config: wanted, facts, stateDir, datasets });
+  const hidden = secretFilesOf(config);
+  const sandbox = new Sandbox({ config: wanted, facts, stateDir, datasets, hidden });
   if (sandbox.boxes) log.info({ sandbox: sandbox.summary }, "steps run in a sandbox");
   else log.warn({ sandbox: sandbox.summary, unboxedUpTo: wanted.unboxedUpTo }, "steps run without a sandbox");
   return sandbox;
@@ -198,6 +211,7 @@ async function run(config: AgentConfig, identity: Identity, log: Logger): Promis
   const agent = new Agent(config, identity, {
     sandbox,
     policy: policyOf(config, log),
+    secrets: secretsOf(config),
     clock: systemClock,
     random: systemRandom,
     log,

@@ -5,7 +5,10 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { highestClassification } from "../egress/egress-gate.ts";
+import { SECRETS_DIRECTORY } from "../sandbox/box-plan.ts";
 import type { Boxed, Sandbox } from "../sandbox/sandbox.ts";
+import { SecretError } from "../secrets/secret-error.ts";
+import type { ResolvedSecrets, Secrets } from "../secrets/secrets.ts";
 import type { Supervisors } from "../supervisor/client.ts";
 import type { Ending, Followed, FrameSink } from "../supervisor/followed-step.ts";
 import type { ExitRecord, StepSpec } from "../supervisor/protocol.ts";
@@ -18,6 +21,13 @@ import {
   type StopReason,
 } from "./executor.ts";
 import { endTree, killTree, MARKER_VARIABLE } from "./process-tree.ts";
+import {
+  concealed,
+  removeSecretFiles,
+  resolveSecrets,
+  secretEnvironment,
+  secretFilesOf,
+} from "./step-secrets.ts";
 import {
   collectOutputs,
   createWorkspace,
@@ -43,6 +53,8 @@ export interface ProcessExecutorOptions {
   killGraceMs: number;
   sandbox: Sandbox;
   supervisors: Supervisors;
+  /** Missing: this agent knows none. */
+  secrets?: Secrets;
 }
 
 export class ProcessExecutor implements Executor {
@@ -65,6 +77,7 @@ export class ProcessExecutor implements Executor {
   }
 
   async cleanUp(offer: Offer): Promise<void> {
+    await removeSecretFiles(this.#options.secrets, markerOf(this.#options, offer.lease));
     // The directory first: a supervisor that is told only now to start the step cannot.
     await removeWorkspace(workspaceRoot(workBase(this.#options), offer.lease));
     await killTree(markerOf(this.#options, offer.lease), undefined, this.#options.clock);
@@ -79,6 +92,8 @@ class ProcessExecution implements FrameSink {
   #followed: Followed | undefined;
   #insisting: Timer | undefined;
   #stopped: { reason: StopReason; message: string } | undefined;
+  /** Ends the waiting for secrets. */
+  readonly #halt = new AbortController();
 
   constructor(offer: Offer, io: AttemptIo, options: ProcessExecutorOptions) {
     this.#offer = offer;
@@ -92,8 +107,17 @@ class ProcessExecution implements FrameSink {
       done,
       stop: (reason, message) => this.stop(reason, message),
       // Tried again by the next start when it fails.
-      forget: () => removeWorkspace(this.#root).catch(() => undefined),
+      forget: async () => {
+        // Left by a supervisor that was killed.
+        await this.#removeSecretFiles().catch(() => undefined);
+        await removeWorkspace(this.#root).catch(() => undefined);
+      },
     };
+  }
+
+  async #removeSecretFiles(): Promise<void> {
+    if (this.#offer.step.secrets === undefined) return;
+    await removeSecretFiles(this.#options.secrets, markerOf(this.#options, this.#offer.lease));
   }
 
   async begin(): Promise<ExecutionResult> {
@@ -109,8 +133,11 @@ class ProcessExecution implements FrameSink {
     const refusal = this.#options.sandbox.refusal(highestClassification(this.#offer));
     if (refusal !== undefined) return failure("refused", "sandbox", refusal);
     try {
+      const { secrets: source, sandbox } = this.#options;
+      const wanted = { secrets: source, boxed: sandbox.boxes, signal: this.#halt.signal };
+      const secrets = await resolveSecrets(this.#offer, wanted);
       const workspace = await createWorkspace(workBase(this.#options), this.#offer);
-      const spec = await this.#spec(workspace);
+      const spec = await this.#spec(workspace, secrets);
       if (spec.kind === "refused") return failure("refused", "sandbox", spec.message);
       const early = this.#wish();
       if (early) return failure(early.reason, early.reason, early.message);
@@ -120,6 +147,8 @@ class ProcessExecution implements FrameSink {
       if (late) this.#tellStop(followed, late);
       return await this.#conclude(followed, workspace);
     } catch (thrown) {
+      const wish = this.#wish();
+      if (wish && thrown instanceof SecretError) return failure(wish.reason, wish.reason, wish.message);
       return failed(thrown);
     }
   }
@@ -136,6 +165,7 @@ class ProcessExecution implements FrameSink {
   stop(reason: StopReason, message: string): void {
     if (this.#stopped) return;
     this.#stopped = { reason, message };
+    this.#halt.abort(new InsituError("cancelled", message));
     if (this.#followed) this.#tellStop(this.#followed, { reason, message });
   }
 
@@ -172,13 +202,16 @@ class ProcessExecution implements FrameSink {
 
   async #spec(
     workspace: Workspace,
+    secrets: ResolvedSecrets | undefined,
   ): Promise<{ kind: "step"; step: StepSpec } | { kind: "refused"; message: string }> {
     const { executor, timeoutMs } = this.#offer.step;
     if (executor.kind !== "process") throw new Error(`executor ${executor.kind} is not a process`);
     const marker = markerOf(this.#options, this.#offer.lease);
     const argv = [...executor.argv];
-    const env = stepEnvironment(this.#offer, workspace, this.#options, marker);
-    const boxed = await this.#box(workspace, argv, env);
+    const filesAt = this.#options.sandbox.boxes ? undefined : secretFilesOf(this.#options.secrets, marker);
+    const secretEnv = secrets ? secretEnvironment(secrets, filesAt ?? SECRETS_DIRECTORY) : {};
+    const env = stepEnvironment(this.#offer, workspace, this.#options, marker, secretEnv);
+    const boxed = await this.#box(workspace, argv, env, secrets?.files);
     if (boxed.kind === "refused") return boxed;
     const step: StepSpec = {
       key: marker,
@@ -189,12 +222,18 @@ class ProcessExecution implements FrameSink {
       marker,
       timeoutMs,
       killGraceMs: this.#options.killGraceMs,
+      ...(secrets ? { secrets: concealed(this.#offer, workspace, secrets, filesAt) } : {}),
     };
     // Boxed, the environment is told to the innermost shell alone.
     return { kind: "step", step: boxed.kind === "boxed" ? { ...step, env: {}, box: boxed.box } : step };
   }
 
-  async #box(workspace: Workspace, argv: string[], env: Record<string, string>): Promise<Boxed> {
+  async #box(
+    workspace: Workspace,
+    argv: string[],
+    env: Record<string, string>,
+    secrets: Record<string, Buffer> = {},
+  ): Promise<Boxed> {
     const { sandbox } = this.#options;
     if (!sandbox.boxes) return { kind: "plain" };
     const { work, inputs, outputs, scratch } = workspace;
@@ -207,6 +246,7 @@ class ProcessExecution implements FrameSink {
       // Not their parent: it holds the supervisor's record of how the step ended.
       writable: [work, outputs, scratch],
       readable: [inputs],
+      secrets,
     });
   }
 
@@ -219,6 +259,12 @@ class ProcessExecution implements FrameSink {
     // Of a supervisor that could not be told: its record knows of no wish, and the process did not end by itself.
     const stopped = record.stopped ?? (record.code === 0 ? null : (this.#stopped ?? null));
     if (stopped || record.error || record.code !== 0) return this.#failed({ ...record, stopped });
+    if (this.#offer.step.secrets && record.secrets?.trouble !== null) {
+      const why = record.secrets?.trouble ?? "its supervisor did not say that they were";
+      return failure("failed", "secret.unmasked", `secrets could not be masked in the outputs: ${why}`, {
+        exitCode: 0,
+      });
+    }
     return await this.#succeeded(workspace);
   }
 
@@ -265,6 +311,8 @@ class ProcessExecution implements FrameSink {
 
 function failed(thrown: unknown): ExecutionResult {
   const message = thrown instanceof Error ? thrown.message : String(thrown);
+  if (thrown instanceof SecretError)
+    return failure(thrown.kind === "missing" ? "refused" : "failed", `secret.${thrown.kind}`, message);
   if (thrown instanceof InsituError && thrown.code === "offer.refused")
     return failure("refused", thrown.code, message);
   // The host's trouble and not the step's: another grant may do better.
@@ -299,6 +347,7 @@ function stepEnvironment(
   workspace: Workspace,
   options: ProcessExecutorOptions,
   marker: string,
+  secrets: Readonly<Record<string, string>>,
 ): Record<string, string> {
   const { lease, step } = offer;
   const env: Record<string, string> = {
@@ -306,6 +355,7 @@ function stepEnvironment(
     TMPDIR: workspace.scratch,
     ...options.stepEnv,
     ...step.env,
+    ...secrets,
   };
   for (const [name, value] of Object.entries(offer.params))
     env[`INSITU_PARAM_${variable(name)}`] = String(value);

@@ -35,7 +35,14 @@ export interface BoxRequest {
   hidden: readonly { path: string; kind: "directory" | "file" }[];
   user: { uid: number; gid: number };
   limits: BoxLimits;
+  /** Files in memory below `SECRETS_DIRECTORY`. */
+  secrets?: Readonly<Record<string, Buffer>>;
 }
+
+/** In the box alone. */
+export const SECRETS_DIRECTORY = "/run/secrets";
+/** Of memory that a file takes at least. */
+const PAGE_BYTES = 4096;
 
 export interface BoxLimits {
   openFiles: number;
@@ -112,8 +119,18 @@ function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
     ...["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"],
     ...["--perms", "1777", "--size", size, "--tmpfs", "/tmp"],
     ...mounts(request),
+    ...secretsMount(request.secrets ?? {}),
     ...["--remount-ro", "/", "--chdir", "/"],
   ];
+}
+
+/** The innermost shell fills it. Nobody but the step is there to look. */
+function secretsMount(secrets: Readonly<Record<string, Buffer>>): string[] {
+  const files = Object.values(secrets);
+  if (files.length === 0) return [];
+  const pages = files.reduce((sum, { length }) => sum + Math.ceil(length / PAGE_BYTES) + 1, 1);
+  const size = String(pages * PAGE_BYTES);
+  return [...parentOf(SECRETS_DIRECTORY), "--perms", "1777", "--size", size, "--tmpfs", SECRETS_DIRECTORY];
 }
 
 /** Outer paths first, so that what lies deeper is laid over them. */
@@ -170,8 +187,12 @@ export function isWithin(parent: string, path: string): boolean {
  * What the innermost shell reads. The environment comes this way alone: it is on no command line, not in the
  * environment of bubblewrap or of process 1, and a loader's variable cannot act on a program that still has privileges.
  */
-function startScript({ env, cwd }: Pick<BoxRequest, "env" | "cwd">): string {
+function startScript({ env, cwd, secrets = {} }: Pick<BoxRequest, "env" | "cwd" | "secrets">): string {
   return [
+    // First, while no program but the shell has run. Its own printf: the value is on no command line.
+    ...Object.entries(secrets).map(
+      ([name, value]) => `(umask 377; printf '${octal(value)}' >${SECRETS_DIRECTORY}/${name}) || exit 126`,
+    ),
     ...Object.entries(env).map(([name, value]) => `export ${name}=${quoted(value)}`),
     // Here and not by bubblewrap, which may be root without the right to enter another user's directory.
     `cd -- ${quoted(cwd)} || exit 126`,
@@ -181,6 +202,11 @@ function startScript({ env, cwd }: Pick<BoxRequest, "env" | "cwd">): string {
     'exec "$@" </dev/null 3>&- 4>&-',
     "",
   ].join("\n");
+}
+
+/** Any byte, also those that a shell's text cannot hold. */
+function octal(bytes: Buffer): string {
+  return [...bytes].map((byte) => `\\${byte.toString(8).padStart(3, "0")}`).join("");
 }
 
 function quoted(text: string): string {

@@ -11,6 +11,8 @@ export interface SandboxOptions {
   facts: HostFacts;
   stateDir: string;
   datasets: Readonly<Record<string, string>>;
+  /** Files of the agent that no step may see, besides its state. */
+  hidden?: readonly string[];
 }
 
 /** What a step is to be given. Paths are those of the host. */
@@ -21,6 +23,7 @@ export interface BoxWishes {
   cwd: string;
   writable: readonly string[];
   readable: readonly string[];
+  secrets?: Readonly<Record<string, Buffer>>;
 }
 
 export type Boxed = { kind: "boxed"; box: Box } | { kind: "plain" } | { kind: "refused"; message: string };
@@ -62,7 +65,7 @@ export class Sandbox {
     return `${why}, and without one it takes no step that reads data classed above ${config.unboxedUpTo} (sandbox.unboxedUpTo)`;
   }
 
-  plan({ step, argv, env, cwd, writable, readable }: BoxWishes): Boxed {
+  plan({ step, argv, env, cwd, writable, readable, secrets = {} }: BoxWishes): Boxed {
     const { config, facts, datasets } = this.#options;
     if (!this.boxes || !facts.can) return { kind: "plain" };
     const bad = Object.keys(env).find((name) => !EXPORTABLE.test(name));
@@ -94,16 +97,17 @@ export class Sandbox {
         hidden: this.#hidden(shown, [...reads, ...writes], own),
         user: config.user,
         limits: { ...config.limits },
+        secrets,
       }),
     };
   }
 
   /** The agent's state and the datasets that the step does not name, where they lie below something that it sees. */
   #hidden(shown: readonly string[], declared: readonly string[], own: readonly string[]) {
-    const { stateDir, datasets } = this.#options;
+    const { stateDir, datasets, hidden: files = [] } = this.#options;
     const reals = (paths: readonly string[]): string[] => paths.map((path) => realOf(path) ?? path);
     const named = new Set(reals(declared));
-    const secret = reals([stateDir, ...Object.values(datasets).filter(isLocal)]).filter(
+    const secret = reals([stateDir, ...files, ...Object.values(datasets).filter(isLocal)]).filter(
       (path) => !named.has(path),
     );
     const candidates = [...new Set(secret)].flatMap((path) => {

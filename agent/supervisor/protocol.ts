@@ -14,9 +14,10 @@ import { ProcessIdentity } from "./process-identity.ts";
 export const SUPERVISOR_PROTOCOL = 1;
 /**
  * 2: boxes a step whose spec has a box, writes `started.json` before it begins, and says why one did not begin.
- * Absent: 1. A step is given to none of a lower revision: it would pass over the box and start the step without.
+ * 3: masks secrets in what it writes down. Absent: 1. A step is given to none of a lower revision: it would pass over
+ * the box or the secrets and start the step without.
  */
-export const SUPERVISOR_REVISION = 2;
+export const SUPERVISOR_REVISION = 3;
 
 /** `code` is that of the system call, or empty. */
 const Trouble = z.object({ code: z.string(), message: z.string() });
@@ -36,6 +37,17 @@ export const StepSpec = z.object({
   killGraceMs: z.number(),
   /** How it is boxed; `argv` and `env` are in it then. Missing: plain processes. */
   box: z.object({ argv: z.array(z.string()).min(1), stdin: z.string(), seccomp: z.string() }).optional(),
+  /** Missing: the step has none. Values are base64; they are in no file, and on no command line. */
+  secrets: z
+    .object({
+      /** What is masked. */
+      values: z.array(z.string()),
+      /** Of a step without a box: made in memory before it starts, removed when it has ended. */
+      files: z.object({ directory: z.string(), contents: z.record(z.string(), z.string()) }).optional(),
+      /** Masked when the step has ended. */
+      outputs: z.object({ directory: z.string(), maxBytes: z.record(z.string(), z.number()) }),
+    })
+    .optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 
@@ -89,6 +101,8 @@ export const ExitRecord = z.object({
   droppedBytes: z.number(),
   /** Ends of lines among them. */
   droppedLines: z.number().optional(),
+  /** Of a step with secrets; how often one was masked. `trouble`: outputs may hold some, and must not be passed on. */
+  secrets: z.object({ masked: z.number(), trouble: z.string().nullable() }).optional(),
 });
 export type ExitRecord = z.infer<typeof ExitRecord>;
 

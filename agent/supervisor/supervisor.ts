@@ -23,6 +23,7 @@ import {
 import { SpoolWriter } from "./spool.ts";
 import { claim } from "./started.ts";
 import { type Exit, type OutputSink, StepProcess } from "./step-process.ts";
+import { StepSecrets } from "./step-secrets.ts";
 
 /** Written and not read by the agent: above it the step's pipes are paused. */
 const UNREAD_MAX_BYTES = 4 * 1024 * 1024;
@@ -171,6 +172,7 @@ class Attempt implements OutputSink {
   readonly #spool: SpoolWriter;
   /** The room for the exit record. */
   readonly #slot: number;
+  readonly #secrets: StepSecrets | undefined;
   #read = 0;
   #resumes: (() => void)[] = [];
 
@@ -185,6 +187,12 @@ class Attempt implements OutputSink {
     this.#world = world;
     this.#spool = new SpoolWriter(join(spec.directory, FRAMES));
     this.#slot = reserve(spec.directory);
+    try {
+      this.#secrets = spec.secrets && new StepSecrets(spec.secrets);
+    } catch (thrown) {
+      closeSync(this.#slot);
+      throw thrown;
+    }
     this.process = new StepProcess(spec, this, clock, leftovers);
   }
 
@@ -193,12 +201,17 @@ class Attempt implements OutputSink {
   }
 
   write(stream: "stdout" | "stderr", data: Buffer): boolean {
+    return this.#append(stream, this.#secrets ? this.#secrets.mask(stream, data) : data);
+  }
+
+  #append(stream: "stdout" | "stderr", data: Buffer): boolean {
     const unread = this.#spool.end - this.#read;
     if (!this.#world.attached() && unread > ALONE_MAX_BYTES) {
       this.#spool.drop(data);
       return true;
     }
-    this.#spool.append(stream, this.#clock.wallMs(), data);
+    // All of it held back: the beginning of a secret, perhaps.
+    if (data.length > 0) this.#spool.append(stream, this.#clock.wallMs(), data);
     this.#world.say({ say: "output", key: this.#spec.key, end: this.#spool.end });
     return !this.#world.attached() || unread < UNREAD_MAX_BYTES;
   }
@@ -225,6 +238,7 @@ class Attempt implements OutputSink {
     } catch (thrown) {
       exit = { code: null, signal: null, error: thrown as NodeJS.ErrnoException };
     }
+    const secrets = this.#concealed();
     this.#spool.close();
     const { error } = exit;
     const record: ExitRecord = {
@@ -233,16 +247,40 @@ class Attempt implements OutputSink {
       signal: exit.signal,
       stopped: this.process.stopped && shortened(this.process.stopped),
       error: error
-        ? { code: error.code ?? "", message: error.message.slice(0, MESSAGE_MAX_CHARS / 2) }
+        ? { code: error.code ?? "", message: this.#shown(error.message).slice(0, MESSAGE_MAX_CHARS / 2) }
         : null,
       startedAtMs,
       endedAtMs: this.#clock.wallMs(),
       end: this.#spool.end,
       droppedBytes: this.#spool.droppedBytes,
       droppedLines: this.#spool.droppedLines,
+      ...(secrets ? { secrets } : {}),
     };
     await this.#keep(record);
     this.#world.say({ say: "exit", key: this.#spec.key });
+  }
+
+  #shown(message: string): string {
+    return this.#secrets ? this.#secrets.text(message) : message;
+  }
+
+  /** The step has ended: what was held back is written, its outputs are masked, and the files of its secrets go. */
+  #concealed(): ExitRecord["secrets"] {
+    const secrets = this.#secrets;
+    if (!secrets) return undefined;
+    for (const stream of ["stdout", "stderr"] as const) this.#append(stream, secrets.end(stream));
+    let trouble: string | null = null;
+    try {
+      secrets.maskOutputs();
+    } catch (thrown) {
+      trouble = (thrown as NodeJS.ErrnoException).code ?? "unknown";
+    }
+    try {
+      secrets.withdraw();
+    } catch {
+      // The agent removes the directory again when it has the outcome.
+    }
+    return { masked: secrets.masked, trouble };
   }
 
   /** The true end is worth waiting for: where the reserved room does not suffice, it is tried until there is more. */

@@ -6,8 +6,8 @@
  */
 import { z } from "zod";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
-import { FIELD_PATTERN, NAME_PATTERN } from "./names.ts";
-import { CLASSIFICATIONS } from "./spec.ts";
+import { FIELD_PATTERN, NAME_PATTERN, VARIABLE_PATTERN } from "./names.ts";
+import { CLASSIFICATIONS, SECRETS_MAX } from "./spec.ts";
 import {
   DURATION_EXPECTED,
   DURATION_PATTERN,
@@ -130,6 +130,32 @@ const Disconnect = z.strictObject({
 const ENV_EXPECTED = "a name of letters, digits and '_', that does not start with a digit";
 const EnvName = z.string().regex(/^[A-Za-z_][A-Za-z0-9_]*$/, { error: ENV_EXPECTED });
 
+const SECRET_EXPECTED = "a name of a secret, or a mapping with name and as";
+const SECRETS_EXPECTED = `a list of names, or a mapping of variables to secrets; at most ${SECRETS_MAX}`;
+const VARIABLE_EXPECTED = `${ENV_EXPECTED}, at most 63`;
+const AS_EXPECTED = "file or env";
+const Secret = z.strictObject({
+  name: ResourceName.describe("Name under which the agents of the site know the secret"),
+  as: z
+    .enum(["file", "env"], { error: AS_EXPECTED })
+    .optional()
+    .describe(
+      "file: a file in memory, whose path is in VARIABLE_FILE. env: the value in VARIABLE. Default file",
+    ),
+});
+const Secrets = z.union(
+  [
+    z.array(ResourceName).min(1, { error: SECRETS_EXPECTED }).max(SECRETS_MAX, { error: SECRETS_EXPECTED }),
+    z
+      .record(
+        z.string().regex(VARIABLE_PATTERN, { error: VARIABLE_EXPECTED }),
+        z.union([ResourceName, Secret], { error: SECRET_EXPECTED }),
+      )
+      .refine((secrets) => Object.keys(secrets).length <= SECRETS_MAX, { error: SECRETS_EXPECTED }),
+  ],
+  { error: SECRETS_EXPECTED },
+);
+
 export const StepDocument = z.strictObject({
   id: ResourceName.describe("Name of the step, unique in the pipeline"),
   description: Text.optional().describe("One line for people"),
@@ -150,6 +176,9 @@ export const StepDocument = z.strictObject({
     .optional()
     .describe("A built-in in place of 'run': noop does nothing and succeeds"),
   env: z.record(EnvName, Text).optional().describe("Environment variables of the step"),
+  secrets: Secrets.optional().describe(
+    "Secrets that the agent resolves at its site, by variable. Only their names are stored. The short form [warehouse-password] is a file whose path is in WAREHOUSE_PASSWORD_FILE",
+  ),
   files: z
     .array(RelativePath)
     .optional()

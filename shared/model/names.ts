@@ -15,5 +15,8 @@ export const FieldName = z
   .string()
   .regex(FIELD_PATTERN, "a letter, then letters, digits, '_' or '-', at most 63");
 
+/** Environment variables that a step asks for. */
+export const VARIABLE_PATTERN = /^[A-Za-z_][A-Za-z0-9_]{0,62}$/;
+
 /** `sha256:` and 64 hexadecimal digits. */
 export const Digest = z.string().regex(/^sha256:[0-9a-f]{64}$/, "sha256: and 64 hexadecimal digits");

@@ -5,7 +5,7 @@
  * version is the SHA-256 of the canonical JSON (RFC 8785) of its `PipelineSpec`.
  */
 import { z } from "zod";
-import { FieldName, Name } from "./names.ts";
+import { FieldName, Name, VARIABLE_PATTERN } from "./names.ts";
 
 export const CLASSIFICATIONS = ["public", "internal", "confidential", "restricted", "secret"] as const;
 export const Classification = z.enum(CLASSIFICATIONS);
@@ -44,6 +44,16 @@ export const DisconnectSpec = z.strictObject({
 });
 export type DisconnectSpec = z.infer<typeof DisconnectSpec>;
 
+/** A secret that the agent resolves at its site. The centre has its name and never its value. */
+export const SecretSpec = z.strictObject({
+  name: Name,
+  /** `file`: in memory, its path in the variable with `_FILE` behind it. `env`: the variable has the value. */
+  as: z.enum(["file", "env"]),
+});
+export type SecretSpec = z.infer<typeof SecretSpec>;
+/** Of one step. */
+export const SECRETS_MAX = 32;
+
 export const StepSpec = z.strictObject({
   id: Name,
   description: z.string().optional(),
@@ -63,12 +73,14 @@ export const StepSpec = z.strictObject({
   /** How long the step waits for an environment that may run it before it fails. */
   unplaceableMs: z.int().min(0),
   pools: z.array(Name),
-  // Both came later and are left out when a document does not say them: a version that was saved before them keeps
+  // These came later and are left out when a document does not say them: a version that was saved before them keeps
   // its digest, and an agent that does not know them takes the offers that do not need them.
   /** Missing or null: the default of the environment that the attempt is offered to. */
   disconnect: DisconnectSpec.nullable().optional(),
   /** Never offered again while the fate of an agent that started it is unknown. Missing: false. */
   once: z.boolean().optional(),
+  /** Variable → secret. Missing: none. */
+  secrets: z.record(z.string().regex(VARIABLE_PATTERN), SecretSpec).optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 

@@ -17,6 +17,7 @@ import type {
   PoolSpec,
   Resource,
   RetrySpec,
+  SecretSpec,
   StepSpec,
 } from "./spec.ts";
 import { durationMs, formatDuration, sizeBytes } from "./units.ts";
@@ -87,7 +88,24 @@ function stepSpec(step: StepDocument): StepSpec {
     pools: setOf(step.pools),
     ...(step.disconnect ? { disconnect: disconnectSpec(step.disconnect, step.once === true) } : {}),
     ...(step.once === true ? { once: true } : {}),
+    ...withoutEmpty({ secrets: secretSpecs(step.secrets ?? {}) }),
   };
+}
+
+/** In the short form the variable is the name in capitals: `warehouse-password` is WAREHOUSE_PASSWORD. */
+export function secretSpecs(secrets: NonNullable<StepDocument["secrets"]>): Record<string, SecretSpec> {
+  if (Array.isArray(secrets))
+    return Object.fromEntries(secrets.map((name) => [shortVariable(name), { name, as: "file" }]));
+  return mapValues(secrets, (secret) =>
+    typeof secret === "string"
+      ? { name: secret, as: "file" }
+      : { name: secret.name, as: secret.as ?? "file" },
+  );
+}
+
+function shortVariable(name: string): string {
+  const variable = name.toUpperCase().replaceAll("-", "_");
+  return /^[0-9]/.test(variable) ? `_${variable}` : variable;
 }
 
 function disconnectSpec(
@@ -223,6 +241,7 @@ function stepDocument(step: StepSpec): StepDocument {
     unplaceable: formatDuration(step.unplaceableMs),
     ...(step.disconnect ? { disconnect: disconnectDocument(step.disconnect) } : {}),
     ...(step.once === true ? { once: true } : {}),
+    ...(step.secrets ? { secrets: step.secrets } : {}),
   };
 }
 

@@ -8,7 +8,7 @@ import type { LocatedResource } from "./load-documents.ts";
 import { didYouMean } from "./nearest.ts";
 import { ERRORS_PER_DOCUMENT_MAX } from "./parse-yaml.ts";
 import type { Kind } from "./spec.ts";
-import { outputSpec } from "./specs.ts";
+import { outputSpec, secretSpecs } from "./specs.ts";
 import { formatSize } from "./units.ts";
 
 /** What is stored already. */
@@ -161,6 +161,7 @@ function checkStep(index: number, step: StepDocument, steps: ResourceNames, name
     ...unknown("environment", "environment", names.environment, "is narrowed to"),
     ...unknown("pools", "pool", names.pool, "holds"),
     ...reservedEnv(at, step),
+    ...badSecrets(at, step),
     ...outputsTooLarge(at, step),
     ...startedTwice(at, step),
   ];
@@ -203,11 +204,42 @@ function unknownNames(
 
 function reservedEnv(at: DocumentPath, step: StepDocument): Fault[] {
   return Object.keys(step.env ?? {})
-    .filter((name) => name.toUpperCase().startsWith(RESERVED_ENV_PREFIX) || name === "TRACEPARENT")
+    .filter(isReserved)
     .map((name) => {
       const message = `step ${step.id} sets ${name}, which the agent sets; names that start with ${RESERVED_ENV_PREFIX} are its own`;
       return { path: [...at, "env", name], message, code: "env.reserved", on: "key" };
     });
+}
+
+function badSecrets(at: DocumentPath, step: StepDocument): Fault[] {
+  if (step.secrets === undefined) return [];
+  const path = [...at, "secrets"];
+  if (step.uses !== undefined) {
+    const message = `step ${step.id} uses a built-in, which takes no secrets`;
+    return [
+      { path, message, hint: "give the secrets to a step with 'run'", code: "secrets.unused", on: "key" },
+    ];
+  }
+  const place = (variable: string): Pick<Fault, "path" | "on"> =>
+    Array.isArray(step.secrets) ? { path } : { path: [...path, variable], on: "key" };
+  const taken = new Set(Object.keys(step.env ?? {}));
+  return Object.entries(secretSpecs(step.secrets)).flatMap(([variable, { as }]) => {
+    const seen = as === "file" ? `${variable}_FILE` : variable;
+    if (isReserved(variable)) {
+      const message = `step ${step.id} asks for a secret in ${variable}, which the agent sets`;
+      return [{ ...place(variable), message, code: "secrets.reserved" }];
+    }
+    if (taken.has(seen)) {
+      const message = `step ${step.id} sets ${seen} twice: in 'env', or for another secret`;
+      return [{ ...place(variable), message, code: "secrets.twice" }];
+    }
+    taken.add(seen);
+    return [];
+  });
+}
+
+function isReserved(variable: string): boolean {
+  return variable.toUpperCase().startsWith(RESERVED_ENV_PREFIX) || variable === "TRACEPARENT";
 }
 
 function outputsTooLarge(at: DocumentPath, step: StepDocument): Fault[] {
