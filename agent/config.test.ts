@@ -33,6 +33,36 @@ test("flags alone are enough", async () => {
   expect(Object.isFrozen(config)).toBe(true);
 });
 
+test("where secrets come from is read, with paths relative to the file", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  const text = `
+stateDir: state
+secrets:
+  a: { from: file, path: secrets/a }
+  b: { from: exec, argv: [pass, show, b] }
+  c: { from: vault, path: apps/c, field: value }
+vault: { address: "https://vault.example.org", tokenFile: vault-token, caFile: ca.pem }
+`;
+  writeFileSync(file, text);
+  const { secrets, vault } = await loadConfig({ config: file }, {});
+  expect(secrets).toEqual({
+    a: { from: "file", path: join(directory.path, "secrets/a") },
+    b: { from: "exec", argv: ["pass", "show", "b"], timeoutMs: 10_000, passEnv: [] },
+    c: { from: "vault", mount: "secret", path: "apps/c", field: "value" },
+  });
+  expect(vault).toMatchObject({
+    tokenFile: join(directory.path, "vault-token"),
+    caFile: join(directory.path, "ca.pem"),
+  });
+  writeFileSync(file, text.replace(/vault: .*/, "").replace("exec", "shell"));
+  expect((await rejection(loadConfig({ config: file }, {}))).message).toMatch(/secrets\.b\.from: /);
+  writeFileSync(file, text.replace(/vault: .*/, ""));
+  expect((await rejection(loadConfig({ config: file }, {}))).message).toMatch(
+    /secrets\.c: comes from a vault, and the key vault/,
+  );
+});
+
 test("paths in a file are relative to it; the environment wins over the file, and flags over both", async () => {
   using directory = testDirectory();
   const file = join(directory.path, "agent.yaml");

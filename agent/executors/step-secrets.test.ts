@@ -1,6 +1,6 @@
 /** Steps that are given secrets, with and without a box, under the real supervisor. */
 import { createHash } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { StepSpec } from "../../shared/model/spec.ts";
@@ -54,10 +54,18 @@ interface Given {
   boxed?: boolean;
   memoryDirectories?: string[];
   argv?: string[];
+  config?: object;
+  hidden?: string[];
 }
 
 async function begin(script: string, change: Partial<StepSpec>, given: Given = {}) {
-  const { boxed = false, memoryDirectories = [MEMORY], argv = ["sh", "-ec", script] } = given;
+  const {
+    boxed = false,
+    memoryDirectories = [MEMORY],
+    argv = ["sh", "-ec", script],
+    config = {},
+    hidden = [],
+  } = given;
   const stateDir = join(directory.path, "state");
   const executor = new ProcessExecutor({
     clock: systemClock,
@@ -66,7 +74,7 @@ async function begin(script: string, change: Partial<StepSpec>, given: Given = {
     stepEnv: { PATH: process.env.PATH ?? "" },
     killGraceMs: 300,
     supervisors,
-    sandbox: boxed ? await realSandbox({ stateDir }) : NO_SANDBOX,
+    sandbox: boxed ? await realSandbox({ stateDir, config, hidden }) : NO_SANDBOX,
     secrets: new Secrets({
       clock: systemClock,
       sources: {
@@ -115,7 +123,7 @@ describe.each([
 
   test("a secret is in a file that its user alone reads, whatever its bytes, and lies in memory", async () => {
     const { result, said } = await ended(
-      'sha256sum <"$DB_KEY_FILE"; stat -c %a "$DB_KEY_FILE"; stat -f -c %T "$DB_KEY_FILE"; [ "$(stat -c %u "$DB_KEY_FILE")" = "$(id -u)" ]; echo "${DB_KEY-no variable}"',
+      'sha256sum <"$DB_KEY_FILE"; stat -c %a "$DB_KEY_FILE"; stat -f -c %T "$DB_KEY_FILE"; [ "$(stat -c %u "$DB_KEY_FILE")" = "$(id -u)" ]; printenv DB_KEY || echo no variable',
       asFile,
       { boxed },
     );
@@ -176,6 +184,17 @@ function commandLine(pid: string): string {
     return ""; // gone meanwhile
   }
 }
+
+test("a boxed step does not see where its agent reads secrets from, and its own files are all that it gets", async () => {
+  chmodSync(directory.path, 0o755);
+  const { result, said } = await ended(
+    `ls -A /run/secrets; stat -c %s ${join(directory.path, "key")}; ls -A /dev/shm`,
+    asFile,
+    { boxed: true, config: { paths: [directory.path] }, hidden: [join(directory.path, "key")] },
+  );
+  expect(result.status).toBe("succeeded");
+  expect(said.stdout).toBe("DB_KEY\n0\n");
+});
 
 test("what a step says of a secret in two writes, or on two streams, is masked as it was said", async () => {
   environment.PASSWORD = "abcdef-canary";

@@ -16,6 +16,7 @@ export async function realSandbox(options: {
   stateDir: string;
   datasets?: Record<string, string>;
   config?: object;
+  hidden?: string[];
 }): Promise<Sandbox> {
   const config = SandboxConfig.parse({ mode: "required", ...options.config });
   facts ??= probeHost({ path: process.env.PATH ?? "", user: config.user });
@@ -24,5 +25,6 @@ export async function realSandbox(options: {
     facts: await facts,
     stateDir: options.stateDir,
     datasets: options.datasets ?? {},
+    hidden: options.hidden ?? [],
   });
 }

@@ -34,6 +34,59 @@ capacity: 2
 
 const pipeline = (steps: string) => `kind: pipeline\nname: p\nsteps:\n${steps}`;
 
+describe("a step with secrets", () => {
+  const spec = (keys: string) => {
+    const { resources, errors } = loadDocuments({
+      files: [{ file: "p.yaml", text: pipeline(`- { id: a, run: [x], ${keys} }`) }],
+      readAttachment: () => undefined,
+    });
+    expect(errors).toEqual([]);
+    const [resource] = resources;
+    return resource?.kind === "pipeline" ? resource.spec.steps[0] : undefined;
+  };
+
+  test.each([
+    ["secrets: [warehouse-password]", { WAREHOUSE_PASSWORD: { name: "warehouse-password", as: "file" } }],
+    ["secrets: [2fa]", { _2FA: { name: "2fa", as: "file" } }],
+    ["secrets: { DB: warehouse }", { DB: { name: "warehouse", as: "file" } }],
+    ["secrets: { DB: { name: warehouse } }", { DB: { name: "warehouse", as: "file" } }],
+    ["secrets: { DB: { name: warehouse, as: env } }", { DB: { name: "warehouse", as: "env" } }],
+  ])("%s names them and says how they are given", (keys, secrets) => {
+    expect(spec(keys)?.secrets).toEqual(secrets);
+  });
+
+  test("a step that asks for none has no such key, so that its version stays the same", () => {
+    expect(spec("secrets: {}")).toEqual(spec("env: {}"));
+    expect(spec("env: {}")).not.toHaveProperty("secrets");
+  });
+
+  test.each([
+    ["run: [x], secrets: { INSITU_X: a }", "4:33 step a asks for a secret in INSITU_X, which the agent sets"],
+    [
+      "run: [x], env: { DB: x }, secrets: { DB: { name: a, as: env } }",
+      "4:49 step a sets DB twice: in 'env', or for another secret",
+    ],
+    [
+      "run: [x], env: { DB_FILE: x }, secrets: [db]",
+      "4:52 step a sets DB_FILE twice: in 'env', or for another secret",
+    ],
+    [
+      "run: [x], secrets: { DB: a, DB_FILE: { name: b, as: env } }",
+      "4:40 step a sets DB_FILE twice: in 'env', or for another secret",
+    ],
+    [
+      "uses: noop, secrets: [a]",
+      "4:24 step a uses a built-in, which takes no secrets (give the secrets to a step with 'run')",
+    ],
+    ["run: [x], secrets: { 1X: a }", "4:33 the name '1X' must be a name of letters"],
+    ["run: [x], secrets: { X: { name: a, value: b } }", "4:47 unknown key 'value'"],
+  ])("%s is refused", (keys, message) => {
+    const [found, ...more] = validate({ "p.yaml": pipeline(`- { id: a, ${keys} }`) });
+    expect(found).toContain(`p.yaml:${message}`);
+    expect(more).toEqual([]);
+  });
+});
+
 describe("a step that is started once", () => {
   test.each([
     ["disconnect: { keep: 6h }", []],
