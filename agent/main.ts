@@ -43,6 +43,8 @@ Flags
   --site-policy FILE     what this site allows, whatever the control plane asks for     (sitePolicy)
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
+Only in the file: where secrets come from, secrets and vault (docs/security/secrets.md).
+
 Environment
   INSITU_JOIN_TOKEN, INSITU_LOG_LEVEL
 
