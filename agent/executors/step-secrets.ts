@@ -12,7 +12,7 @@ import type { Workspace } from "./workspace.ts";
  * @throws SecretError
  */
 export async function resolveSecrets(
-  { step }: Offer,
+  { step, pipeline }: Offer,
   { secrets, boxed, signal }: { secrets: Secrets | undefined; boxed: boolean; signal: AbortSignal },
 ): Promise<ResolvedSecrets | undefined> {
   if (step.secrets === undefined) return undefined;
@@ -24,7 +24,7 @@ export async function resolveSecrets(
       "mount a tmpfs there, let the agent run steps in a sandbox, or ask for the secrets with `as: env`";
     throw new SecretError("missing", `secrets cannot be given as files: ${why}; ${advice}`);
   }
-  return await secrets.resolve(step.secrets, signal);
+  return await secrets.resolve({ wanted: step.secrets, pipeline }, signal);
 }
 
 /** Without a box. The marker is the step's own, and cannot be guessed from outside. */

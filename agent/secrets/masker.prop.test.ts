@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { encodingsOf, SECRET_MIN_BYTES } from "./encodings.ts";
+import { coreOf, encodingsOf, SECRET_MIN_BYTES } from "./encodings.ts";
 import { MASK, Masker, masked, Needles } from "./masker.ts";
 
 const bytes = fc.uint8Array({ minLength: SECRET_MIN_BYTES, maxLength: 80 });
@@ -49,8 +49,14 @@ test("however a stream is cut, the same is masked as in the whole of it, byte fo
         expect(inChunks(needles, whole, cuts).equals(expected)).toBe(true);
       },
     ),
-    { numRuns: 2_000 },
+    { numRuns: 3_000 },
   );
+});
+
+test("what belongs to a masked secret stays masked while it is held back for another", () => {
+  const masker = new Masker(new Needles([Buffer.from("cbaaba"), Buffer.from("aaaaaa")]));
+  const parts = [masker.push(Buffer.from("cbaaba")), masker.push(Buffer.alloc(0)), masker.end()];
+  expect(Buffer.concat(parts).toString()).toBe("***");
 });
 
 test("no form of a secret comes through, whatever stands around it and wherever the chunks end", () => {
@@ -81,10 +87,11 @@ test("no form of a secret comes through, whatever stands around it and wherever 
 test("base64 of a secret is found at every place that it can have in a text", () => {
   fc.assert(
     fc.property(bytes, bytes, bytes, (before, value, after) => {
+      fc.pre(coreOf(Buffer.from(value)).length >= SECRET_MIN_BYTES);
       const whole = Buffer.concat([Buffer.from(before), Buffer.from(value), Buffer.from(after)]);
       for (const encoding of ["base64", "base64url"] as const) {
         const { count } = masked(new Needles([Buffer.from(value)]), Buffer.from(whole.toString(encoding)));
-        if (encodingsOf(Buffer.from(value)).length > 0) expect(count).toBeGreaterThan(0);
+        expect(count).toBeGreaterThan(0);
       }
     }),
   );

@@ -82,7 +82,8 @@ export class Masker {
     const parts: Buffer[] = [];
     let at = 0;
     for (const { start, end, told } of this.#needles.spansIn(bytes, this.#covered)) {
-      if (start >= until) break;
+      // What was told stays covered, also when all of it is held back again.
+      if (start >= until && !told) break;
       parts.push(bytes.subarray(at, start));
       if (!told) {
         parts.push(MASK);

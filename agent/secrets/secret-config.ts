@@ -13,12 +13,19 @@ const VaultPath = z
     "a path without . and ..",
   );
 
+/** Of all sources. */
+const shared = {
+  /** Given to steps of these alone. Missing: to every step that runs at this agent. */
+  pipelines: z.array(Name).min(1).optional(),
+};
+
 export const SecretSource = z.discriminatedUnion("from", [
   /** Readable by the agent's user alone. Relative to the configuration file. */
-  z.strictObject({ from: z.literal("file"), path: z.string().min(1) }),
+  z.strictObject({ ...shared, from: z.literal("file"), path: z.string().min(1) }),
   /** Of the agent's own process. */
-  z.strictObject({ from: z.literal("env"), variable: Variable }),
+  z.strictObject({ ...shared, from: z.literal("env"), variable: Variable }),
   z.strictObject({
+    ...shared,
     from: z.literal("exec"),
     /** A program and its arguments, without a shell. What it prints on stdout is the secret. */
     argv: z.array(z.string().min(1)).min(1),
@@ -27,6 +34,7 @@ export const SecretSource = z.discriminatedUnion("from", [
     passEnv: z.array(Variable).default([]),
   }),
   z.strictObject({
+    ...shared,
     from: z.literal("vault"),
     mount: VaultPath.default("secret"),
     path: VaultPath,

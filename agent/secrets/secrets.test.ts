@@ -33,7 +33,10 @@ function secretsOf(source: object, change: object = {}) {
   const sources = SecretsConfig.parse({ s: source });
   const secrets = new Secrets({ clock, sources, environment: {}, memoryDirectories: [], ...change });
   const fetch = async (signal = new AbortController().signal): Promise<string> => {
-    const resolved = await secrets.resolve({ X: { name: "s", as: "file" } }, signal);
+    const resolved = await secrets.resolve(
+      { wanted: { X: { name: "s", as: "file" } }, pipeline: "nightly" },
+      signal,
+    );
     return resolved.files.X!.toString("utf8");
   };
   return { fetch, waitsMs };
@@ -269,13 +272,25 @@ describe("a vault", () => {
   });
 });
 
+test.each([
+  [["nightly", "weekly"], VALUE],
+  [["weekly"], /^secret s: this agent gives it to other pipelines than nightly$/],
+] as const)("a secret of the pipelines %j is given to no others", async (pipelines, expected) => {
+  const source = { from: "env", variable: "V", pipelines };
+  const fetched = secretsOf(source, { environment: { V: VALUE } }).fetch();
+  if (typeof expected === "string") expect(await fetched).toBe(expected);
+  else expect((await refusal(fetched)).message).toMatch(expected);
+});
+
 test("all that is missing is said at once", async () => {
   const secrets = new Secrets({
     ...{ clock: systemClock, memoryDirectories: [], environment: {} },
     sources: { a: { from: "env", variable: "NOT_SET" } },
   });
   const wanted = { A: { name: "a", as: "env" }, B: { name: "b", as: "file" } } as const;
-  const error = await refusal(secrets.resolve(wanted, new AbortController().signal).then(() => ""));
+  const error = await refusal(
+    secrets.resolve({ wanted, pipeline: "p" }, new AbortController().signal).then(() => ""),
+  );
   expect(error.message).toBe(
     "secret a: the agent's environment has no NOT_SET; secret b: not known at this agent; add it to `secrets` in its configuration",
   );

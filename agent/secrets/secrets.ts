@@ -24,6 +24,13 @@ export interface SecretsOptions {
   memoryDirectories: readonly string[];
 }
 
+export interface SecretsWanted {
+  /** Variable → secret. */
+  wanted: Readonly<Record<string, SecretSpec>>;
+  /** Whose step asks. */
+  pipeline: string;
+}
+
 /** For one step. */
 export interface ResolvedSecrets {
   /** Variable → value, of those that are asked for as such. */
@@ -47,9 +54,9 @@ export class Secrets {
   }
 
   /** @throws SecretError with every secret that cannot be had */
-  async resolve(wanted: Readonly<Record<string, SecretSpec>>, signal: AbortSignal): Promise<ResolvedSecrets> {
+  async resolve({ wanted, pipeline }: SecretsWanted, signal: AbortSignal): Promise<ResolvedSecrets> {
     const names = [...new Set(Object.values(wanted).map(({ name }) => name))];
-    const settled = await Promise.allSettled(names.map((name) => this.#fetch(name, signal)));
+    const settled = await Promise.allSettled(names.map((name) => this.#fetch(name, pipeline, signal)));
     const errors = settled.flatMap((each) =>
       each.status === "rejected" ? [asSecretError(each.reason)] : [],
     );
@@ -71,11 +78,11 @@ export class Secrets {
     return resolved;
   }
 
-  async #fetch(name: string, signal: AbortSignal): Promise<Buffer> {
+  async #fetch(name: string, pipeline: string, signal: AbortSignal): Promise<Buffer> {
     const { clock } = this.#options;
     for (const waitMs of [...WAITS_MS, undefined]) {
       try {
-        return usable(await this.#read(name, signal));
+        return usable(await this.#read(name, pipeline, signal));
       } catch (thrown) {
         const error = asSecretError(thrown);
         if (error.kind === "missing" || waitMs === undefined || signal.aborted)
@@ -86,9 +93,11 @@ export class Secrets {
     throw new SecretError("unavailable", `secret ${name} could not be fetched`);
   }
 
-  async #read(name: string, signal: AbortSignal): Promise<Buffer> {
+  async #read(name: string, pipeline: string, signal: AbortSignal): Promise<Buffer> {
     const { clock, sources, environment, vault } = this.#options;
     const source: SecretSource | undefined = Object.hasOwn(sources, name) ? sources[name] : undefined;
+    if (source?.pipelines && !source.pipelines.includes(pipeline))
+      throw new SecretError("missing", `this agent gives it to other pipelines than ${pipeline}`);
     switch (source?.from) {
       case "file":
         return await readPrivateFile(source.path);

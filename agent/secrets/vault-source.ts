@@ -80,7 +80,13 @@ async function ask(
       new SecretError("unavailable", `the vault at ${url.host} ${why}`);
     const open = url.protocol === "https:" ? requestHttps : requestHttp;
     // A connection for each: a token's rights and the vault's certificate are looked at anew.
-    const request = open(url, { headers, agent: false, signal, ...(ca === undefined ? {} : { ca }) });
+    const request = open(url, {
+      headers,
+      agent: false,
+      minVersion: "TLSv1.2" as const,
+      signal,
+      ...(ca === undefined ? {} : { ca }),
+    });
     const timer = clock.after(vault.timeoutMs, () =>
       request.destroy(away(`does not answer within ${vault.timeoutMs} ms`)),
     );
