@@ -68,3 +68,21 @@ test("above internal no text of a step is in what is released, and every byte is
     ),
   );
 });
+
+test("what leaves with masks in it is told apart, and what stays is not", () => {
+  const output = { type: "text", digest: "sha256:0", text: "a ***" } as const;
+  const produced = {
+    ...{ outputs: { a: output, b: output }, error: null, artifacts: [], logBytes: 7 },
+    masked: { log: true, outputs: ["a"] },
+  };
+  expect(release(verdictsFor("internal"), produced).egress).toEqual([
+    { kind: "output", name: "a", verdict: "redact", sentBytes: 5, keptBytes: 0 },
+    { kind: "output", name: "b", verdict: "allow", sentBytes: 5, keptBytes: 0 },
+    { kind: "log", name: "log", verdict: "redact", sentBytes: 7, keptBytes: 0 },
+  ]);
+  expect(release(verdictsFor("secret"), produced).egress.map(({ verdict }) => verdict)).toEqual([
+    "digest",
+    "digest",
+    "withhold",
+  ]);
+});

@@ -53,17 +53,21 @@ export function release(
     error: { code: string; message: string } | null;
     artifacts: { name: string; bytes: number }[];
     logBytes: number;
+    /** Where secrets were masked before. */
+    masked?: { log: boolean; outputs: readonly string[] } | undefined;
   },
 ): Released {
   const egress: EgressRecord[] = [];
   const outputs: Record<string, OutputValue> = {};
+  const { masked = { log: false, outputs: [] } } = produced;
   for (const [name, { type, digest, text }] of Object.entries(produced.outputs)) {
     const bytes = Buffer.byteLength(text);
     const allowed = verdicts.outputs === "allow";
     outputs[name] = { type, digest, bytes, ...(allowed ? { text } : {}) };
-    egress.push(count("output", name, verdicts.outputs, bytes));
+    egress.push(count("output", name, shown(verdicts.outputs, masked.outputs.includes(name)), bytes));
   }
-  if (produced.logBytes > 0) egress.push(count("log", "log", verdicts.logs, produced.logBytes));
+  if (produced.logBytes > 0)
+    egress.push(count("log", "log", shown(verdicts.logs, masked.log), produced.logBytes));
   for (const { name, bytes } of produced.artifacts) egress.push(count("artifact", name, "digest", bytes));
   const error = produced.error === null ? null : releaseError(verdicts, produced.error, egress);
   return { outputs, error, egress };
@@ -82,7 +86,12 @@ function releaseError(
   };
 }
 
+/** What leaves with masks in it is told apart from what leaves as it was. */
+function shown(verdict: Verdict, masked: boolean): Verdict {
+  return verdict === "allow" && masked ? "redact" : verdict;
+}
+
 function count(kind: EgressRecord["kind"], name: string, verdict: Verdict, bytes: number): EgressRecord {
-  const sent = verdict === "allow";
+  const sent = verdict === "allow" || verdict === "redact";
   return { kind, name, verdict, sentBytes: sent ? bytes : 0, keptBytes: sent ? 0 : bytes };
 }

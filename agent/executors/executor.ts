@@ -28,6 +28,8 @@ export interface ExecutionResult {
   error: { code: string; message: string } | null;
   outputs: Record<string, RawOutput>;
   artifacts: KeptArtifact[];
+  /** Where secrets were masked. Missing: nowhere. */
+  masked?: { log: boolean; outputs: readonly string[] };
 }
 
 export type StopReason = "cancelled" | "interrupted" | "timed-out";

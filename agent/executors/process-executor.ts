@@ -256,6 +256,16 @@ class ProcessExecution implements FrameSink {
     if (ending.kind !== "exited") return await this.#unknownEnd(ending);
     const { record, unreadBytes } = ending;
     this.#io.dropped(record.droppedBytes + unreadBytes, record.droppedLines ?? 0);
+    const result = await this.#ended(record, workspace);
+    if (!record.secrets) return result;
+    const { maskedInLog, maskedOutputs } = record.secrets;
+    return {
+      ...result,
+      masked: { log: maskedInLog > 0, outputs: maskedOutputs ?? Object.keys(result.outputs) },
+    };
+  }
+
+  async #ended(record: ExitRecord, workspace: Workspace): Promise<ExecutionResult> {
     // Of a supervisor that could not be told: its record knows of no wish, and the process did not end by itself.
     const stopped = record.stopped ?? (record.code === 0 ? null : (this.#stopped ?? null));
     if (stopped || record.error || record.code !== 0) return this.#failed({ ...record, stopped });

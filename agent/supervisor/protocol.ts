@@ -101,8 +101,16 @@ export const ExitRecord = z.object({
   droppedBytes: z.number(),
   /** Ends of lines among them. */
   droppedLines: z.number().optional(),
-  /** Of a step with secrets; how often one was masked. `trouble`: outputs may hold some, and must not be passed on. */
-  secrets: z.object({ masked: z.number(), trouble: z.string().nullable() }).optional(),
+  /** Of a step with secrets. `trouble`: outputs may hold some, and must not be passed on. */
+  secrets: z
+    .object({
+      /** How often one was masked in what the step wrote. */
+      maskedInLog: z.number(),
+      /** Names of those in which one was; null: too many for the room of the record, so take it for all. */
+      maskedOutputs: z.array(z.string()).nullable(),
+      trouble: z.string().nullable(),
+    })
+    .optional(),
 });
 export type ExitRecord = z.infer<typeof ExitRecord>;
 

@@ -24,7 +24,7 @@ export class StepSecrets {
   readonly #spec: Spec;
   readonly #needles: Needles;
   readonly #maskers: Record<Frame["stream"], Masker>;
-  #maskedInOutputs = 0;
+  readonly maskedOutputs: string[] = [];
 
   /** @throws what the file system throws; nothing is left then */
   constructor(spec: Spec) {
@@ -36,8 +36,8 @@ export class StepSecrets {
   }
 
   /** How often a secret was masked. */
-  get masked(): number {
-    return this.#maskers.stdout.count + this.#maskers.stderr.count + this.#maskedInOutputs;
+  get maskedInLog(): number {
+    return this.#maskers.stdout.count + this.#maskers.stderr.count;
   }
 
   /** What may be written of it now; the rest comes with what follows, or with the end. */
@@ -69,7 +69,7 @@ export class StepSecrets {
       rmSync(fresh, { recursive: true, force: true });
       writeFileSync(fresh, bytes, { flag: "wx", mode: 0o600 });
       renameSync(fresh, join(directory, name));
-      this.#maskedInOutputs += count;
+      this.maskedOutputs.push(name);
     }
   }
 

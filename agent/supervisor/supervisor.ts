@@ -37,6 +37,8 @@ const SLOT = "exit.slot";
 export const EXIT_FILE = "exit.json";
 export const FRAMES = "frames";
 const MESSAGE_MAX_CHARS = 2_000;
+/** Names of outputs in an exit record, which have 63 characters at most. */
+const NAMED_MAX = 16;
 /** Between two tries to write an exit record to a disk that is full. */
 const KEEP_AGAIN_MS = 500;
 
@@ -280,7 +282,8 @@ class Attempt implements OutputSink {
     } catch {
       // The agent removes the directory again when it has the outcome.
     }
-    return { masked: secrets.masked, trouble };
+    const { maskedInLog, maskedOutputs } = secrets;
+    return { maskedInLog, maskedOutputs: maskedOutputs.length > NAMED_MAX ? null : maskedOutputs, trouble };
   }
 
   /** The true end is worth waiting for: where the reserved room does not suffice, it is tried until there is more. */

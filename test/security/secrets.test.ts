@@ -210,6 +210,7 @@ test.each([
     const ended = new Map(outcomes.map(({ step: name, outcome }) => [name, outcome]));
     expect(ended.get("fails")).toMatchObject({ status: "failed", exitCode: 3 });
     expect(ended.get("ends-well")).toMatchObject({ status: "succeeded" });
+    expect(ended.get("ends-well")?.egress.map(({ verdict }) => verdict)).toEqual(["redact", "redact"]);
     const said = JSON.parse(ended.get("ends-well")?.outputs.said?.text ?? "null");
     expect(said).toMatchObject({ values: expect.arrayContaining(["***"]), marker: MARKER });
 
