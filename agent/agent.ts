@@ -23,6 +23,7 @@ import type { Secrets } from "./secrets/secrets.ts";
 import { Supervisors } from "./supervisor/client.ts";
 import { Gateways } from "./uplink/gateways.ts";
 import {
+  forgetAccess,
   keepAccess,
   loadAccess,
   loadOrMakeUserKey,
@@ -60,6 +61,8 @@ export class Agent {
   #centreOffsetMs: number | undefined;
   readonly #supervisors: Supervisors;
   #cordoned = false;
+  /** Empty, or what the control plane said when it refused this agent. */
+  #deniedWhy = "";
   #stopping = false;
   #diskFull = false;
   #diskCheckedMs = Number.NEGATIVE_INFINITY;
@@ -156,6 +159,7 @@ export class Agent {
           if (cordoned !== this.#cordoned) this.#log.info({ cordoned }, "cordon changed");
           this.#cordoned = cordoned;
         },
+        denied: (reason) => this.#denied(reason),
       },
     });
   }
@@ -232,6 +236,7 @@ export class Agent {
 
   #notTakingWork(): string {
     if (this.#stopping) return "the agent stops";
+    if (this.#deniedWhy !== "") return `the control plane does not take this agent: ${this.#deniedWhy}`;
     if (this.#cordoned) return "cordoned";
     if (this.#diskFull) return "its disk is nearly full";
     if (this.#journal.outboxFull) return "its outbox is full: results wait for the control plane";
@@ -241,7 +246,23 @@ export class Agent {
     return "";
   }
 
+  /** What runs goes on; its results stay in the journal. NATS refuses the access that it has, or will soon. */
+  #denied(reason: string): void {
+    if (reason !== this.#deniedWhy)
+      this.#log.error(
+        { reason, held: this.#attempts.held().length },
+        "the control plane does not take this agent any more; it takes no work",
+      );
+    this.#deniedWhy = reason;
+    this.#accessText = "";
+    forgetAccess(this.#accessFile());
+    void this.#pulls?.close();
+    this.#pulls = undefined;
+  }
+
   #welcomed(welcome: Welcome__Output): void {
+    if (this.#deniedWhy !== "") this.#log.info({}, "the control plane takes this agent again");
+    this.#deniedWhy = "";
     this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
     if (welcome.nats) this.#natsAccess(welcome.nats);

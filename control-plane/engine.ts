@@ -25,6 +25,8 @@ import { embeddedDirectory, externalTarget } from "./store/nats-target.ts";
 import { canSyncAlways, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
 import { flushBeforeAnswer } from "./store/stream-disk.ts";
 
+const SETTLE_RETRY_MS = 1_000;
+
 export interface Engine {
   connection: NatsConnection;
   /** Of agents; who they are there is said by `identity`, where there are accounts. */
@@ -130,10 +132,21 @@ async function openAccounts(
         log,
       });
       service = made;
-      const settle = (record: Removable): void =>
-        void follow(record).catch((err: unknown) =>
-          log.error({ err, agent: `${record.environment}/${record.name}` }, "agent keeps its NATS user"),
-        );
+      const stop = new AbortController();
+      /** Until it is done: a revocation that NATS was not told of lets the agent pull on. */
+      const settle = async (record: Removable): Promise<void> => {
+        while (!stop.signal.aborted) {
+          try {
+            return await follow(registry.known(`${record.environment}/${record.name}`) ?? record);
+          } catch (err) {
+            log.error(
+              { err, agent: `${record.environment}/${record.name}` },
+              "agent keeps its NATS user yet",
+            );
+          }
+          await clock.sleep(SETTLE_RETRY_MS, stop.signal).catch(() => undefined); // aborted: the loop sees it
+        }
+      };
       const follow = (record: Removable): Promise<void> =>
         made.revoke(record, record.removedAtMs === null ? record.spkiSha256 : null);
       // Removed while no replica ran to the end of it.
@@ -142,14 +155,15 @@ async function openAccounts(
         await follow(record ?? { ...value, removedAtMs: clock.wallMs(), spkiSha256: "" });
       }
       const off = [
-        registry.onChange(settle),
+        registry.onChange((record) => void settle(record)),
         onReconnect(system, () => {
           made.pushAll().catch((err: unknown) => log.error({ err }, "NATS was not told of all accounts"));
         }),
       ];
       made.start();
       closers.add("nats accounts", async () => {
-        for (const stop of off) stop();
+        stop.abort();
+        for (const end of off) end();
         await made.close();
       });
     },

@@ -14,6 +14,7 @@ import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-to
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
 import { loadOrCreatePki } from "./access/pki.ts";
+import { revokeAgent } from "./access/revocation.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
 import { anyAccess, tokenAccess } from "./api/access.ts";
 import { createApi } from "./api/api.ts";
@@ -347,6 +348,7 @@ async function open(
       },
       logs,
       fleet,
+      agents: { revoke: (request) => revokeAgent({ registry, tokens, log }, request) },
       servers: shards,
       joinTokens: tokens,
       tokens: apiTokens,

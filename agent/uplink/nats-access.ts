@@ -1,5 +1,5 @@
 /** Where this agent pulls from and as whom, as the last welcome said: kept, so that it can start while the gateway is away. */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { z } from "zod";
 import { makeNkey } from "../../shared/wire/nkey.ts";
 
@@ -36,6 +36,11 @@ export function loadAccess(file: string): NatsAccess | undefined {
 /** May hold a password: readable by the agent's user alone. */
 export function keepAccess(file: string, access: NatsAccess): void {
   keep(file, JSON.stringify(access));
+}
+
+/** Void, the control plane says. */
+export function forgetAccess(file: string): void {
+  rmSync(file, { force: true });
 }
 
 /** Made here, and never sent: NATS is shown that the agent has it. A damaged one gives way to a new one. */

@@ -1,8 +1,10 @@
 import { join } from "node:path";
+import { Metadata, status } from "@grpc/grpc-js";
 import { pino } from "pino";
 import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { finished, LIMITS, leaseKey, type TestDirectory, testDirectory, Until } from "../agent.fixture.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import { Journal } from "../journal/journal.ts";
@@ -42,6 +44,7 @@ class Side implements AgentSide {
   renewed = () => undefined;
   awaitsGrant = () => false;
   centreTime = () => undefined;
+  denied = (reason: string) => this.#note(`denied: ${reason}`);
   cordoned = (cordoned: boolean) => {
     if (cordoned) this.#note("cordoned");
   };
@@ -108,6 +111,24 @@ const lost = (reason: RegExp) =>
   until.holds(() =>
     log.some((line) => line.msg.startsWith("control plane lost") && reason.test(line.reason ?? "")),
   );
+
+test("that is refused says so, and does not take a lost connection for it", async () => {
+  uplink.start();
+  await gateway.connected();
+  const metadata = new Metadata();
+  metadata.set(ERROR_CODE_METADATA, "conflict");
+  gateway.session!.emit("error", {
+    code: status.ABORTED,
+    details: "a newer session took its place",
+    metadata,
+  });
+  await gateway.connected(2);
+  metadata.set(ERROR_CODE_METADATA, "auth.denied");
+  gateway.session!.emit("error", { code: status.PERMISSION_DENIED, details: "it was revoked", metadata });
+  await until.holds(() => side.told.includes("denied: it was revoked"));
+  expect(side.told.filter((said) => said.startsWith("denied"))).toEqual(["denied: it was revoked"]);
+  expect(uplink.connected).toBe(false);
+});
 
 test("says what it is and what it holds, then renews exactly what it holds, with why it takes no work", async () => {
   side.leases = [leaseKey({ epoch: 4 })];

@@ -13,7 +13,7 @@ import type { NatsAccess__Output } from "../../shared/wire/gen/insitu/agent/v1/N
 import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
-import type { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
@@ -27,6 +27,8 @@ import { softwareVersion } from "./version.ts";
 const BACKOFF_MIN_MS = 200;
 const BACKOFF_MAX_MS = 10_000;
 const WELCOME_TIMEOUT_MS = 10_000;
+/** One that was put out asks now and then whether that still holds: after a restore, for example. */
+const DENIED_RETRY_MS = 60_000;
 /** Heartbeats without an answer before the connection is given up. */
 const MISSED_MAX = 3;
 
@@ -59,6 +61,8 @@ export interface AgentSide {
   /** Wall time of the control plane. */
   centreTime(wallMs: number): void;
   cordoned(cordoned: boolean): void;
+  /** The control plane does not take this agent, by whatever replica: it was revoked, or has enrolled anew elsewhere. */
+  denied(reason: string): void;
 }
 
 export interface UplinkOptions {
@@ -136,6 +140,12 @@ export class Uplink {
       const ended = await this.#connection(client).finally(() => client.close());
       if (this.#stop.signal.aborted) break;
       gateways.advance();
+      if (ended.denied) {
+        gateways.advance();
+        this.#options.side.denied(ended.reason);
+        await clock.sleep(DENIED_RETRY_MS * (0.5 + random() / 2), this.#stop.signal).catch(() => undefined);
+        continue;
+      }
       delayMs = ended.welcomed ? BACKOFF_MIN_MS : Math.min(BACKOFF_MAX_MS, delayMs * 2);
       const waitMs = this.#reconnectAfterMs ?? delayMs * (0.5 + random() / 2);
       this.#reconnectAfterMs = undefined;
@@ -163,18 +173,22 @@ export class Uplink {
   /** One life of the three streams. Resolves when any of them has ended. */
   async #connection(
     client: InstanceType<typeof AgentGatewayClient>,
-  ): Promise<{ welcomed: boolean; reason: string }> {
+  ): Promise<{ welcomed: boolean; denied: boolean; reason: string }> {
     const { clock } = this.#options;
     const session = client.Session();
     this.#session = session;
     const streams: ClientDuplexStream<never, unknown>[] = [session as never];
     let timer: Timer = clock.after(WELCOME_TIMEOUT_MS, () => session.cancel());
     let welcomed = false;
+    let denied = false;
     let over = false;
     let onAbort = (): void => {};
     const ended = new Promise<string>((resolve) => {
       const watch = (stream: ClientDuplexStream<never, unknown>): void => {
-        stream.on("error", (err: ServiceError) => resolve(this.#explain(err)));
+        stream.on("error", (err: ServiceError) => {
+          denied ||= !over && err.metadata?.get(ERROR_CODE_METADATA)[0] === "auth.denied";
+          resolve(this.#explain(err));
+        });
         stream.on("end", () => resolve("the control plane closed the stream"));
       };
       watch(session as never);
@@ -216,7 +230,7 @@ export class Uplink {
       if (this.#stop.signal.aborted) stream.end();
       else stream.cancel();
     }
-    return { welcomed, reason };
+    return { welcomed, denied, reason };
   }
 
   #hello() {

@@ -1,7 +1,6 @@
 /** How an agent gets its identity: a join token and a certificate request for a certificate. */
-import { InsituError } from "../../shared/errors.ts";
+import { type ErrorCode, InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
-import type { AgentRecord } from "../fleet/agent-record.ts";
 import { type AgentRegistry, refuseTakenName } from "../fleet/agent-registry.ts";
 import type { JoinTokenService } from "./join-tokens.ts";
 import type { Pki } from "./pki.ts";
@@ -19,6 +18,9 @@ export interface EnrolmentDeps {
   pki: Pki;
 }
 
+/** With which the registry says that it has written nothing. */
+const REFUSALS: ReadonlySet<ErrorCode> = new Set(["agent.name-taken", "auth.denied"]);
+
 /**
  * Enrols one agent. Durable when it resolves.
  *
@@ -27,7 +29,7 @@ export interface EnrolmentDeps {
  * known to have failed gives the use back.
  *
  * @throws InsituError `token.invalid`, `request.invalid` (name, certificate request), `agent.name-taken`,
- *   `store.unavailable` (try again, with the same key).
+ *   `auth.denied` (a key that was revoked), `store.unavailable` (try again, with the same key).
  */
 export async function enrol(
   deps: EnrolmentDeps,
@@ -43,13 +45,12 @@ export async function enrol(
   refuseTakenName(agent, key.spkiSha256, current);
 
   const claim = { agentName: name, spkiSha256: key.spkiSha256 };
-  await tokens.redeem(request.secret, claim, removalOf(current, key.spkiSha256));
+  await tokens.redeem(request.secret, claim, current?.removedAtMs ?? null);
   const certificate = await pki.issueAgentCertificate(agent, key);
   try {
     await registry.register(agent, certificate);
   } catch (err) {
-    if (err instanceof InsituError && err.code === "agent.name-taken")
-      await tokens.release(request.secret, claim);
+    if (err instanceof InsituError && REFUSALS.has(err.code)) await tokens.release(request.secret, claim);
     throw err;
   }
   return { agent, certificatePem: certificate.certificatePem, notAfterMs: certificate.notAfterMs };
@@ -62,9 +63,4 @@ function parseName(text: string): string {
     "request.invalid",
     `${JSON.stringify(text.slice(0, 80))} is no name for an agent: ${parsed.error.issues[0]?.message ?? "not a name"}`,
   );
-}
-
-/** When this very key was removed; another key under a name that became free begins anew. */
-function removalOf(current: AgentRecord | undefined, spkiSha256: string): number | null {
-  return current?.spkiSha256 === spkiSha256 ? current.removedAtMs : null;
 }

@@ -13,6 +13,7 @@ import { unknownName } from "../../shared/model/nearest.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
 import type { JoinTokens } from "../api/services.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
+import type { AgentName } from "./spiffe.ts";
 
 /** Bucket `join-tokens`, key: hexadecimal SHA-256 of the secret. */
 export const JoinTokenRecord = z.object({
@@ -49,12 +50,14 @@ export interface JoinTokenService extends JoinTokens {
   inspect(secret: string): Promise<JoinTokenRecord>;
   /**
    * Spends a use for this name and key, unless they have one already.
-   * `removedAtMs`: when an agent of this name and key was removed; a token from before that does not bring it back.
+   * `removedAtMs`: when the agent of this name was revoked; a token from before that does not bring it back.
    * @throws InsituError `token.invalid`.
    */
   redeem(secret: string, claim: TokenClaim, removedAtMs: number | null): Promise<JoinTokenRecord>;
   /** Gives the use back, when the registration it was for is known not to have happened. */
   release(secret: string, claim: TokenClaim): Promise<void>;
+  /** Ends the tokens with which an agent of this name came: whoever has its host may have them. Gives how many. Safe twice. */
+  endThoseOf(agent: AgentName): Promise<number>;
 }
 
 export interface JoinTokenDeps {
@@ -110,6 +113,21 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
           return undefined;
         return { ...record, redemptions: kept };
       });
+    },
+
+    async endThoseOf({ environment, name }) {
+      const nowMs = clock.wallMs();
+      const isIts = (record: JoinTokenRecord): boolean =>
+        record.environment === environment &&
+        record.expiresAtMs > nowMs &&
+        record.redemptions.some(({ agentName }) => agentName === name);
+      const its = (await kv.list()).filter(({ value }) => isIts(value));
+      for (const { key } of its) {
+        await changeKv(kv, key, (record) =>
+          record !== undefined && isIts(record) ? { ...record, expiresAtMs: nowMs } : undefined,
+        );
+      }
+      return its.length;
     },
   };
 }

@@ -17,6 +17,7 @@ export const RIGHTS = [
   "logs:read",
   "fleet:view",
   "agents:admit",
+  "agents:revoke",
   "tokens:manage",
   "poison:manage",
 ] as const;
@@ -30,7 +31,7 @@ const ROLE_RIGHTS = {
   runner: [...VIEW, "runs:start", "runs:cancel", "logs:read"],
   operator: [...VIEW, "runs:start", "runs:cancel", "runs:resolve", "logs:read"],
   editor: [...VIEW, "resources:apply", "resources:delete"],
-  "agent-admin": [...VIEW, "agents:admit"],
+  "agent-admin": [...VIEW, "agents:admit", "agents:revoke"],
   auditor: [...VIEW, "logs:read"],
   admin: RIGHTS,
 } as const satisfies Record<string, readonly Right[]>;

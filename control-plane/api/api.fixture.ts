@@ -46,7 +46,7 @@ export class FakeServices implements ApiServices {
   readonly details = new Map<string, RunDetail>();
   readonly batches = new Map<string, { seq: number; batch: RunEventBatch }[]>();
   readonly logLines = new Map<string, LogLine[]>();
-  readonly agents: AgentView[] = [];
+  readonly agentViews: AgentView[] = [];
   readonly applied: { set: DocumentSet; by: string; dryRun: boolean }[] = [];
   readonly changes = new Changes();
   /** Sources that are open now: each stream that ends must close its own. */
@@ -197,8 +197,12 @@ export class FakeServices implements ApiServices {
 
   readonly logs: ApiServices["logs"] = { read: (query) => this.#read(query) };
   readonly fleet: ApiServices["fleet"] = {
-    list: () => this.agents,
-    get: (id) => this.agents.find((agent) => agent.id === id),
+    list: () => this.agentViews,
+    get: (id) => this.agentViews.find((agent) => agent.id === id),
+  };
+  readonly revocations: Parameters<ApiServices["agents"]["revoke"]>[0][] = [];
+  readonly agents: ApiServices["agents"] = {
+    revoke: async (request) => void this.revocations.push(request),
   };
   readonly servers: ApiServices["servers"] = { list: () => [] };
   readonly joinTokens: ApiServices["joinTokens"] = {

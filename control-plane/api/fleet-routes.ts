@@ -6,7 +6,7 @@ import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
 import { needs } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
-import { AgentView, JoinTokenBody, JoinTokenView, pageOf, ServerView } from "./schemas.ts";
+import { AgentView, JoinTokenBody, JoinTokenView, pageOf, RevokeAgentBody, ServerView } from "./schemas.ts";
 
 const list = createRoute({
   ...needs("fleet:view"),
@@ -27,6 +27,22 @@ const get = createRoute({
   tags: ["fleet"],
   summary: "One agent",
   request: { params: z.object({ environment: z.string(), name: z.string() }) },
+  responses: { 200: json(AgentView, "The agent"), ...problems },
+});
+
+const revoke = createRoute({
+  ...needs("agents:revoke"),
+  method: "post",
+  path: "/v1/agents/{environment}/{name}/revoke",
+  operationId: "revokeAgent",
+  tags: ["fleet"],
+  summary:
+    "Put an agent out for good; its connections are cut, and neither its key nor its join tokens open anything",
+  description: "Needs no Idempotency-Key: doing it twice is doing it once, and the first reason stays.",
+  request: {
+    params: z.object({ environment: z.string(), name: z.string() }),
+    body: jsonBody(RevokeAgentBody),
+  },
   responses: { 200: json(AgentView, "The agent"), ...problems },
 });
 
@@ -52,7 +68,20 @@ const createToken = createRoute({
   responses: { 201: json(JoinTokenView, "The token"), ...problems },
 });
 
-export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, servers, joinTokens }: RouteDeps): void {
+export function fleetRoutes(
+  app: OpenAPIHono<ApiEnv>,
+  { fleet, agents, servers, joinTokens }: RouteDeps,
+): void {
+  const known = ({ environment, name }: { environment: string; name: string }): AgentView => {
+    const agent = fleet.get(`${environment}/${name}`);
+    if (agent !== undefined) return agent;
+    const ids = fleet.list().map(({ id }) => id);
+    throw new InsituError(
+      "not-found",
+      unknownName({ kind: "agent", name: `${environment}/${name}`, known: ids }),
+    );
+  };
+
   app.openapi(list, (c) =>
     c.json(
       pageByKey(fleet.list(), (agent) => agent.id, { list: "agents", ...c.req.valid("query") }),
@@ -60,15 +89,12 @@ export function fleetRoutes(app: OpenAPIHono<ApiEnv>, { fleet, servers, joinToke
     ),
   );
 
-  app.openapi(get, (c) => {
-    const { environment, name } = c.req.valid("param");
-    const agent = fleet.get(`${environment}/${name}`);
-    if (agent === undefined) {
-      const known = fleet.list().map(({ id }) => id);
-      const asked = { kind: "agent", name: `${environment}/${name}`, known };
-      throw new InsituError("not-found", unknownName(asked));
-    }
-    return c.json(agent, 200);
+  app.openapi(get, (c) => c.json(known(c.req.valid("param")), 200));
+
+  app.openapi(revoke, async (c) => {
+    const { environment, name } = known(c.req.valid("param"));
+    await agents.revoke({ environment, name, by: c.get("caller"), ...c.req.valid("json") });
+    return c.json(known({ environment, name }), 200);
   });
 
   app.openapi(listServers, (c) => c.json({ items: servers.list() }, 200));

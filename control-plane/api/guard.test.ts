@@ -43,6 +43,7 @@ const BODIES: Record<string, object> = {
   plan: { pipeline: "payroll" },
   apply: { documents: [], attachments: {} },
   createJoinToken: { environment: "hq" },
+  revokeAgent: { reason: "stolen" },
   createToken: { name: "ada", role: "viewer" },
 };
 

@@ -160,9 +160,18 @@ export const AgentView = z
       .openapi({ description: "What the agent's site allows by itself, while it is connected" }),
     enrolledAtMs: AtMs,
     certificateNotAfterMs: AtMs,
+    revoked: z
+      .object({ atMs: AtMs, by: z.string(), reason: z.string() })
+      .nullable()
+      .openapi({ description: "Set for good: it is let in no more" }),
   })
   .openapi("Agent");
 export type AgentView = z.infer<typeof AgentView>;
+
+/** Kept with the agent, and shown to whoever may see the fleet. */
+export const RevokeAgentBody = z
+  .strictObject({ reason: z.string().trim().min(1).max(500) })
+  .openapi("RevokeAgent");
 
 /** One replica of the control plane. */
 export const ServerView = z

@@ -111,6 +111,11 @@ export interface FleetQueries {
   get(id: string): AgentView | undefined;
 }
 
+export interface AgentCommands {
+  /** Puts the agent out for good; idempotent. Throws `not-found`. */
+  revoke(request: { environment: string; name: string; by: string; reason: string }): Promise<void>;
+}
+
 export interface ServerQueries {
   list(): ServerView[];
 }
@@ -144,6 +149,7 @@ export interface ApiServices {
   queries: RunQueries;
   logs: LogQueries;
   fleet: FleetQueries;
+  agents: AgentCommands;
   servers: ServerQueries;
   joinTokens: JoinTokens;
   tokens: ApiTokens;

@@ -230,6 +230,12 @@ export class ApiClient {
     return this.#get(`/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}`, signal);
   }
 
+  revokeAgent(id: string, reason: string, signal: AbortSignal): Promise<AgentView> {
+    const [environment = "", name = ""] = id.split("/");
+    const path = `/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}/revoke`;
+    return this.#post(path, { reason }, signal);
+  }
+
   /** Not repeated on a broken connection: the answer is a secret, and a lost one is a token too many. */
   createJoinToken(
     request: { environment: string; ttlMs: number; uses: number },

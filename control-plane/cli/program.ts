@@ -290,8 +290,12 @@ function runCommands(program: Command, act: Act): void {
 
 function agentCommands(program: Command, act: Act): void {
   const commands = () => import("./commands/agents.ts");
-  const agents = program.command("agents").description("list and show agents");
-  examples(agents, ["insitu agents list", "insitu agents show biscoe/agent-1"]);
+  const agents = program.command("agents").description("list, show and revoke agents");
+  examples(agents, [
+    "insitu agents list",
+    "insitu agents show biscoe/agent-1",
+    'insitu agents revoke biscoe/agent-1 --reason "host stolen"',
+  ]);
   const list = agents
     .command("list")
     .description("agents, connected or not")
@@ -303,6 +307,14 @@ function agentCommands(program: Command, act: Act): void {
     .description("one agent in full; it is named environment/name")
     .action(act(async () => (await commands()).show));
   examples(show, ["insitu agents show biscoe/agent-1"]);
+  const revoke = agents
+    .command("revoke <agent>")
+    .description(
+      "put an agent out for good: its connections are cut, its key and its join tokens open nothing",
+    )
+    .requiredOption("--reason <text>", "why; kept with the agent")
+    .action(act(async () => (await commands()).revoke));
+  examples(revoke, ['insitu agents revoke biscoe/agent-1 --reason "host stolen"']);
 
   const servers = program.command("servers").description("replicas of the control plane");
   const listServers = servers

@@ -16,8 +16,12 @@ export const AgentRecord = z.object({
    * agent, and the name gives way to whoever brings a valid token.
    */
   firstSessionAtMs: z.int().nullable(),
-  /** Set when somebody removed the agent: its certificate no longer opens anything. */
+  /** Set when somebody revoked the agent: its certificate no longer opens anything. */
   removedAtMs: z.int().nullable(),
+  removedBy: z.string().default(""),
+  removedReason: z.string().default(""),
+  /** Keys that were revoked under this name, while a certificate of theirs would still be good: none is taken again. */
+  revokedKeys: z.array(z.object({ spkiSha256: z.string(), notAfterMs: z.int() })).default([]),
 });
 export type AgentRecord = z.infer<typeof AgentRecord>;
 

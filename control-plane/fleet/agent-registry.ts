@@ -25,8 +25,8 @@ export interface AgentRegistry extends AsyncDisposable {
   register(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord>;
   /** Notes that the agent has used its certificate. Does nothing when that is known. */
   confirm(id: string): Promise<void>;
-  /** Its certificate opens nothing from now on. @throws InsituError `not-found`. */
-  remove(id: string): Promise<AgentRecord>;
+  /** Its certificate opens nothing from now on. Of two, the first stays on the record. @throws InsituError `not-found`. */
+  revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord>;
   /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
   onChange(listener: (record: AgentRecord) => void): () => void;
 }
@@ -118,6 +118,9 @@ class Registry implements AgentRegistry {
         certificateNotAfterMs: certificate.notAfterMs,
         firstSessionAtMs: isSameAgent(current, certificate) ? current.firstSessionAtMs : null,
         removedAtMs: null,
+        removedBy: "",
+        removedReason: "",
+        revokedKeys: current?.revokedKeys ?? [],
       };
     });
     return this.#learn(id, value!, revision);
@@ -133,10 +136,12 @@ class Registry implements AgentRegistry {
     if (value !== undefined) this.#learn(id, value, revision);
   }
 
-  async remove(id: string): Promise<AgentRecord> {
+  async revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord> {
     const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) => {
       if (current === undefined) throw new InsituError("not-found", `there is no agent ${id}`);
-      return current.removedAtMs === null ? { ...current, removedAtMs: this.#clock.wallMs() } : undefined;
+      return current.removedAtMs === null
+        ? revoked(current, { ...why, nowMs: this.#clock.wallMs() })
+        : undefined;
     });
     return this.#learn(id, value!, revision);
   }
@@ -184,6 +189,18 @@ class Registry implements AgentRegistry {
   }
 }
 
+function revoked(current: AgentRecord, why: { by: string; reason: string; nowMs: number }): AgentRecord {
+  const { by, reason, nowMs } = why;
+  const own = { spkiSha256: current.spkiSha256, notAfterMs: current.certificateNotAfterMs };
+  return {
+    ...current,
+    removedAtMs: nowMs,
+    removedBy: by,
+    removedReason: reason,
+    revokedKeys: [...current.revokedKeys.filter(({ notAfterMs }) => notAfterMs > nowMs), own],
+  };
+}
+
 function isSameAgent(
   current: AgentRecord | undefined,
   certificate: AgentCertificate,
@@ -191,12 +208,22 @@ function isSameAgent(
   return current?.removedAtMs === null && current.spkiSha256 === certificate.spkiSha256;
 }
 
-/** @throws InsituError `agent.name-taken` when the name is held by another key that has been at work. */
+/**
+ * @throws InsituError `agent.name-taken` when the name is held by another key that has been at work; `auth.denied` for a
+ *   key that was revoked: its certificate, which others may hold, would open everything again.
+ */
 export function refuseTakenName(
   agent: AgentName,
   spkiSha256: string,
   current: AgentRecord | undefined,
 ): void {
+  if (current?.revokedKeys.some((key) => key.spkiSha256 === spkiSha256)) {
+    throw new InsituError(
+      "auth.denied",
+      `the key that ${agentId(agent)} comes with was revoked: remove the directory "identity" from its state directory, so that it makes another one, and join with a new token`,
+      { details: { agentId: agentId(agent) } },
+    );
+  }
   if (current === undefined || current.removedAtMs !== null || current.spkiSha256 === spkiSha256) return;
   // The answer to the first enrolment may have been lost, and the key with it: a new token mends that.
   if (current.firstSessionAtMs === null) return;

@@ -184,14 +184,13 @@ class FleetService implements Fleet {
   list(): AgentView[] {
     return this.#deps.registry
       .list()
-      .filter((record) => record.removedAtMs === null)
       .map((record) => this.#view(record))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
   }
 
   get(id: string): AgentView | undefined {
     const record = this.#deps.registry.known(id);
-    return record === undefined || record.removedAtMs !== null ? undefined : this.#view(record);
+    return record === undefined ? undefined : this.#view(record);
   }
 
   agentsOf(environment: string): ConnectedAgent[] {
@@ -364,6 +363,10 @@ class FleetService implements Fleet {
       sitePolicy: (live?.pulse ?? live?.hello)?.sitePolicy ?? null,
       enrolledAtMs: record.enrolledAtMs,
       certificateNotAfterMs: record.certificateNotAfterMs,
+      revoked:
+        record.removedAtMs === null
+          ? null
+          : { atMs: record.removedAtMs, by: record.removedBy, reason: record.removedReason },
     };
   }
 }

@@ -137,7 +137,7 @@ describe("without an agent's certificate nothing but Enrol answers", () => {
   });
 });
 
-describe("an agent that was removed", () => {
+describe("an agent that was revoked", () => {
   test("loses its open streams at once, and gets no new ones", async () => {
     const agent = await world.join("dream", "removed");
     const client = world.client(agent);
@@ -146,18 +146,21 @@ describe("an agent that was removed", () => {
     const reports = new Inbox(report as never);
     report.write({ reports: [{ seq: 1, payload: Buffer.from("{}") }] });
     await reports.find(() => true);
-    await world.registry.remove("dream/removed");
+    await world.registry.revoke("dream/removed", { by: "ada", reason: "stolen" });
     expect(await session.inbox.end()).toMatchObject({ code: status.PERMISSION_DENIED });
     expect(await reports.end()).toMatchObject({ code: status.PERMISSION_DENIED });
     await expectRefused(agent, status.PERMISSION_DENIED);
-    expect(world.fleet.get("dream/removed")).toBeUndefined();
+    expect(world.fleet.get("dream/removed")).toMatchObject({
+      connected: false,
+      revoked: { by: "ada", reason: "stolen" },
+    });
   });
 
   test("is refused by another replica's gateway that hears of it from the store", async () => {
     const agent = await world.join("dream", "removed-elsewhere");
     const session = await openSession(world.client(agent));
     const elsewhere = await world.openRegistry();
-    await elsewhere.remove("dream/removed-elsewhere");
+    await elsewhere.revoke("dream/removed-elsewhere", { by: "ada", reason: "stolen" });
     expect(await session.inbox.end()).toMatchObject({ code: status.PERMISSION_DENIED });
     await elsewhere.close();
   });

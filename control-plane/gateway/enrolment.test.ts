@@ -7,6 +7,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { enrol } from "../access/enrolment.ts";
 import { TOKEN_REFUSED } from "../access/join-tokens.ts";
+import { revokeAgent } from "../access/revocation.ts";
 import { csrOf, newKeys, openSession, startWorld, type World } from "./gateway.fixture.ts";
 
 let world: World;
@@ -113,16 +114,45 @@ describe("a join token", () => {
     expect((await registry.find("dream/halfway"))?.spkiSha256).toBe(key.spkiSha256);
   });
 
-  test("does not bring back an agent that was removed; a new one does", async () => {
+  test("does not bring back an agent that was revoked; a new one does, with another key", async () => {
     const many = await world.token("dream", 5);
     const keys = await newKeys();
     await world.enrolWith(many, "outcast", keys);
-    await world.registry.remove("dream/outcast");
-    await expect(world.enrolWith(many, "outcast", keys)).rejects.toMatchObject(refusedToken);
+    await world.registry.revoke("dream/outcast", { by: "ada", reason: "stolen" });
+    await expect(world.enrolWith(many, "outcast", await newKeys())).rejects.toMatchObject(refusedToken);
     expect(lastFault()).toBe("agent-removed");
-    const answer = await world.enrolWith(await world.token(), "outcast", keys);
-    const identity = { keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() };
+    const fresh = await world.token("dream", 5);
+    const revokedKey = {
+      code: status.PERMISSION_DENIED,
+      details: expect.stringMatching(/was revoked: remove the directory/),
+    };
+    await expect(world.enrolWith(fresh, "outcast", keys)).rejects.toMatchObject(revokedKey);
+    const other = await newKeys();
+    const answer = await world.enrolWith(fresh, "outcast", other);
+    const identity = { keyPem: other.keyPem, certificatePem: answer.certificatePem.toString() };
     (await openSession(world.client(identity))).stream.end();
+    // Also when the key that came after it is revoked too.
+    await world.registry.revoke("dream/outcast", { by: "ada", reason: "stolen again" });
+    for (const revoked of [keys, other])
+      await expect(world.enrolWith(await world.token(), "outcast", revoked)).rejects.toMatchObject(
+        revokedKey,
+      );
+  });
+
+  test("ends with the agent that came with it, also for other names", async () => {
+    const many = await world.token("dream", 5);
+    const untouched = await world.token("dream", 5);
+    await world.enrolWith(many, "thief", await newKeys());
+    const agent = { environment: "dream", name: "thief" };
+    await revokeAgent({ ...world }, { ...agent, by: "ada", reason: "stolen" });
+    await expect(world.enrolWith(many, "accomplice", await newKeys())).rejects.toMatchObject(refusedToken);
+    await world.enrolWith(untouched, "bystander", await newKeys());
+    // Again: nothing more happens, and the first reason stays.
+    await revokeAgent({ ...world }, { ...agent, by: "bob", reason: "twice" });
+    expect(await world.registry.stored("dream/thief")).toMatchObject({
+      removedBy: "ada",
+      removedReason: "stolen",
+    });
   });
 
   test("is not made for an environment that does not exist, nor for ever, nor for everybody", async () => {

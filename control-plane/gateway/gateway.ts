@@ -21,7 +21,7 @@ import type { Peer } from "./peer-identity.ts";
 import { LimitedPoison } from "./poison-limit.ts";
 import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
-import { peerOf, requireAgent } from "./require-agent.ts";
+import { notAdmitted, peerOf, requireAgent } from "./require-agent.ts";
 import { Sessions } from "./sessions.ts";
 import { type GatewayCredentials, gatewayCredentials } from "./tls-credentials.ts";
 
@@ -154,9 +154,9 @@ class GrpcGateway implements Gateway {
     this.#sweep = clock.every(SWEEP_MS, () => this.#onSweep());
     this.#unsubscribe = registry.onChange((record) => {
       const id = agentId(record);
-      const removed = record.removedAtMs !== null;
-      const why = removed ? `the agent ${id} was removed` : `the agent ${id} enrolled anew with another key`;
-      this.#openCalls.failAgent(id, removed ? null : record.spkiSha256, new InsituError("auth.denied", why));
+      const revoked = record.removedAtMs !== null;
+      const why = notAdmitted(id, revoked ? "revoked" : "replaced");
+      this.#openCalls.failAgent(id, revoked ? null : record.spkiSha256, why);
     });
     this.#log.info({ host: listen.host, port: this.#port }, "gateway listens");
   }
@@ -300,9 +300,15 @@ class GrpcGateway implements Gateway {
   }
 
   #onSweep(): void {
-    const { clock } = this.#options;
+    const { clock, registry } = this.#options;
     const wallMs = clock.wallMs();
-    this.#openCalls.sweep({ wallMs, monotonicMs: clock.monotonicMs() });
+    this.#openCalls.sweep({
+      wallMs,
+      monotonicMs: clock.monotonicMs(),
+      // One that was let in at the very moment of a revocation had no call yet that could be ended.
+      refusal: ({ id }) =>
+        typeof registry.known(id)?.removedAtMs === "number" ? notAdmitted(id, "revoked") : undefined,
+    });
     if (wallMs < this.#rotateAtMs) return;
     this.#rotateAtMs = Number.POSITIVE_INFINITY; // until the new one says when
     this.#rotating = this.#issueCertificate().then(

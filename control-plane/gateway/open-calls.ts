@@ -52,17 +52,19 @@ export class OpenCalls {
     }
   }
 
-  /** Closes what has outlived its certificate, and lets every call look at its own limits. */
-  sweep(times: { wallMs: number; monotonicMs: number }): void {
+  /** Closes what has outlived its certificate or is refused, and lets every call look at its own limits. */
+  sweep(now: { wallMs: number; monotonicMs: number; refusal(peer: Peer): InsituError | undefined }): void {
     for (const call of [...this.#calls.values()]) {
-      if (times.wallMs >= call.peer.notAfterMs) {
+      const refusal = now.refusal(call.peer);
+      if (refusal !== undefined) call.fail(refusal);
+      else if (now.wallMs >= call.peer.notAfterMs) {
         call.fail(
           new InsituError(
             "auth.denied",
             `the certificate of ${call.peer.id} expired: join again with a new token`,
           ),
         );
-      } else call.tick?.(times.monotonicMs);
+      } else call.tick?.(now.monotonicMs);
     }
   }
 }

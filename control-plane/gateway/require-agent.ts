@@ -9,6 +9,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
+import type { AgentRecord } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import { inspectPeer, type Peer } from "./peer-identity.ts";
 import { rpcStatus } from "./rpc-errors.ts";
@@ -44,6 +45,24 @@ export function peerOf(call: { getAuthContext(): object }): Peer {
   return peer;
 }
 
+type Fault = "unknown" | "revoked" | "replaced";
+
+function faultOf(record: AgentRecord | undefined, peer: Peer): Fault | undefined {
+  if (record === undefined) return "unknown";
+  if (record.removedAtMs !== null) return "revoked";
+  return record.spkiSha256 === peer.spkiSha256 ? undefined : "replaced";
+}
+
+/** Without who revoked it and why: that is for people of the centre. */
+export function notAdmitted(id: string, fault: Fault): InsituError {
+  const said = {
+    unknown: `the agent ${id} is not enrolled here: join with a new token`,
+    revoked: `the agent ${id} was revoked: if that was a mistake, remove the directory "identity" from its state directory and join with a new token`,
+    replaced: `the agent ${id} enrolled anew with another key: this one opens nothing any more`,
+  };
+  return new InsituError("auth.denied", said[fault]);
+}
+
 async function admit(
   deps: RequireAgentDeps,
   call: ServerInterceptingCallInterface,
@@ -61,17 +80,16 @@ async function admit(
     );
   }
   const { peer } = verdict;
-  const record = await deps.registry.find(peer.id);
-  if (record === undefined || record.removedAtMs !== null || record.spkiSha256 !== peer.spkiSha256) {
-    const fault = record === undefined ? "unknown" : record.removedAtMs !== null ? "removed" : "replaced";
+  const { registry } = deps;
+  const known = faultOf(await registry.find(peer.id), peer);
+  // What is known here may be from before the agent enrolled anew at another replica.
+  const fault = known === undefined ? undefined : faultOf(await registry.stored(peer.id), peer);
+  if (fault !== undefined) {
     deps.log.warn(
       { method, address, agentId: peer.id, fault },
       "call of an agent that is not enrolled refused",
     );
-    throw new InsituError(
-      "auth.denied",
-      `the agent ${peer.id} is not enrolled any more (removed, or enrolled anew with another key): join again with a new token`,
-    );
+    throw notAdmitted(peer.id, fault);
   }
   return peer;
 }

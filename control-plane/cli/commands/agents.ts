@@ -38,18 +38,41 @@ export async function list(
 }
 
 export async function show(invocation: Invocation, [id = ""]: string[]): Promise<number> {
-  if (!/^[^/]+\/[^/]+$/.test(id)) {
-    throw new InsituError(
-      "request.invalid",
-      `an agent is named environment/name, like hq/hq; not "${id}". \`insitu agents list\` shows them`,
-    );
-  }
+  refuseOddId(id);
   const client = await invocation.client();
   const agent = await client.getAgent(id, invocation.signal);
   const { output, clock } = invocation;
   if (!output.people) await output.data(agent);
   else for (const line of fieldLines(fieldsOf(agent, clock.wallMs()), output.paint)) await output.line(line);
   return EXIT.ok;
+}
+
+export async function revoke(
+  invocation: Invocation,
+  [id = ""]: string[],
+  { reason }: { reason: string },
+): Promise<number> {
+  refuseOddId(id);
+  const client = await invocation.client();
+  const agent = await client.revokeAgent(id, reason, invocation.signal);
+  const { output } = invocation;
+  if (!output.people) {
+    await output.data(agent);
+    return EXIT.ok;
+  }
+  await output.line(`agent ${agent.id} is revoked`);
+  await output.note(
+    "What it holds is given up when its leases run out. The join tokens that it came with are void; see docs/runbooks/revoke-an-agent.md.",
+  );
+  return EXIT.ok;
+}
+
+function refuseOddId(id: string): void {
+  if (/^[^/]+\/[^/]+$/.test(id)) return;
+  throw new InsituError(
+    "request.invalid",
+    `an agent is named environment/name, like hq/hq; not "${id}". \`insitu agents list\` shows them`,
+  );
 }
 
 function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
@@ -79,6 +102,7 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
     ["logs given up", bytes(agent.droppedLogBytes)],
     ["joined", instant(agent.enrolledAtMs)],
     ["certificate ends", instant(agent.certificateNotAfterMs)],
+    ...(agent.revoked ? [["revoked", revocationOf(agent.revoked)] as [string, string]] : []),
   ];
 }
 
@@ -89,7 +113,13 @@ function policyOf({ sitePolicy }: AgentView): string {
   return [digest || "none in force", oneLine(trouble)].filter((line) => line !== "").join("\n");
 }
 
+function revocationOf({ atMs, by, reason }: NonNullable<AgentView["revoked"]>): string {
+  return `${instant(atMs)} by ${oneLine(by)}: ${oneLine(reason)}`;
+}
+
 function stateOf(agent: AgentView): string {
+  if (agent.revoked !== null)
+    return `revoked by ${oneLine(agent.revoked.by)}: ${oneLine(agent.revoked.reason)}`;
   if (!agent.connected) return "away";
   return agent.notTakingWork === ""
     ? "connected"
