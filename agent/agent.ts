@@ -11,6 +11,7 @@ import type { Welcome__Output } from "../shared/wire/gen/insitu/agent/v1/Welcome
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
+import { Renewal } from "./enrolment/renewal.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
@@ -50,6 +51,7 @@ export class Agent {
   readonly #journal: Journal;
   readonly #attempts: AttemptService;
   readonly #uplink: Uplink;
+  readonly #renewal: Renewal;
   readonly #reader = new OfferReader();
   readonly #policy: SitePolicy | undefined;
   readonly #userKey: UserKey;
@@ -114,12 +116,19 @@ export class Agent {
       agent: identity.id,
       stateDir: config.stateDir,
       slots: config.slots,
-      centreNowMs: () =>
-        this.#centreOffsetMs === undefined
-          ? world.clock.wallMs()
-          : world.clock.monotonicMs() + this.#centreOffsetMs,
+      centreNowMs: () => this.#centreNowMs(),
       onFree: () => this.#pulls?.poke(),
       onPoison: (payload, reason) => this.#uplink.tellRefused(payload, reason),
+    });
+    this.#renewal = new Renewal({
+      clock: world.clock,
+      log: world.log,
+      stateDir: config.stateDir,
+      identity,
+      nowMs: () => this.#centreNowMs(),
+      connected: () => this.#uplink.connected,
+      request: (csrDer) => this.#uplink.renew(csrDer),
+      renewed: (renewed) => this.#uplink.useIdentity(renewed),
     });
     this.#uplink = new Uplink({
       ...world,
@@ -206,6 +215,7 @@ export class Agent {
     if (left > 0)
       this.#log.info({ steps: left }, "steps go on without the agent; its next start takes them up");
     this.#supervisors.close();
+    this.#renewal.close();
     const until = this.#clock.monotonicMs() + FLUSH_MS;
     while (this.#uplink.connected && !this.#journal.delivered && this.#clock.monotonicMs() < until) {
       await this.#clock.sleep(20);
@@ -222,6 +232,12 @@ export class Agent {
     await this.#supervisors.dismiss();
     const left = await sweepWorkspaces(this.#config.stateDir, () => this.#attempts.running());
     if (left > 0) this.#log.info({ workspaces: left }, "workspaces of ended attempts removed");
+  }
+
+  #centreNowMs(): number {
+    return this.#centreOffsetMs === undefined
+      ? this.#clock.wallMs()
+      : this.#clock.monotonicMs() + this.#centreOffsetMs;
   }
 
   #mayTakeWork(): boolean {
@@ -266,6 +282,7 @@ export class Agent {
     this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
     if (welcome.nats) this.#natsAccess(welcome.nats);
+    this.#renewal.look();
   }
 
   #natsAccess({ caPem, ...rest }: NatsAccess__Output): void {

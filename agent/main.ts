@@ -10,6 +10,7 @@ import { systemClock, systemRandom } from "../shared/system.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
+import { enrol } from "./enrolment/enrol.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
@@ -152,7 +153,6 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
       `this agent has no identity in ${config.stateDir} yet; give it a join token (--join-token, made by "insitu join-token create")`,
     );
   }
-  const { enrol } = await import("./enrolment/enrol.ts");
   saveIdentity(
     config.stateDir,
     await enrol({

@@ -12,6 +12,7 @@ import type { Pki } from "./access/pki.ts";
 import { isLoopback } from "./api/serve.ts";
 import type { Closers } from "./closers.ts";
 import type { ServerConfig } from "./config.ts";
+import { keysOf } from "./fleet/agent-record.ts";
 import type { AgentRegistry } from "./fleet/agent-registry.ts";
 import type { NatsAccess } from "./gateway/gateway.ts";
 import { advertisedHost, serverCertificate } from "./host-names.ts";
@@ -124,36 +125,27 @@ async function openAccounts(
         operator,
         users,
         push: (jwt) => pushAccount(system, jwt),
-        isCurrent: ({ environment, name, spkiSha256 }) => {
-          const record = registry.known(`${environment}/${name}`);
-          return record?.removedAtMs === null && record.spkiSha256 === spkiSha256;
-        },
+        keysOf: ({ environment, name }) => keysOf(registry.known(`${environment}/${name}`)),
         clock,
         log,
       });
       service = made;
       const stop = new AbortController();
+      const follow = (agent: { environment: string; name: string }): Promise<void> =>
+        made.revoke(agent, keysOf(registry.known(`${agent.environment}/${agent.name}`)));
       /** Until it is done: a revocation that NATS was not told of lets the agent pull on. */
-      const settle = async (record: Removable): Promise<void> => {
+      const settle = async ({ environment, name }: { environment: string; name: string }): Promise<void> => {
         while (!stop.signal.aborted) {
           try {
-            return await follow(registry.known(`${record.environment}/${record.name}`) ?? record);
+            return await follow({ environment, name });
           } catch (err) {
-            log.error(
-              { err, agent: `${record.environment}/${record.name}` },
-              "agent keeps its NATS user yet",
-            );
+            log.error({ err, agent: `${environment}/${name}` }, "agent keeps its NATS user yet");
           }
           await clock.sleep(SETTLE_RETRY_MS, stop.signal).catch(() => undefined); // aborted: the loop sees it
         }
       };
-      const follow = (record: Removable): Promise<void> =>
-        made.revoke(record, record.removedAtMs === null ? record.spkiSha256 : null);
-      // Removed while no replica ran to the end of it.
-      for (const { value } of await users.list()) {
-        const record = registry.known(`${value.environment}/${value.name}`);
-        await follow(record ?? { ...value, removedAtMs: clock.wallMs(), spkiSha256: "" });
-      }
+      // Revoked while no replica ran to the end of it.
+      for (const { value } of await users.list()) await follow(value);
       const off = [
         registry.onChange((record) => void settle(record)),
         onReconnect(system, () => {
@@ -172,13 +164,6 @@ async function openAccounts(
       await begun().setEnvironments(environments);
     },
   };
-}
-
-interface Removable {
-  environment: string;
-  name: string;
-  spkiSha256: string;
-  removedAtMs: number | null;
 }
 
 type Target = Omit<NatsTarget, "name">;

@@ -5,6 +5,7 @@ import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../shared/errors.ts";
+import type { EnvironmentSpec } from "../shared/model/spec.ts";
 import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
@@ -292,6 +293,9 @@ async function open(
     poison,
     natsAccessFor: (environment) => engine.accessFor(environment),
     natsIdentity: engine.identity,
+    validForMs: (environment) =>
+      (resourceLog.get("environment", environment)?.spec as EnvironmentSpec | undefined)?.identity
+        ?.validForMs,
     offerPublicKeyPem: signer.publicKeyPem,
     listen: { host: config.gatewayHost, port: config.gatewayPort },
     serverNames: namesOf(config),

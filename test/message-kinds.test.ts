@@ -48,6 +48,12 @@ const KINDS: Record<string, readonly Reference[]> = {
       "may be shown again by the agent that used it, when the answer was lost",
     ],
   ],
+  "rpc Renew": [
+    [
+      "control-plane/gateway/renewal.test.ts",
+      "an agent whose answer was lost asks again, and the last answer counts",
+    ],
+  ],
   "rpc Session": [[SESSIONS, "gives way to a newer one of the same agent, which stays"]],
   "rpc Report": REPORTS,
   "rpc Logs": [

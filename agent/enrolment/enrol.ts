@@ -2,15 +2,12 @@
  * Exchanges a join token for an identity.
  *
  * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
- * ends in exactly that CA. The key never leaves the host. Loaded only while enrolling: the
- * library for certificates would cost a running agent 17 MB.
+ * ends in exactly that CA. The key never leaves the host.
  */
-import "reflect-metadata"; // @peculiar/x509 needs it first, and does not bring it along.
-import { createHash, createPrivateKey, createPublicKey, webcrypto, X509Certificate } from "node:crypto";
+import { createHash, X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
 import type { ServiceError } from "@grpc/grpc-js";
-import * as x509 from "@peculiar/x509";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { AgentGatewayClient } from "../../shared/wire/grpc.ts";
@@ -18,6 +15,7 @@ import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts
 import { hostAndPort, openGateway } from "../uplink/gateway-client.ts";
 import { explainTls } from "../uplink/tls-trouble.ts";
 import { softwareVersion } from "../uplink/version.ts";
+import { certificateRequest } from "./certificate-request.ts";
 import type { NewIdentity } from "./identity.ts";
 
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -33,7 +31,7 @@ export async function enrol(options: {
 }): Promise<NewIdentity> {
   const token = decodeJoinToken(options.joinToken);
   const caPem = await fetchPinnedCa(token);
-  const csrDer = await makeRequest(options.name, options.keyPem);
+  const csrDer = certificateRequest(options.name, options.keyPem);
   const client = openGateway(token.gateway, { caPem });
   try {
     const answer = await call(client, token, options, csrDer);
@@ -143,24 +141,4 @@ function unfold(leaf: DetailedPeerCertificate): X509Certificate[] {
 function pinOf(certificate: X509Certificate): string {
   const spki = certificate.publicKey.export({ type: "spki", format: "der" });
   return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
-}
-
-/** PKCS#10, signed with the key. */
-async function makeRequest(name: string, keyPem: Buffer): Promise<Buffer> {
-  x509.cryptoProvider.set(webcrypto as unknown as Parameters<typeof x509.cryptoProvider.set>[0]);
-  const algorithm = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
-  const key = createPrivateKey(keyPem);
-  const pkcs8 = key.export({ type: "pkcs8", format: "der" });
-  const spki = createPublicKey(key).export({ type: "spki", format: "der" });
-  const { subtle } = webcrypto;
-  const keys = {
-    privateKey: await subtle.importKey("pkcs8", pkcs8, algorithm, false, ["sign"]),
-    publicKey: await subtle.importKey("spki", spki, algorithm, true, ["verify"]),
-  };
-  const request = await x509.Pkcs10CertificateRequestGenerator.create({
-    name: `CN=${name}`,
-    keys,
-    signingAlgorithm: algorithm,
-  });
-  return Buffer.from(request.rawData);
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { expect, test } from "vitest";
 import { testDirectory } from "../agent.fixture.ts";
 import { createAuthority } from "../uplink/gateway.fixture.ts";
-import { enrolmentKey, loadIdentity, saveIdentity } from "./identity.ts";
+import { enrolmentKey, loadIdentity, replacementSteps, saveIdentity } from "./identity.ts";
 
 const authority = await createAuthority();
 
@@ -59,6 +59,28 @@ test.each([
   expect(key.toString()).not.toBe(damaged);
   expect(readFileSync(file)).toEqual(key);
 });
+
+test.each([0, 1, 2, 3, 4])(
+  "a crash after %i writes of a renewal leaves a whole identity: the former or the new one",
+  async (done) => {
+    using directory = testDirectory();
+    const former = authority.identity(7443);
+    saveIdentity(directory.path, former);
+    const next = (await createAuthority()).identity(7443); // another key and its certificate
+    const inside = join(directory.path, "identity");
+    for (const step of replacementSteps(inside, next).slice(0, done)) step();
+    const left = done === 0 ? former : next;
+    // Read twice: the first start finishes what was begun.
+    for (let start = 1; start <= 2; start++) {
+      const { keyPem, certificatePem } = loadIdentity(directory.path)!;
+      expect({ keyPem, certificatePem }).toEqual({
+        keyPem: left.keyPem,
+        certificatePem: left.certificatePem,
+      });
+      expect(readdirSync(inside)).not.toContain("pair.pem");
+    }
+  },
+);
 
 test("a key that does not belong to the certificate is told, with what to do", async () => {
   using directory = testDirectory();

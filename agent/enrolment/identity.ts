@@ -1,6 +1,6 @@
 /** The agent's identity on disk: key, certificate, roots and who it is. Made by enrolment, read at every start. */
 import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
@@ -39,6 +39,8 @@ const FILES = {
   ca: "ca.pem",
   offerKey: "offer-key.pem",
   who: "identity.json",
+  /** Key and certificate in one, while they take the place of the former two. */
+  pair: "pair.pem",
 };
 
 /** Undefined before enrolment. @throws internal when what is on disk does not fit together */
@@ -48,7 +50,10 @@ export function loadIdentity(stateDir: string): Identity | undefined {
   try {
     const who = IdentityFile.parse(JSON.parse(readFileSync(join(directory, FILES.who), "utf8")));
     const read = (file: string): Buffer => readFileSync(join(directory, file));
-    const [keyPem, certificatePem] = [read(FILES.key), read(FILES.certificate)];
+    const { keyPem, certificatePem } = unfinishedPair(directory) ?? {
+      keyPem: read(FILES.key),
+      certificatePem: read(FILES.certificate),
+    };
     const certificate = new X509Certificate(certificatePem);
     if (!certificate.checkPrivateKey(createPrivateKey(keyPem)))
       throw new Error("key and certificate do not belong together");
@@ -80,10 +85,15 @@ export function loadIdentity(stateDir: string): Identity | undefined {
 export function enrolmentKey(stateDir: string): Buffer {
   const kept = readKey(join(stateDir, "identity", FILES.key));
   if (kept !== undefined) return kept;
-  const { privateKey } = generateKeyPairSync("ec", { namedCurve: CURVE });
-  const keyPem = Buffer.from(privateKey.export({ type: "pkcs8", format: "pem" }));
-  writerInto(stateDir)(FILES.key, keyPem);
+  const keyPem = newKey();
+  writerInto(join(stateDir, "identity"))(FILES.key, keyPem);
   return keyPem;
+}
+
+/** EC P-256, PKCS#8 in PEM. */
+export function newKey(): Buffer {
+  const { privateKey } = generateKeyPairSync("ec", { namedCurve: CURVE });
+  return Buffer.from(privateKey.export({ type: "pkcs8", format: "pem" }));
 }
 
 /** Undefined when there is none that a request can be made with. */
@@ -98,8 +108,7 @@ function readKey(file: string): Buffer | undefined {
 
 type Write = (file: string, content: Buffer | string) => void;
 
-function writerInto(stateDir: string): Write {
-  const directory = join(stateDir, "identity");
+function writerInto(directory: string): Write {
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   return (file, content) => {
     writeFileSync(join(directory, `.${file}`), content, { mode: 0o600, flush: true } as Parameters<
@@ -111,11 +120,51 @@ function writerInto(stateDir: string): Write {
 
 /** Written so that a crash leaves either no identity or a whole one. */
 export function saveIdentity(stateDir: string, identity: NewIdentity): void {
-  const write = writerInto(stateDir);
+  const write = writerInto(join(stateDir, "identity"));
   write(FILES.key, identity.keyPem);
   write(FILES.certificate, identity.certificatePem);
   write(FILES.ca, identity.caPem);
   write(FILES.offerKey, identity.offerPublicKeyPem);
   const { environment, name, gateway, trustDomain } = identity;
   write(FILES.who, `${JSON.stringify({ v: 1, environment, name, gateway, trustDomain }, null, 2)}\n`);
+}
+
+interface Pair {
+  keyPem: Buffer;
+  certificatePem: Buffer;
+}
+
+/**
+ * Puts a renewed key and certificate in the place of the former ones. They are two files, and a crash may come between
+ * any two writes: from the first one on, the next start finds the new pair and finishes.
+ */
+export function replacePair(stateDir: string, pair: Pair): void {
+  for (const step of replacementSteps(join(stateDir, "identity"), pair)) step();
+}
+
+/** Each may be the last, and each may be done again. */
+export function replacementSteps(directory: string, { keyPem, certificatePem }: Pair): (() => void)[] {
+  const write = writerInto(directory);
+  return [
+    () => write(FILES.pair, Buffer.concat([keyPem, certificatePem])),
+    () => write(FILES.key, keyPem),
+    () => write(FILES.certificate, certificatePem),
+    () => rmSync(join(directory, FILES.pair)),
+  ];
+}
+
+/** What a crash has left of a replacement; it is finished on the way. */
+function unfinishedPair(directory: string): Pair | undefined {
+  const file = join(directory, FILES.pair);
+  if (!existsSync(file)) return undefined;
+  const text = readFileSync(file, "utf8");
+  const at = text.indexOf("-----BEGIN CERTIFICATE-----");
+  if (at < 0) throw new Error(`${FILES.pair} holds no certificate`);
+  const pair = { keyPem: Buffer.from(text.slice(0, at)), certificatePem: Buffer.from(text.slice(at)) };
+  try {
+    for (const step of replacementSteps(directory, pair).slice(1)) step();
+  } catch {
+    // A full disk, for example: the pair is there, and the next start finishes.
+  }
+  return pair;
 }

@@ -4,6 +4,7 @@
  */
 import type { ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
@@ -27,6 +28,7 @@ import { softwareVersion } from "./version.ts";
 const BACKOFF_MIN_MS = 200;
 const BACKOFF_MAX_MS = 10_000;
 const WELCOME_TIMEOUT_MS = 10_000;
+const RENEW_TIMEOUT_MS = 20_000;
 /** One that was put out asks now and then whether that still holds: after a restore, for example. */
 const DENIED_RETRY_MS = 60_000;
 /** Heartbeats without an answer before the connection is given up. */
@@ -80,10 +82,16 @@ export interface UplinkOptions {
 const REFUSED_MAX = 16;
 const REFUSED_MAX_BYTES = 256 * 1024;
 
+type Client = InstanceType<typeof AgentGatewayClient>;
 type SessionStream = ClientDuplexStream<AgentMessage, ServerMessage__Output>;
 
 export class Uplink {
   readonly #options: UplinkOptions;
+  #identity: Identity;
+  /** Of the connection that there is. */
+  #client: Client | undefined;
+  /** To another identity. */
+  #moving = false;
   readonly #stop = new AbortController();
   readonly #reports: Delivery<StoredReport, ReportBatch>;
   readonly #logs: Delivery<LogChunkRecord, LogBatch>;
@@ -98,6 +106,7 @@ export class Uplink {
 
   constructor(options: UplinkOptions) {
     this.#options = options;
+    this.#identity = options.identity;
     const { journal, log } = options;
     this.#reports = new Delivery(
       reportSource(journal, () => this.#afterReports()),
@@ -109,6 +118,34 @@ export class Uplink {
 
   start(): void {
     this.#done = this.#run();
+  }
+
+  /** A certificate for the key of the request. @throws InsituError */
+  async renew(csrDer: Buffer): Promise<Buffer> {
+    const client = this.#client;
+    if (!this.connected || !client)
+      throw new InsituError("unreachable", "the control plane is not connected", { retryable: true });
+    const deadline = this.#options.clock.wallMs() + RENEW_TIMEOUT_MS;
+    return await new Promise((resolve, reject) => {
+      client.Renew({ csrDer, version: softwareVersion() }, { deadline }, (err, response) => {
+        if (response) resolve(Buffer.from(response.certificatePem));
+        // 12: a control plane from before there were renewals.
+        else if (err?.code === 12)
+          reject(new InsituError("unavailable", "the control plane cannot renew: upgrade it"));
+        else
+          reject(
+            new InsituError("unavailable", err?.details ?? "no answer", { retryable: true, cause: err }),
+          );
+      });
+    });
+  }
+
+  /** Connects anew with it, at once; steps, leases and what is not delivered are not touched by that. */
+  useIdentity(identity: Identity): void {
+    this.#identity = identity;
+    if (!this.connected) return;
+    this.#moving = true;
+    this.#session?.end();
   }
 
   /** A message on the queue that was no offer: the control plane keeps a copy for a person, if this gets there. */
@@ -136,9 +173,17 @@ export class Uplink {
     let delayMs = BACKOFF_MIN_MS;
     while (!this.#stop.signal.aborted) {
       // A connection each: where packets are lost without a word, streams on the old one would wait for its keepalive.
-      const client = this.#client(gateways.current);
+      const client = this.#open(gateways.current);
+      this.#client = client;
       const ended = await this.#connection(client).finally(() => client.close());
+      this.#client = undefined;
       if (this.#stop.signal.aborted) break;
+      const moving = this.#moving;
+      this.#moving = false;
+      if (moving && !ended.denied) {
+        log.info({}, "connecting with the renewed certificate");
+        continue;
+      }
       gateways.advance();
       if (ended.denied) {
         gateways.advance();
@@ -157,9 +202,8 @@ export class Uplink {
     }
   }
 
-  #client(address: string): InstanceType<typeof AgentGatewayClient> {
-    const { identity } = this.#options;
-    return openGateway(address, identity, {
+  #open(address: string): Client {
+    return openGateway(address, this.#identity, {
       "grpc.keepalive_time_ms": 20_000,
       "grpc.keepalive_timeout_ms": 10_000,
       "grpc.keepalive_permit_without_calls": 1,
@@ -171,9 +215,7 @@ export class Uplink {
   }
 
   /** One life of the three streams. Resolves when any of them has ended. */
-  async #connection(
-    client: InstanceType<typeof AgentGatewayClient>,
-  ): Promise<{ welcomed: boolean; denied: boolean; reason: string }> {
+  async #connection(client: Client): Promise<{ welcomed: boolean; denied: boolean; reason: string }> {
     const { clock } = this.#options;
     const session = client.Session();
     this.#session = session;
@@ -328,7 +370,8 @@ export class Uplink {
 
   /** gRPC says UNAVAILABLE for a bad certificate too; what can be known here is said. */
   #explain(err: ServiceError): string {
-    const { clock, identity, gateways } = this.#options;
+    const { clock, gateways } = this.#options;
+    const identity = this.#identity;
     if (clock.wallMs() > identity.notAfterMs) {
       return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
     }

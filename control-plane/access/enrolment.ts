@@ -12,10 +12,14 @@ export interface Enrolled {
   notAfterMs: number;
 }
 
+/** For how long certificates of an environment's agents are good; undefined: as the authority has it. */
+export type ValidFor = (environment: string) => number | undefined;
+
 export interface EnrolmentDeps {
   tokens: JoinTokenService;
   registry: AgentRegistry;
   pki: Pki;
+  validForMs?: ValidFor | undefined;
 }
 
 /** With which the registry says that it has written nothing. */
@@ -46,7 +50,7 @@ export async function enrol(
 
   const claim = { agentName: name, spkiSha256: key.spkiSha256 };
   await tokens.redeem(request.secret, claim, current?.removedAtMs ?? null);
-  const certificate = await pki.issueAgentCertificate(agent, key);
+  const certificate = await pki.issueAgentCertificate(agent, key, deps.validForMs?.(environment));
   try {
     await registry.register(agent, certificate);
   } catch (err) {

@@ -21,10 +21,10 @@ export interface NatsPeer {
 
 /** What the gateway needs: a user of NATS for an agent's own key. */
 export interface NatsIdentity {
-  /** @throws request.invalid for a key that is none; auth.denied for an agent that was removed meanwhile */
+  /** @throws request.invalid for a key that is none; auth.denied for an identity that was revoked or replaced meanwhile */
   accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }>;
-  /** Cuts what the agent has open, for good; `keep` names an identity of it that stays. Safe twice. */
-  revoke(agent: { environment: string; name: string }, keep: string | null): Promise<void>;
+  /** Cuts what the agent has open, for good; `keep` names the keys of it that stay. Safe twice. */
+  revoke(agent: { environment: string; name: string }, keep: readonly string[]): Promise<void>;
 }
 
 export interface NatsIdentityOptions {
@@ -32,8 +32,8 @@ export interface NatsIdentityOptions {
   users: KvStore<NatsUsers>;
   /** Tells all NATS servers of an account. Resolves when one of them has stored it. */
   push(accountJwt: string): Promise<void>;
-  /** Whether this is the agent's identity still. */
-  isCurrent(peer: NatsPeer): boolean;
+  /** SPKI of the identities with which the agent is let in now. */
+  keysOf(agent: { environment: string; name: string }): readonly string[];
   clock: Clock;
   log: Logger;
 }
@@ -79,7 +79,7 @@ export class NatsIdentityService implements NatsIdentity {
   async accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }> {
     if (!isPublicNkey("user", userKey))
       throw new InsituError("request.invalid", "the agent's NATS key is not the public nkey of a user");
-    const { operator, users, clock, isCurrent } = this.#options;
+    const { operator, users, clock, keysOf } = this.#options;
     const { environment, name, spkiSha256, notAfterMs } = peer;
     const request: Grant = {
       environment,
@@ -90,14 +90,21 @@ export class NatsIdentityService implements NatsIdentity {
       validForS: VALID_FOR_S,
       notAfterS: Math.floor(notAfterMs / 1_000),
     };
+    const denied = new InsituError(
+      "auth.denied",
+      `the agent ${environment}/${name} has not this key any more`,
+    );
     const { value } = await changeKv(users, keyOf(peer), (current) => {
+      // An older identity must not take the place of the one that came after it.
+      if (!keysOf(peer).includes(spkiSha256)) throw denied;
       const { next } = grant(current, request);
       return next === current ? undefined : next;
     });
-    // Removed while it was written: whoever removed it may have looked for something to void before that.
-    if (!isCurrent(peer)) {
-      await this.revoke(peer, null);
-      throw new InsituError("auth.denied", `the agent ${environment}/${name} was removed`);
+    // Revoked while it was written: whoever did it may have looked for something to void before that.
+    const keys = keysOf(peer);
+    if (!keys.includes(spkiSha256)) {
+      await this.revoke(peer, keys);
+      throw denied;
     }
     const { user } = grant(value, request);
     return {
@@ -106,7 +113,7 @@ export class NatsIdentityService implements NatsIdentity {
     };
   }
 
-  async revoke(agent: { environment: string; name: string }, keep: string | null): Promise<void> {
+  async revoke(agent: { environment: string; name: string }, keep: readonly string[]): Promise<void> {
     const { users, clock } = this.#options;
     let changed = false;
     await changeKv(users, keyOf(agent), (current) => {

@@ -12,7 +12,7 @@ const event = fc.oneof(
   }),
   fc.record({
     kind: fc.constant("revoke" as const),
-    keep: fc.constantFrom("one", "two", null),
+    keep: fc.subarray(["one", "two"]),
     passS: fc.nat(DAY_S),
   }),
 );
@@ -41,7 +41,7 @@ test("NATS refuses every JWT of an identity that was put out, and takes every on
           const owner = new Map(record.users.map((user) => [user.userKey, user.spkiSha256]));
           given = given.map((jwt) => ({
             ...jwt,
-            good: jwt.good && owner.get(jwt.userKey) === happened.keep,
+            good: jwt.good && happened.keep.includes(owner.get(jwt.userKey) ?? ""),
           }));
         }
         const revoked = revocationsOf(record ? [record] : []);

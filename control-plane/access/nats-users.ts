@@ -62,10 +62,10 @@ export function grant(current: NatsUsers | undefined, request: Grant): { next: N
 /**
  * Voids what was issued to other identities than `keep`, or to all. Undefined when there is nothing to void.
  *
- * @param keep SPKI of the identity that stays, if any
+ * @param keep SPKI of the identities that stay
  */
-export function revoke(current: NatsUsers, keep: string | null, nowS: number): NatsUsers | undefined {
-  const isVoid = (user: User): boolean => isLive(user) && user.spkiSha256 !== keep;
+export function revoke(current: NatsUsers, keep: readonly string[], nowS: number): NatsUsers | undefined {
+  const isVoid = (user: User): boolean => isLive(user) && !keep.includes(user.spkiSha256);
   if (!current.users.some(isVoid)) return undefined;
   const users = current.users.map((user) =>
     isVoid(user) ? { ...user, revokedAtS: Math.max(nowS, user.issuedAtS) } : user,

@@ -49,7 +49,8 @@ export interface Pki {
   issueServerCertificate(names: { dns: readonly string[]; ips: readonly string[] }): Promise<CertificatePair>;
   /** @throws InsituError `request.invalid` when it is malformed, not signed by its own key, or of a kind we do not take. */
   readRequest(csrDer: Uint8Array): Promise<AgentKey>;
-  issueAgentCertificate(agent: AgentName, key: AgentKey): Promise<AgentCertificate>;
+  /** @param validForMs instead of the time that the authority was opened with */
+  issueAgentCertificate(agent: AgentName, key: AgentKey, validForMs?: number): Promise<AgentCertificate>;
 }
 
 export interface PkiOptions {
@@ -166,13 +167,17 @@ class CertificateAuthority implements Pki {
     return { publicKey, spkiSha256: sha256(publicKey.rawData) };
   }
 
-  async issueAgentCertificate(agent: AgentName, key: AgentKey): Promise<AgentCertificate> {
+  async issueAgentCertificate(
+    agent: AgentName,
+    key: AgentKey,
+    validForMs = this.#options.agentValidityMs ?? AGENT_VALIDITY_MS,
+  ): Promise<AgentCertificate> {
     const leaf = await this.#issue({
       publicKey: key.publicKey,
       subject: [{ OU: [agent.environment] }, { CN: [agent.name] }],
       san: [{ type: "url", value: agentUri(this.trustDomain, agent) }],
       usage: CLIENT_AUTH,
-      validityMs: this.#options.agentValidityMs ?? AGENT_VALIDITY_MS,
+      validityMs: validForMs,
     });
     return {
       certificatePem: `${leaf.toString("pem")}\n`,

@@ -11,6 +11,8 @@ export const AgentRecord = z.object({
   spkiSha256: z.string().regex(/^[0-9a-f]{64}$/),
   enrolledAtMs: z.int(),
   certificateNotAfterMs: z.int(),
+  /** A renewed identity that has not been used yet. Both open everything until it is: the answer may be lost. */
+  next: z.object({ spkiSha256: z.string(), certificateNotAfterMs: z.int() }).nullable().default(null),
   /**
    * When its key was first seen at work; null before that. Until then the certificate may never have reached the
    * agent, and the name gives way to whoever brings a valid token.
@@ -24,6 +26,12 @@ export const AgentRecord = z.object({
   revokedKeys: z.array(z.object({ spkiSha256: z.string(), notAfterMs: z.int() })).default([]),
 });
 export type AgentRecord = z.infer<typeof AgentRecord>;
+
+/** Of the keys with which it is let in; none for one that was revoked. */
+export function keysOf(record: AgentRecord | undefined): string[] {
+  if (record === undefined || record.removedAtMs !== null) return [];
+  return record.next === null ? [record.spkiSha256] : [record.spkiSha256, record.next.spkiSha256];
+}
 
 /** Bucket `agents`, key `seen.<environment>.<name>`. For people; nothing decides by it. */
 export const SeenRecord = z.object({

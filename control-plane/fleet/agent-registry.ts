@@ -5,7 +5,7 @@ import type { Clock } from "../../shared/system.ts";
 import type { AgentCertificate } from "../access/pki.ts";
 import { type AgentName, agentId } from "../access/spiffe.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { type AgentRecord, agentKey, idOfKey } from "./agent-record.ts";
+import { type AgentRecord, agentKey, idOfKey, keysOf } from "./agent-record.ts";
 
 export interface AgentRegistry extends AsyncDisposable {
   /** Resolves when everything that is stored is known. */
@@ -23,6 +23,13 @@ export interface AgentRegistry extends AsyncDisposable {
    * @throws InsituError `agent.name-taken` when another key holds the name and has been at work.
    */
   register(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord>;
+  /**
+   * Takes another key for the agent, beside the one that `presented` is. Durable when it resolves.
+   * @throws InsituError `auth.denied` when `presented` is not the agent's any more; `request.invalid` for a key that is not new.
+   */
+  renew(agent: AgentName, presented: string, certificate: AgentCertificate): Promise<AgentRecord>;
+  /** Notes that the agent uses this key: of two, the other opens nothing from now on. Does nothing when there is one. */
+  promote(id: string, spkiSha256: string): Promise<void>;
   /** Notes that the agent has used its certificate. Does nothing when that is known. */
   confirm(id: string): Promise<void>;
   /** Its certificate opens nothing from now on. Of two, the first stays on the record. @throws InsituError `not-found`. */
@@ -116,6 +123,7 @@ class Registry implements AgentRegistry {
         spkiSha256: certificate.spkiSha256,
         enrolledAtMs: isSameAgent(current, certificate) ? current.enrolledAtMs : this.#clock.wallMs(),
         certificateNotAfterMs: certificate.notAfterMs,
+        next: isSameAgent(current, certificate) ? current.next : null,
         firstSessionAtMs: isSameAgent(current, certificate) ? current.firstSessionAtMs : null,
         removedAtMs: null,
         removedBy: "",
@@ -124,6 +132,33 @@ class Registry implements AgentRegistry {
       };
     });
     return this.#learn(id, value!, revision);
+  }
+
+  async renew(agent: AgentName, presented: string, certificate: AgentCertificate): Promise<AgentRecord> {
+    const id = agentId(agent);
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (stored) => {
+      if (stored === undefined || !keysOf(stored).includes(presented))
+        throw new InsituError("auth.denied", `the agent ${id} is not enrolled with this key any more`);
+      // Whoever comes with the next key uses it, whether or not that was written down already.
+      const current = promoted(stored, presented) ?? stored;
+      refuseRevokedKey(agent, certificate.spkiSha256, current);
+      if (certificate.spkiSha256 === current.spkiSha256)
+        throw new InsituError("request.invalid", "a renewal needs a new key");
+      const { spkiSha256, notAfterMs } = certificate;
+      return { ...current, next: { spkiSha256, certificateNotAfterMs: notAfterMs } };
+    });
+    return this.#learn(id, value!, revision);
+  }
+
+  async promote(id: string, spkiSha256: string): Promise<void> {
+    const known = this.known(id);
+    if (known !== undefined && promoted(known, spkiSha256) === undefined) return;
+    const { value, revision } = await changeKv(
+      this.#kv,
+      agentKey(id),
+      (current) => current && promoted(current, spkiSha256),
+    );
+    if (value !== undefined) this.#learn(id, value, revision);
   }
 
   async confirm(id: string): Promise<void> {
@@ -189,15 +224,24 @@ class Registry implements AgentRegistry {
   }
 }
 
+/** Undefined when the key is not the next one. */
+function promoted(current: AgentRecord, spkiSha256: string): AgentRecord | undefined {
+  if (current.removedAtMs !== null || current.next?.spkiSha256 !== spkiSha256) return undefined;
+  return { ...current, ...current.next, next: null };
+}
+
 function revoked(current: AgentRecord, why: { by: string; reason: string; nowMs: number }): AgentRecord {
   const { by, reason, nowMs } = why;
-  const own = { spkiSha256: current.spkiSha256, notAfterMs: current.certificateNotAfterMs };
+  const own = [current, ...(current.next ? [current.next] : [])].map((identity) => ({
+    spkiSha256: identity.spkiSha256,
+    notAfterMs: identity.certificateNotAfterMs,
+  }));
   return {
     ...current,
     removedAtMs: nowMs,
     removedBy: by,
     removedReason: reason,
-    revokedKeys: [...current.revokedKeys.filter(({ notAfterMs }) => notAfterMs > nowMs), own],
+    revokedKeys: [...current.revokedKeys.filter(({ notAfterMs }) => notAfterMs > nowMs), ...own],
   };
 }
 
@@ -217,13 +261,7 @@ export function refuseTakenName(
   spkiSha256: string,
   current: AgentRecord | undefined,
 ): void {
-  if (current?.revokedKeys.some((key) => key.spkiSha256 === spkiSha256)) {
-    throw new InsituError(
-      "auth.denied",
-      `the key that ${agentId(agent)} comes with was revoked: remove the directory "identity" from its state directory, so that it makes another one, and join with a new token`,
-      { details: { agentId: agentId(agent) } },
-    );
-  }
+  refuseRevokedKey(agent, spkiSha256, current);
   if (current === undefined || current.removedAtMs !== null || current.spkiSha256 === spkiSha256) return;
   // The answer to the first enrolment may have been lost, and the key with it: a new token mends that.
   if (current.firstSessionAtMs === null) return;
@@ -232,4 +270,14 @@ export function refuseTakenName(
     `an agent with another key is enrolled as ${agentId(agent)}: choose another name for this one, or start it with the state directory that holds the key it enrolled with`,
     { details: { agentId: agentId(agent) } },
   );
+}
+
+function refuseRevokedKey(agent: AgentName, spkiSha256: string, current: AgentRecord | undefined): void {
+  if (current?.revokedKeys.some((key) => key.spkiSha256 === spkiSha256)) {
+    throw new InsituError(
+      "auth.denied",
+      `the key that ${agentId(agent)} comes with was revoked: remove the directory "identity" from its state directory, so that it makes another one, and join with a new token`,
+      { details: { agentId: agentId(agent) } },
+    );
+  }
 }

@@ -6,10 +6,12 @@ import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1/AgentGateway.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
+import type { ValidFor } from "../access/enrolment.ts";
 import type { JoinTokenService } from "../access/join-tokens.ts";
 import type { NatsIdentity } from "../access/nats-identity.ts";
 import type { Pki } from "../access/pki.ts";
 import { agentId } from "../access/spiffe.ts";
+import { keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import type { Fleet } from "../fleet/fleet-service.ts";
 import type { PoisonSink } from "../poison/ports.ts";
@@ -21,6 +23,7 @@ import type { Peer } from "./peer-identity.ts";
 import { LimitedPoison } from "./poison-limit.ts";
 import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
+import { renewHandler } from "./renew-handler.ts";
 import { notAdmitted, peerOf, requireAgent } from "./require-agent.ts";
 import { Sessions } from "./sessions.ts";
 import { type GatewayCredentials, gatewayCredentials } from "./tls-credentials.ts";
@@ -63,6 +66,8 @@ export interface GatewayOptions {
   replicaId: string;
   /** Of the living replicas, this one first. */
   gateways(): string[];
+  /** For how long the certificates of agents of an environment are good; undefined: for the time of the authority. */
+  validForMs?: ValidFor;
   /** Of one agent: reports, and logs, that are being stored. */
   inFlightMaxBytes?: number;
   enrolRateLimit?: RateLimitOptions;
@@ -88,6 +93,8 @@ const DRAIN_SPREAD_MS = 5_000;
 /** For each of: what is being stored, calls that end, connections that close. */
 const CLOSE_STEP_MS = 2_000;
 const ENROL_RATE_LIMIT: RateLimitOptions = { burst: 60, refillMs: 1_000, maxAddresses: 10_000 };
+/** Of one agent. It needs one in weeks; more come of answers that were lost. */
+const RENEW_RATE_LIMIT: RateLimitOptions = { burst: 10, refillMs: 60_000, maxAddresses: 100_000 };
 /** After this share of its life the server's certificate is replaced. */
 const ROTATE_AT = 2 / 3;
 
@@ -156,7 +163,7 @@ class GrpcGateway implements Gateway {
       const id = agentId(record);
       const revoked = record.removedAtMs !== null;
       const why = notAdmitted(id, revoked ? "revoked" : "replaced");
-      this.#openCalls.failAgent(id, revoked ? null : record.spkiSha256, why);
+      this.#openCalls.failAgent(id, keysOf(record), why);
     });
     this.#log.info({ host: listen.host, port: this.#port }, "gateway listens");
   }
@@ -216,7 +223,7 @@ class GrpcGateway implements Gateway {
   }
 
   #createServer(): Server {
-    const { registry, clock, log, pki, tokens, reports, logs, offerPublicKeyPem } = this.#options;
+    const { registry, clock, log, pki, tokens, reports, logs, offerPublicKeyPem, validForMs } = this.#options;
     const server = new Server({
       "grpc.max_receive_message_length": MESSAGE_MAX_BYTES,
       "grpc.max_concurrent_streams": 32,
@@ -240,8 +247,10 @@ class GrpcGateway implements Gateway {
         pki,
         tokens,
         offerPublicKeyPem,
+        validForMs,
         rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,
       }),
+      Renew: renewHandler({ registry, clock, log, pki, validForMs, rateLimit: RENEW_RATE_LIMIT }),
       Session: (call) => this.#sessions.accept(call, peerOf(call)),
       Report: (call) => {
         const peer = peerOf(call);
@@ -292,9 +301,12 @@ class GrpcGateway implements Gateway {
   }
 
   async #access(peer: Peer, userKey: string) {
-    const { natsAccessFor, natsIdentity } = this.#options;
-    if (!natsIdentity) return undefined;
-    const { userJwt, renewAtMs } = await natsIdentity.accessFor(peer, userKey);
+    const { natsAccessFor, natsIdentity, registry } = this.#options;
+    // First the access, then the end of the older key: so NATS has nothing left of the agent to cut.
+    const access = await natsIdentity?.accessFor(peer, userKey);
+    await registry.promote(peer.id, peer.spkiSha256);
+    if (!access) return undefined;
+    const { userJwt, renewAtMs } = access;
     const nats = natsAccessFor(peer);
     return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, renewAtMs };
   }

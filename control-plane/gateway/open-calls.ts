@@ -45,10 +45,10 @@ export class OpenCalls {
     return [...this.#calls.values()].filter((call) => call.kind === kind).length;
   }
 
-  /** Closes the calls of the agent that came with another key; null: with any. */
-  failAgent(id: string, keptSpkiSha256: string | null, err: InsituError): void {
+  /** Closes the calls of the agent that came with another key than these. */
+  failAgent(id: string, kept: readonly string[], err: InsituError): void {
     for (const call of [...this.#calls.values()]) {
-      if (call.peer.id === id && call.peer.spkiSha256 !== keptSpkiSha256) call.fail(err);
+      if (call.peer.id === id && !kept.includes(call.peer.spkiSha256)) call.fail(err);
     }
   }
 

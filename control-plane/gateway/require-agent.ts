@@ -9,7 +9,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
-import type { AgentRecord } from "../fleet/agent-record.ts";
+import { type AgentRecord, keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import { inspectPeer, type Peer } from "./peer-identity.ts";
 import { rpcStatus } from "./rpc-errors.ts";
@@ -50,7 +50,7 @@ type Fault = "unknown" | "revoked" | "replaced";
 function faultOf(record: AgentRecord | undefined, peer: Peer): Fault | undefined {
   if (record === undefined) return "unknown";
   if (record.removedAtMs !== null) return "revoked";
-  return record.spkiSha256 === peer.spkiSha256 ? undefined : "replaced";
+  return keysOf(record).includes(peer.spkiSha256) ? undefined : "replaced";
 }
 
 /** Without who revoked it and why: that is for people of the centre. */
@@ -58,7 +58,7 @@ export function notAdmitted(id: string, fault: Fault): InsituError {
   const said = {
     unknown: `the agent ${id} is not enrolled here: join with a new token`,
     revoked: `the agent ${id} was revoked: if that was a mistake, remove the directory "identity" from its state directory and join with a new token`,
-    replaced: `the agent ${id} enrolled anew with another key: this one opens nothing any more`,
+    replaced: `the agent ${id} has another key by now: this one opens nothing any more`,
   };
   return new InsituError("auth.denied", said[fault]);
 }

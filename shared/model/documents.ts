@@ -294,6 +294,17 @@ export const DatasetDocument = z
   .describe("A named body of data: whose it is, how sensitive, where it may be processed, where it lies");
 export type DatasetDocument = z.infer<typeof DatasetDocument>;
 
+const VALID_FOR_MIN_MS = durationMs("1h");
+const VALID_FOR_EXPECTED = "a duration of 1h to 365d";
+const Identity = z.strictObject({
+  validFor: Duration.refine(
+    (text) => durationMs(text) >= VALID_FOR_MIN_MS && durationMs(text) <= DURATION_MAX_MS,
+    { error: VALID_FOR_EXPECTED },
+  ).describe(
+    "How long a certificate of an agent is good. It is renewed at two thirds of that; an agent that is cut off for the last third has to join again",
+  ),
+});
+
 export const EnvironmentDocument = z
   .strictObject({
     ...head("environment"),
@@ -305,6 +316,7 @@ export const EnvironmentDocument = z
     disconnect: Disconnect.optional().describe(
       "What becomes of an attempt whose agent is cut off, for steps that do not say it themselves",
     ),
+    identity: Identity.optional().describe("Of the agents of the site"),
   })
   .describe("A site with its own network, jurisdiction and data");
 export type EnvironmentDocument = z.infer<typeof EnvironmentDocument>;

@@ -206,6 +206,7 @@ describe("what is written and what is stored", () => {
     "kind: dataset\nname: d\nowner: o\nclassification: secret\nresidency: [US, EU]\nenvironments: [b, a]",
     "kind: environment\nname: e\ndescription: Site\njurisdiction: AQ\nlabels: { tier: gold }",
     "kind: environment\nname: e\njurisdiction: AQ\ndisconnect: { keep: 6h, then: fail }",
+    "kind: environment\nname: e\njurisdiction: AQ\nidentity: { validFor: 7d }",
     "kind: pool\nname: p\nowner: o\ncapacity: 0",
   ])("%j printed and loaded again is the same", (text) => {
     const resource = loadOne(text);

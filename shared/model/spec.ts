@@ -128,6 +128,8 @@ export const EnvironmentSpec = z.strictObject({
   labels: z.record(z.string(), z.string()),
   /** Of steps that run there and say nothing themselves. Missing: reassigned when the lease runs out. */
   disconnect: DisconnectSpec.optional(),
+  /** Of its agents' certificates. Missing: 30 days. */
+  identity: z.strictObject({ validForMs: z.int() }).optional(),
 });
 export type EnvironmentSpec = z.infer<typeof EnvironmentSpec>;
 

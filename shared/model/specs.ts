@@ -159,6 +159,7 @@ function environmentSpec({
   jurisdiction,
   labels,
   disconnect,
+  identity,
 }: EnvironmentDocument): EnvironmentSpec {
   return {
     name,
@@ -166,6 +167,7 @@ function environmentSpec({
     jurisdiction,
     labels: labels ?? {},
     ...(disconnect ? { disconnect: disconnectSpec(disconnect, false) } : {}),
+    ...(identity ? { identity: { validForMs: durationMs(identity.validFor) } } : {}),
   };
 }
 
@@ -203,7 +205,7 @@ export function documentOf(resource: Resource): AnyDocument {
       };
     }
     case "environment": {
-      const { name, description, owner, jurisdiction, labels, disconnect } = resource.spec;
+      const { name, description, owner, jurisdiction, labels, disconnect, identity } = resource.spec;
       return {
         kind: "environment",
         name,
@@ -211,6 +213,7 @@ export function documentOf(resource: Resource): AnyDocument {
         jurisdiction,
         ...(Object.keys(labels).length > 0 ? { labels } : {}),
         ...(disconnect ? { disconnect: disconnectDocument(disconnect) } : {}),
+        ...(identity ? { identity: { validFor: formatDuration(identity.validForMs) } } : {}),
       };
     }
     case "pool": {

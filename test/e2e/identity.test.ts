@@ -3,8 +3,12 @@ import { once } from "node:events";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { status } from "@grpc/grpc-js";
 import { connect, jwtAuthenticator } from "nats";
 import { expect, test } from "vitest";
+import { certificateRequest } from "../../agent/enrolment/certificate-request.ts";
+import { openGateway } from "../../agent/uplink/gateway-client.ts";
+import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import type { AgentView } from "../../control-plane/api/schemas.ts";
 import { systemClock } from "../../shared/system.ts";
 import { Plant } from "../support/plant.ts";
@@ -75,3 +79,74 @@ test("an agent that is revoked is cut off at once, and nothing that it has opens
     ["thief", false, "host stolen"],
   ]);
 });
+
+test("a certificate is renewed with a new key while a step runs, which notices nothing, and the older one opens nothing any more", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST, serverFlags: ["--heartbeat", "300"] });
+  await plant.startServer();
+  const gate = join(plant.directory, "gate");
+  const wait = ["sh", "-c", `while [ ! -e ${gate} ]; do sleep 0.05; done; echo done`];
+  const gated = { kind: "pipeline", name: "gated", steps: [{ id: "s", environment: "site", run: wait }] };
+  await plant.apply({ ...SITE, identity: { validFor: "90d" } }, PIPELINE, gated);
+  const enrolled = await plant.startAgent("site", "a1");
+  const gone = once(enrolled, "exit");
+  enrolled.kill("SIGKILL");
+  await gone;
+
+  // The certificate that it would have had some weeks ago: it is due in some seconds.
+  const inside = join(plant.directory, "sites", "site", "a1", "identity");
+  const read = (file: string): Buffer => readFileSync(join(inside, file));
+  const keyPem = read("key.pem");
+  const lifeMs = 30 * 86_400_000;
+  const dueInMs = 4_000;
+  const pki = await loadOrCreatePki({
+    directory: join(plant.directory, "server", "secrets"),
+    trustDomain: parse(read("identity.json")).trustDomain,
+    // It counts from five minutes before its issue.
+    clock: { ...systemClock, wallMs: () => systemClock.wallMs() + dueInMs - agedMs(lifeMs) },
+  });
+  const agent = { environment: "site", name: "a1" };
+  const key = await pki.readRequest(certificateRequest("a1", keyPem));
+  const { certificatePem } = await pki.issueAgentCertificate(agent, key, lifeMs);
+  writeFileSync(join(inside, "certificate.pem"), certificatePem);
+
+  plant.spawnAgent("site", "a1");
+  const { id } = await plant.start("gated");
+  await plant.events(id, (events) => events.some(({ kind }) => kind === "attempt.started"));
+  await plant.until(async () => !read("key.pem").equals(keyPem));
+  const view = async () => (await plant.call("GET", "/v1/agents/site/a1")) as AgentView;
+  await plant.until(
+    async () => (await view()).certificateNotAfterMs > systemClock.wallMs() + 80 * 86_400_000,
+  );
+  await plant.until(async () => (await view()).connected);
+  const work = await plant.start("p"); // over the queue, with an access of the new identity
+  expect((await plant.events(work.id, () => false)).at(-1)).toMatchObject({ status: "succeeded" });
+  writeFileSync(gate, "");
+  const events = await plant.events(id, () => false);
+  expect(events.filter(({ kind }) => kind.startsWith("attempt.")).map(({ kind }) => kind)).toEqual([
+    "attempt.offered",
+    "attempt.started",
+    "attempt.finished",
+  ]);
+  expect(events.at(-1)).toMatchObject({ status: "succeeded" });
+
+  const client = openGateway(`localhost:${plant.gatewayPort}`, {
+    caPem: read("ca.pem"),
+    keyPem,
+    certificatePem: Buffer.from(certificatePem),
+  });
+  const refusal = new Promise((resolve) => client.Session().on("error", resolve).on("data", resolve));
+  expect(await refusal).toMatchObject({ code: status.PERMISSION_DENIED });
+  client.close();
+});
+
+function parse(file: Buffer): { trustDomain: string } {
+  return JSON.parse(file.toString()) as { trustDomain: string };
+}
+
+/** How long after its issue a certificate is due: it is backdated by five minutes. */
+function agedMs(lifeMs: number): number {
+  const backdatedMs = 5 * 60_000;
+  return (lifeMs + backdatedMs) * (2 / 3) - backdatedMs;
+}

@@ -20,6 +20,8 @@ import type { LogEntry as _insitu_agent_v1_LogEntry, LogEntry__Output as _insitu
 import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _insitu_agent_v1_NatsAccess__Output } from './insitu/agent/v1/NatsAccess.ts';
 import type { RefusedOffer as _insitu_agent_v1_RefusedOffer, RefusedOffer__Output as _insitu_agent_v1_RefusedOffer__Output } from './insitu/agent/v1/RefusedOffer.ts';
 import type { Rejected as _insitu_agent_v1_Rejected, Rejected__Output as _insitu_agent_v1_Rejected__Output } from './insitu/agent/v1/Rejected.ts';
+import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Output as _insitu_agent_v1_RenewRequest__Output } from './insitu/agent/v1/RenewRequest.ts';
+import type { RenewResponse as _insitu_agent_v1_RenewResponse, RenewResponse__Output as _insitu_agent_v1_RenewResponse__Output } from './insitu/agent/v1/RenewResponse.ts';
 import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent_v1_Report__Output } from './insitu/agent/v1/Report.ts';
 import type { ReportBatch as _insitu_agent_v1_ReportBatch, ReportBatch__Output as _insitu_agent_v1_ReportBatch__Output } from './insitu/agent/v1/ReportBatch.ts';
 import type { ServerMessage as _insitu_agent_v1_ServerMessage, ServerMessage__Output as _insitu_agent_v1_ServerMessage__Output } from './insitu/agent/v1/ServerMessage.ts';
@@ -54,6 +56,8 @@ export interface ProtoGrpcType {
         NatsAccess: MessageTypeDefinition<_insitu_agent_v1_NatsAccess, _insitu_agent_v1_NatsAccess__Output>
         RefusedOffer: MessageTypeDefinition<_insitu_agent_v1_RefusedOffer, _insitu_agent_v1_RefusedOffer__Output>
         Rejected: MessageTypeDefinition<_insitu_agent_v1_Rejected, _insitu_agent_v1_Rejected__Output>
+        RenewRequest: MessageTypeDefinition<_insitu_agent_v1_RenewRequest, _insitu_agent_v1_RenewRequest__Output>
+        RenewResponse: MessageTypeDefinition<_insitu_agent_v1_RenewResponse, _insitu_agent_v1_RenewResponse__Output>
         Report: MessageTypeDefinition<_insitu_agent_v1_Report, _insitu_agent_v1_Report__Output>
         ReportBatch: MessageTypeDefinition<_insitu_agent_v1_ReportBatch, _insitu_agent_v1_ReportBatch__Output>
         ServerMessage: MessageTypeDefinition<_insitu_agent_v1_ServerMessage, _insitu_agent_v1_ServerMessage__Output>

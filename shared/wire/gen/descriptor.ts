@@ -14,6 +14,10 @@ export const DESCRIPTOR = {
                       "requestType": "EnrolRequest",
                       "responseType": "EnrolResponse"
                     },
+                    "Renew": {
+                      "requestType": "RenewRequest",
+                      "responseType": "RenewResponse"
+                    },
                     "Session": {
                       "requestType": "AgentMessage",
                       "requestStream": true,
@@ -79,6 +83,30 @@ export const DESCRIPTOR = {
                     "offerPublicKeyPem": {
                       "type": "bytes",
                       "id": 6
+                    }
+                  }
+                },
+                "RenewRequest": {
+                  "fields": {
+                    "csrDer": {
+                      "type": "bytes",
+                      "id": 1
+                    },
+                    "version": {
+                      "type": "Version",
+                      "id": 2
+                    }
+                  }
+                },
+                "RenewResponse": {
+                  "fields": {
+                    "certificatePem": {
+                      "type": "bytes",
+                      "id": 1
+                    },
+                    "notAfterMs": {
+                      "type": "uint64",
+                      "id": 2
                     }
                   }
                 },

@@ -1,0 +1,75 @@
+import { X509Certificate } from "node:crypto";
+import { expect, test } from "vitest";
+import type { Clock } from "../../shared/system.ts";
+import { quiet, testDirectory } from "../agent.fixture.ts";
+import { createAuthority } from "../uplink/gateway.fixture.ts";
+import { type Identity, loadIdentity, saveIdentity } from "./identity.ts";
+import { Renewal, renewAtMs } from "./renewal.ts";
+
+const authority = await createAuthority();
+const former = authority.identity(7443);
+const DUE_MS = renewAtMs(former.certificatePem);
+
+/** A clock that runs nothing by itself: what was put off last is run by `pass`. */
+function pending() {
+  const state = { waitMs: 0, run: () => {} };
+  const clock = {
+    after: (waitMs: number, run: () => void) => {
+      Object.assign(state, { waitMs, run });
+      return { cancel: () => undefined };
+    },
+  } as unknown as Clock;
+  return { clock, state };
+}
+
+test("is due at two thirds of the certificate's life", () => {
+  const { validFrom, validTo } = new X509Certificate(former.certificatePem);
+  const [from, to] = [Date.parse(validFrom), Date.parse(validTo)];
+  expect((DUE_MS - from) / (to - from)).toBeCloseTo(2 / 3, 6);
+});
+
+test("asks for nothing before that or without a connection, looks again within a minute, and keeps what it has when the answer is of no use", async () => {
+  using directory = testDirectory();
+  saveIdentity(directory.path, former);
+  const { clock, state } = pending();
+  let nowMs = DUE_MS - 10_000;
+  let connected = true;
+  const asked: Buffer[] = [];
+  const renewed: Identity[] = [];
+  const answers = [
+    async (): Promise<Buffer> => former.certificatePem, // for another key
+    async (): Promise<Buffer> => Buffer.from("no certificate"),
+    async (): Promise<Buffer> => {
+      throw new Error("no answer");
+    },
+  ];
+  const renewal = new Renewal({
+    clock,
+    log: quiet,
+    stateDir: directory.path,
+    identity: former,
+    nowMs: () => nowMs,
+    connected: () => connected,
+    request: (csr) => answers[asked.push(csr) - 1]!(),
+    renewed: (identity) => renewed.push(identity),
+  });
+  renewal.look();
+  expect(state.waitMs).toBe(10_000);
+  nowMs = DUE_MS;
+  connected = false;
+  state.run();
+  expect(asked).toEqual([]);
+  connected = true;
+  for (let tries = 1; tries <= answers.length; tries++) {
+    expect(state.waitMs).toBe(60_000);
+    state.run();
+    await expect.poll(() => asked.length).toBe(tries);
+    await renewal.settled();
+  }
+  expect(new Set(asked.map(String)).size).toBe(answers.length);
+  expect(renewed).toEqual([]);
+  expect(loadIdentity(directory.path)?.certificatePem).toEqual(former.certificatePem);
+  renewal.close();
+  state.run();
+  expect(asked).toHaveLength(answers.length);
+});

@@ -1,0 +1,110 @@
+/** Renews the agent's certificate, with a new key, when two thirds of its life are over. */
+import { createPrivateKey, X509Certificate } from "node:crypto";
+import type { Logger } from "pino";
+import { InsituError } from "../../shared/errors.ts";
+import type { Clock, Timer } from "../../shared/system.ts";
+import { certificateRequest } from "./certificate-request.ts";
+import { type Identity, newKey, replacePair } from "./identity.ts";
+
+/** The longest time between two looks: a clock that was set, or a host that slept, is noticed by then. */
+const LOOK_MS = 60_000;
+/** Of its life; the last third is for a site that is cut off. */
+const RENEW_AT = 2 / 3;
+
+export interface RenewalOptions {
+  clock: Clock;
+  log: Logger;
+  stateDir: string;
+  identity: Identity;
+  /** Wall time, the centre's where it is known. */
+  nowMs(): number;
+  /** Whether the control plane can be asked. */
+  connected(): boolean;
+  /** Asks it, with the identity that there is; resolves with the certificate in PEM. */
+  request(csrDer: Buffer): Promise<Buffer>;
+  /** What is on disk now. The older identity is good until this one is used. */
+  renewed(identity: Identity): void;
+}
+
+export class Renewal {
+  readonly #options: RenewalOptions;
+  #identity: Identity;
+  #timer: Timer | undefined;
+  #renewing: Promise<void> | undefined;
+  #closed = false;
+  #trouble = "";
+
+  constructor(options: RenewalOptions) {
+    this.#options = options;
+    this.#identity = options.identity;
+  }
+
+  /** Looks whether it is time. To be called when a connection is there; comes back by itself later. */
+  look(): void {
+    this.#timer?.cancel();
+    if (this.#closed) return;
+    const { clock, connected, nowMs } = this.#options;
+    const waitMs = renewAtMs(this.#identity.certificatePem) - nowMs();
+    this.#timer = clock.after(waitMs > 0 ? Math.min(waitMs, LOOK_MS) : LOOK_MS, () => this.look());
+    if (waitMs > 0 || !connected() || this.#renewing) return;
+    this.#renewing = this.#renew().finally(() => {
+      this.#renewing = undefined;
+    });
+  }
+
+  /** Resolves when no request is on its way. */
+  async settled(): Promise<void> {
+    await this.#renewing;
+  }
+
+  /** Never waits for the control plane: an answer that comes later is not used. */
+  close(): void {
+    this.#closed = true;
+    this.#timer?.cancel();
+  }
+
+  /** Never rejects: the certificate is good for a while still, and the next look asks again. */
+  async #renew(): Promise<void> {
+    const { log, stateDir, request, renewed } = this.#options;
+    const former = this.#identity;
+    try {
+      const keyPem = newKey();
+      const certificatePem = await request(certificateRequest(former.name, keyPem));
+      if (this.#closed) return;
+      const next = renewedIdentity(former, { keyPem, certificatePem });
+      replacePair(stateDir, next);
+      this.#identity = next;
+      this.#trouble = "";
+      log.info({ notAfter: new Date(next.notAfterMs).toISOString() }, "certificate renewed");
+      renewed(next);
+      this.look();
+    } catch (thrown) {
+      const err = InsituError.from(thrown);
+      if (err.message !== this.#trouble)
+        log.warn({ err, notAfter: new Date(former.notAfterMs).toISOString() }, "certificate not renewed yet");
+      this.#trouble = err.message;
+    }
+  }
+}
+
+/** Wall time in ms. */
+export function renewAtMs(certificatePem: Buffer): number {
+  const { validFrom, validTo } = new X509Certificate(certificatePem);
+  const fromMs = Date.parse(validFrom);
+  return fromMs + (Date.parse(validTo) - fromMs) * RENEW_AT;
+}
+
+/** @throws InsituError `auth.denied` when the answer is no certificate for this agent and this key, or is none that helps */
+function renewedIdentity(former: Identity, pair: { keyPem: Buffer; certificatePem: Buffer }): Identity {
+  const refuse = (why: string): never => {
+    throw new InsituError("auth.denied", `the renewed certificate is not used: ${why}`);
+  };
+  const next = new X509Certificate(pair.certificatePem);
+  if (!next.checkPrivateKey(createPrivateKey(pair.keyPem))) refuse("it is for another key");
+  if (next.subjectAltName !== new X509Certificate(former.certificatePem).subjectAltName)
+    refuse(`it is for ${next.subjectAltName}`);
+  if (!next.verify(new X509Certificate(former.caPem).publicKey)) refuse("another authority has issued it");
+  const notAfterMs = Date.parse(next.validTo);
+  if (!(notAfterMs > former.notAfterMs)) refuse(`it ends no later than the present one, at ${next.validTo}`);
+  return { ...former, ...pair, notAfterMs };
+}

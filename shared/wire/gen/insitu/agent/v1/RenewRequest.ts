@@ -1,0 +1,13 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
+
+export interface RenewRequest {
+  'csrDer'?: (Buffer | Uint8Array | string);
+  'version'?: (_insitu_agent_v1_Version | null);
+}
+
+export interface RenewRequest__Output {
+  'csrDer': (Buffer);
+  'version': (_insitu_agent_v1_Version__Output | null);
+}
