@@ -160,6 +160,11 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
       name: config.name,
       keyPem: enrolmentKey(config.stateDir),
       clock: systemClock,
+      waits: (fingerprint) =>
+        log.warn(
+          { agentName: config.name, fingerprint },
+          "waiting for approval: somebody has to say `insitu agents approve`, and to compare the fingerprint first",
+        ),
     }),
   );
   const identity = loadIdentity(config.stateDir)!;

@@ -12,6 +12,7 @@ import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
+import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
 import { loadOrCreatePki } from "./access/pki.ts";
@@ -271,6 +272,13 @@ async function open(
         caPin: pki.caPin(),
       }),
   });
+  const joinRequestKv = await openKv(connection, {
+    ...buckets,
+    bucket: BUCKETS.agents,
+    schema: JoinRequestRecord,
+    prefix: JOINING_PREFIX,
+  });
+  const joinRequests = createJoinRequests({ kv: joinRequestKv, clock, log });
   const logs = new LogStore({
     connection,
     clock,
@@ -285,6 +293,7 @@ async function open(
     log,
     pki,
     tokens,
+    joinRequests,
     registry,
     fleet,
     reports: router,
@@ -355,6 +364,7 @@ async function open(
       agents: { revoke: (request) => revokeAgent({ registry, tokens, log }, request) },
       servers: shards,
       joinTokens: tokens,
+      joinRequests,
       tokens: apiTokens,
       poison,
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),

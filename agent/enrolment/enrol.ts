@@ -4,13 +4,13 @@
  * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
  * ends in exactly that CA. The key never leaves the host.
  */
-import { createHash, X509Certificate } from "node:crypto";
+import { createHash, createPublicKey, X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
 import type { ServiceError } from "@grpc/grpc-js";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import type { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts";
 import { hostAndPort, openGateway } from "../uplink/gateway-client.ts";
 import { explainTls } from "../uplink/tls-trouble.ts";
@@ -21,24 +21,59 @@ import type { NewIdentity } from "./identity.ts";
 const CONNECT_TIMEOUT_MS = 10_000;
 const ENROL_TIMEOUT_MS = 20_000;
 
-/** @throws token.invalid, unreachable, auth.denied, with what to do in the message */
+/** Between two questions whether somebody has approved the agent; from the shorter to the longer. */
+const APPROVAL_MIN_MS = 2_000;
+const APPROVAL_MAX_MS = 20_000;
+
+/**
+ * Where the token asks for it, waits until a person has approved the agent, as long as the token is valid.
+ *
+ * @throws token.invalid, unreachable, auth.denied, with what to do in the message
+ */
 export async function enrol(options: {
   joinToken: string;
   name: string;
   /** Of an EC P-256 key, PKCS#8. The same at every try, so that an answer that was lost costs no use of the token. */
   keyPem: Buffer;
   clock: Clock;
+  /** Called once, with the fingerprint of the key, when a person has to approve the agent. */
+  waits?(fingerprint: string): void;
 }): Promise<NewIdentity> {
   const token = decodeJoinToken(options.joinToken);
   const caPem = await fetchPinnedCa(token);
   const csrDer = certificateRequest(options.name, options.keyPem);
   const client = openGateway(token.gateway, { caPem });
   try {
-    const answer = await call(client, token, options, csrDer);
+    const answer = await approved(() => call(client, token, options, csrDer), options);
     return { ...answer, name: options.name, gateway: token.gateway, keyPem: options.keyPem };
   } finally {
     client.close();
   }
+}
+
+async function approved(
+  ask: () => Promise<Answer>,
+  options: Pick<Parameters<typeof enrol>[0], "keyPem" | "clock" | "waits">,
+): Promise<Answer> {
+  let isTold = false;
+  for (let waitMs = APPROVAL_MIN_MS; ; waitMs = Math.min(waitMs * 1.5, APPROVAL_MAX_MS)) {
+    try {
+      return await ask();
+    } catch (err) {
+      const waits = err instanceof InsituError && err.code === "approval.waiting";
+      // What goes wrong while it waits, like a server that is restarted, may pass.
+      const passes = isTold && err instanceof InsituError && err.retryable;
+      if (!waits && !passes) throw err;
+      if (!isTold) options.waits?.(fingerprintOf(options.keyPem));
+      isTold = true;
+      await options.clock.sleep(waitMs);
+    }
+  }
+}
+
+function fingerprintOf(keyPem: Buffer): string {
+  const spki = createPublicKey(keyPem).export({ type: "spki", format: "der" });
+  return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
 }
 
 type Answer = Omit<NewIdentity, "name" | "gateway" | "keyPem">;
@@ -67,6 +102,8 @@ function call(
 }
 
 function explain(err: ServiceError, token: JoinToken): InsituError {
+  if (err.metadata.get(ERROR_CODE_METADATA)[0] === "approval.waiting")
+    return new InsituError("approval.waiting", err.details, { retryable: true, cause: err });
   const retryable = err.code === 14 || err.code === 4 || err.code === 8;
   const code =
     err.code === 8

@@ -2,6 +2,7 @@
 import { type ErrorCode, InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { type AgentRegistry, refuseTakenName } from "../fleet/agent-registry.ts";
+import type { JoinRequestService } from "./join-requests.ts";
 import type { JoinTokenService } from "./join-tokens.ts";
 import type { Pki } from "./pki.ts";
 import { type AgentName, agentId } from "./spiffe.ts";
@@ -20,6 +21,7 @@ export interface EnrolmentDeps {
   registry: AgentRegistry;
   pki: Pki;
   validForMs?: ValidFor | undefined;
+  joinRequests: Pick<JoinRequestService, "demand">;
 }
 
 /** With which the registry says that it has written nothing. */
@@ -33,15 +35,15 @@ const REFUSALS: ReadonlySet<ErrorCode> = new Set(["agent.name-taken", "auth.deni
  * known to have failed gives the use back.
  *
  * @throws InsituError `token.invalid`, `request.invalid` (name, certificate request), `agent.name-taken`,
- *   `auth.denied` (a key that was revoked), `store.unavailable` (try again, with the same key).
+ *   `auth.denied` (a key that was revoked or denied), `approval.waiting` (come again), `store.unavailable` (try again, with the same key).
  */
 export async function enrol(
   deps: EnrolmentDeps,
-  request: { secret: string; agentName: string; csrDer: Uint8Array },
+  request: { secret: string; agentName: string; csrDer: Uint8Array; address: string },
 ): Promise<Enrolled> {
   const { tokens, registry, pki } = deps;
   // The token comes first: without one, nothing that costs time is done and nothing is told.
-  const { environment } = await tokens.inspect(request.secret);
+  const { environment, approval, expiresAtMs } = await tokens.inspect(request.secret);
   const name = parseName(request.agentName);
   const agent: AgentName = { environment, name };
   const key = await pki.readRequest(request.csrDer);
@@ -50,6 +52,12 @@ export async function enrol(
 
   const claim = { agentName: name, spkiSha256: key.spkiSha256 };
   await tokens.redeem(request.secret, claim, current?.removedAtMs ?? null);
+  // Enrolled already, and the answer was lost: what was approved once is not asked for again.
+  const isEnrolled = current?.removedAtMs === null && current.spkiSha256 === key.spkiSha256;
+  if (approval && !isEnrolled) {
+    const { address } = request;
+    await deps.joinRequests.demand({ ...agent, spkiSha256: key.spkiSha256, address, expiresAtMs });
+  }
   const certificate = await pki.issueAgentCertificate(agent, key, deps.validForMs?.(environment));
   try {
     await registry.register(agent, certificate);

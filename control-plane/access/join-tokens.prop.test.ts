@@ -19,6 +19,7 @@ test("a token never gives more uses than it has, none after it expired, and one 
         createdAtMs: 20,
         expiresAtMs: 80,
         uses,
+        approval: false,
         redemptions: [],
       };
       for (const { nowMs, removedAtMs, ...who } of claims) {

@@ -17,12 +17,15 @@ import type { AgentName } from "./spiffe.ts";
 
 /** Bucket `join-tokens`, key: hexadecimal SHA-256 of the secret. */
 export const JoinTokenRecord = z.object({
-  v: z.literal(1),
+  /** 2 when it asks for approval, which a replica from before there were approvals would overlook: it reads none of these. */
+  v: z.literal([1, 2]),
   environment: Name,
   createdBy: z.string(),
   createdAtMs: z.int(),
   expiresAtMs: z.int(),
   uses: z.int().min(1),
+  /** Whether a person has to approve each agent that comes with it. */
+  approval: z.boolean().default(false),
   redemptions: z.array(z.object({ agentName: Name, spkiSha256: z.string(), atMs: z.int() })),
 });
 export type JoinTokenRecord = z.infer<typeof JoinTokenRecord>;
@@ -78,12 +81,13 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
       const createdAtMs = clock.wallMs();
       const expiresAtMs = createdAtMs + request.ttlMs;
       await kv.create(keyOf(secret), {
-        v: 1,
+        v: request.approval ? 2 : 1,
         environment: request.environment,
         createdBy: request.by,
         createdAtMs,
         expiresAtMs,
         uses: request.uses,
+        approval: request.approval ?? false,
         redemptions: [],
       });
       return { token: deps.format({ environment: request.environment, secret }), expiresAtMs };

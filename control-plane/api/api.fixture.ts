@@ -208,6 +208,12 @@ export class FakeServices implements ApiServices {
   readonly joinTokens: ApiServices["joinTokens"] = {
     create: async ({ environment, ttlMs }) => ({ token: `insitu-join.${environment}`, expiresAtMs: ttlMs }),
   };
+  readonly joinRequests: ApiServices["joinRequests"] = {
+    list: async () => [],
+    decide: async ({ name }) => {
+      throw new InsituError("not-found", `nobody waits as ${name}`);
+    },
+  };
   readonly tokens: ApiServices["tokens"] = {
     create: async ({ by, ttlMs, ...asked }) => {
       const times = { createdAtMs: 1, expiresAtMs: 1 + ttlMs, lastUsedAtMs: null, revokedAtMs: null };

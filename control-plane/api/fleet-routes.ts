@@ -1,12 +1,22 @@
 /** Agents, and the tokens that let new ones join. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import { InsituError } from "../../shared/errors.ts";
+import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
 import { needs } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
-import { AgentView, JoinTokenBody, JoinTokenView, pageOf, RevokeAgentBody, ServerView } from "./schemas.ts";
+import {
+  AgentView,
+  JoinDecisionBody,
+  JoinRequestView,
+  JoinTokenBody,
+  JoinTokenView,
+  pageOf,
+  RevokeAgentBody,
+  ServerView,
+} from "./schemas.ts";
 
 const list = createRoute({
   ...needs("fleet:view"),
@@ -68,9 +78,34 @@ const createToken = createRoute({
   responses: { 201: json(JoinTokenView, "The token"), ...problems },
 });
 
+const listRequests = createRoute({
+  ...needs("fleet:view"),
+  method: "get",
+  path: "/v1/join-requests",
+  operationId: "listJoinRequests",
+  tags: ["fleet"],
+  summary: "Agents that wait for a person's approval",
+  responses: { 200: json(z.object({ items: z.array(JoinRequestView) }), "All of them"), ...problems },
+});
+
+const decideRequest = createRoute({
+  ...needs("agents:admit"),
+  method: "post",
+  path: "/v1/join-requests/{environment}/{name}",
+  operationId: "decideJoinRequest",
+  tags: ["fleet"],
+  summary: "Let an agent that waits join, or not",
+  description: "Needs no Idempotency-Key: what is decided last counts, until the agent has its certificate.",
+  request: {
+    params: z.object({ environment: z.string(), name: z.string() }),
+    body: jsonBody(JoinDecisionBody),
+  },
+  responses: { 204: { description: "Decided" }, ...problems },
+});
+
 export function fleetRoutes(
   app: OpenAPIHono<ApiEnv>,
-  { fleet, agents, servers, joinTokens }: RouteDeps,
+  { fleet, agents, servers, joinTokens, joinRequests }: RouteDeps,
 ): void {
   const known = ({ environment, name }: { environment: string; name: string }): AgentView => {
     const agent = fleet.get(`${environment}/${name}`);
@@ -98,6 +133,18 @@ export function fleetRoutes(
   });
 
   app.openapi(listServers, (c) => c.json({ items: servers.list() }, 200));
+
+  app.openapi(listRequests, async (c) => c.json({ items: await joinRequests.list() }, 200));
+
+  app.openapi(decideRequest, async (c) => {
+    const { approve, fingerprint } = c.req.valid("json");
+    const { environment, name } = c.req.valid("param");
+    if (!Name.safeParse(environment).success || !Name.safeParse(name).success)
+      throw new InsituError("not-found", `no agent waits for approval as ${environment}/${name}`);
+    const by = c.get("caller");
+    await joinRequests.decide({ environment, name, fingerprint, approved: approve, by });
+    return c.body(null, 204);
+  });
 
   app.openapi(createToken, async (c) => {
     const token = await joinTokens.create({ ...c.req.valid("json"), by: c.get("caller") });

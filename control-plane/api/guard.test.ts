@@ -43,6 +43,7 @@ const BODIES: Record<string, object> = {
   plan: { pipeline: "payroll" },
   apply: { documents: [], attachments: {} },
   createJoinToken: { environment: "hq" },
+  decideJoinRequest: { approve: true, fingerprint: `sha256:${"0".repeat(64)}` },
   revokeAgent: { reason: "stolen" },
   createToken: { name: "ada", role: "viewer" },
 };

@@ -324,8 +324,32 @@ export const JoinTokenBody = z
       .max(30 * 86_400_000)
       .default(3_600_000),
     uses: z.int().min(1).max(10_000).default(1),
+    approval: z
+      .boolean()
+      .default(false)
+      .openapi({ description: "Whether a person has to approve each agent that comes with it" }),
   })
   .openapi("CreateJoinToken");
+
+/** An agent that has a join token and waits for a person. */
+export const JoinRequestView = z
+  .object({
+    environment: z.string(),
+    name: z.string(),
+    fingerprint: z.string().openapi({ description: "Of its public key, as the agent's own log shows it" }),
+    address: z.string(),
+    askedAtMs: AtMs,
+    expiresAtMs: AtMs.openapi({ description: "Of its token: it has to be approved before that" }),
+  })
+  .openapi("JoinRequest");
+export type JoinRequestView = z.infer<typeof JoinRequestView>;
+
+export const JoinDecisionBody = z
+  .strictObject({
+    approve: z.boolean(),
+    fingerprint: z.string().regex(/^sha256:[0-9a-f]{64}$/, "sha256: and 64 hexadecimal digits"),
+  })
+  .openapi("DecideJoinRequest");
 
 export const JoinTokenView = z.object({ token: z.string(), expiresAtMs: AtMs }).openapi("JoinToken");
 

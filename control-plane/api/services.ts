@@ -10,6 +10,7 @@ import type {
   AgentView,
   ApiTokenView,
   AppliedChange,
+  JoinRequestView,
   LogLine,
   NewApiTokenView,
   PlanView,
@@ -122,10 +123,30 @@ export interface ServerQueries {
 
 export interface JoinTokens {
   /** `token` is one line that carries endpoint, CA pin, environment and secret. Throws `not-found` for an unknown environment. */
-  create(request: { environment: string; ttlMs: number; uses: number; by: string }): Promise<{
+  create(request: {
+    environment: string;
+    ttlMs: number;
+    uses: number;
+    /** Whether a person has to approve each agent. */
+    approval?: boolean;
+    by: string;
+  }): Promise<{
     token: string;
     expiresAtMs: number;
   }>;
+}
+
+export interface JoinRequests {
+  /** Agents that wait for approval, by id. */
+  list(): Promise<JoinRequestView[]>;
+  /** Idempotent; what is decided last counts. Throws `not-found`, and `conflict` when another key waits. */
+  decide(request: {
+    environment: string;
+    name: string;
+    fingerprint: string;
+    approved: boolean;
+    by: string;
+  }): Promise<void>;
 }
 
 export interface ApiTokens {
@@ -152,6 +173,7 @@ export interface ApiServices {
   agents: AgentCommands;
   servers: ServerQueries;
   joinTokens: JoinTokens;
+  joinRequests: JoinRequests;
   tokens: ApiTokens;
   poison: PoisonDesk;
   /** Name → ok, for /readyz. */

@@ -9,6 +9,7 @@ import type {
   ApiTokenView,
   AppliedChange,
   CanIView,
+  JoinRequestView,
   LogLine,
   NewApiTokenView,
   PlanView,
@@ -236,9 +237,24 @@ export class ApiClient {
     return this.#post(path, { reason }, signal);
   }
 
+  async listJoinRequests(signal: AbortSignal): Promise<JoinRequestView[]> {
+    return (await this.#get<{ items: JoinRequestView[] }>("/v1/join-requests", signal)).items;
+  }
+
+  async decideJoinRequest(
+    { environment, name, fingerprint }: Pick<JoinRequestView, "environment" | "name" | "fingerprint">,
+    approve: boolean,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const path = `/v1/join-requests/${encodeURIComponent(environment)}/${encodeURIComponent(name)}`;
+    const body = { approve, fingerprint };
+    const answer = await this.#http.open({ method: "POST", path, body, signal });
+    answer.body.resume();
+  }
+
   /** Not repeated on a broken connection: the answer is a secret, and a lost one is a token too many. */
   createJoinToken(
-    request: { environment: string; ttlMs: number; uses: number },
+    request: { environment: string; ttlMs: number; uses: number; approval: boolean },
     signal: AbortSignal,
   ): Promise<{ token: string; expiresAtMs: number }> {
     return this.#http.json({ method: "POST", path: "/v1/join-tokens", body: request, signal });

@@ -290,7 +290,7 @@ function runCommands(program: Command, act: Act): void {
 
 function agentCommands(program: Command, act: Act): void {
   const commands = () => import("./commands/agents.ts");
-  const agents = program.command("agents").description("list, show and revoke agents");
+  const agents = program.command("agents").description("list, show, admit and revoke agents");
   examples(agents, [
     "insitu agents list",
     "insitu agents show biscoe/agent-1",
@@ -307,6 +307,22 @@ function agentCommands(program: Command, act: Act): void {
     .description("one agent in full; it is named environment/name")
     .action(act(async () => (await commands()).show));
   examples(show, ["insitu agents show biscoe/agent-1"]);
+  const decide = (what: "approve" | "deny", description: string): void => {
+    const command = agents
+      .command(`${what} <agent>`)
+      .description(description)
+      .option(
+        "--fingerprint <sha256>",
+        "of the key that the agent's own log shows; refused when it is another",
+      )
+      .action(act(async () => (await commands())[what]));
+    examples(command, [
+      `insitu agents ${what} biscoe/agent-2`,
+      `insitu agents ${what} biscoe/agent-2 --fingerprint sha256:5f2c…`,
+    ]);
+  };
+  decide("approve", "let an agent join that waits for approval");
+  decide("deny", "do not let it join; its name is free for another key");
   const revoke = agents
     .command("revoke <agent>")
     .description(
@@ -352,10 +368,12 @@ function agentCommands(program: Command, act: Act): void {
     .requiredOption("--environment <name>", "the environment")
     .option("--ttl <duration>", "how long it is good", "1h")
     .option("--uses <n>", "how many agents may use it", "1")
+    .option("--approval", "each agent waits until somebody approves it (`insitu agents approve`)")
     .action(act(async () => (await commands()).createJoinToken));
   examples(create, [
     "insitu join-token create --environment hq",
     "insitu join-token create --environment hq --ttl 10m --uses 3",
+    "insitu join-token create --environment hq --ttl 24h --approval",
   ]);
   examples(tokens, ["insitu join-token create --environment hq"]);
 }

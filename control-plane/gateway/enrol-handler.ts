@@ -39,6 +39,7 @@ export function enrolHandler(deps: EnrolHandlerDeps): handleUnaryCall<EnrolReque
       secret: request.token,
       agentName: request.agentName,
       csrDer: request.csrDer,
+      address,
     });
     deps.log.info({ agentId: agentId(enrolled.agent), address }, "agent enrolled");
     return {
@@ -65,6 +66,7 @@ export function enrolHandler(deps: EnrolHandlerDeps): handleUnaryCall<EnrolReque
           ...err.details,
         };
         if (err.code === "internal") deps.log.error({ ...facts, err }, "enrolment failed");
+        else if (err.code === "approval.waiting") deps.log.debug(facts, "agent waits for approval");
         else deps.log.warn({ ...facts, reason: err.message }, "enrolment refused");
         callback(rpcStatus(err));
       },

@@ -173,6 +173,87 @@ describe("a join token", () => {
   });
 });
 
+describe("a token that asks for approval", () => {
+  const waiting = (fingerprintOf: RegExp) => ({
+    code: status.FAILED_PRECONDITION,
+    details: expect.stringMatching(fingerprintOf),
+  });
+  const create = async (uses = 1) =>
+    (await world.tokens.create({ environment: "biscoe", ttlMs: 60_000, uses, approval: true, by: "test" }))
+      .token;
+  const requests = async (name: string) =>
+    (await world.joinRequests.list()).filter((request) => request.name === name);
+  const decide = async (name: string, approved: boolean, fingerprint?: string) => {
+    const [request] = await requests(name);
+    const about = { environment: "biscoe", name, approved, by: "ada" };
+    await world.joinRequests.decide({ ...about, fingerprint: fingerprint ?? request?.fingerprint ?? "" });
+  };
+
+  test("gives a certificate to the key that was approved, and to no other", async () => {
+    const token = await create(3);
+    const [keys, other] = [await newKeys(), await newKeys()];
+    await expect(world.enrolWith(token, "w1", keys)).rejects.toMatchObject(
+      waiting(
+        /^biscoe\/w1 waits for approval with the key sha256:[0-9a-f]{64}: insitu agents approve biscoe\/w1$/,
+      ),
+    );
+    expect(await world.registry.stored("biscoe/w1")).toBeUndefined();
+    const { spkiSha256 } = await world.pki.readRequest(await csrOf(keys));
+    expect(await requests("w1")).toMatchObject([
+      { fingerprint: `sha256:${spkiSha256}`, environment: "biscoe" },
+    ]);
+    // Nobody slips in under the name while a person looks at it, nor after that.
+    const taken = { code: status.ALREADY_EXISTS };
+    await expect(world.enrolWith(token, "w1", other)).rejects.toMatchObject(taken);
+    await expect(decide("w1", true, `sha256:${"0".repeat(64)}`)).rejects.toMatchObject({ code: "conflict" });
+    await decide("w1", true);
+    await expect(world.enrolWith(token, "w1", other)).rejects.toMatchObject(taken);
+    const answer = await world.enrolWith(token, "w1", keys);
+    // The answer may be lost: what was approved once is not asked for again.
+    await world.enrolWith(token, "w1", keys);
+    const identity = { keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() };
+    (await openSession(world.client(identity))).stream.end();
+    expect(await requests("w1")).toEqual([]);
+  });
+
+  test("gives none to a key that was denied; the name is free for another", async () => {
+    const token = await create(2);
+    const [keys, other] = [await newKeys(), await newKeys()];
+    await expect(world.enrolWith(token, "w2", keys)).rejects.toMatchObject(waiting(/w2/));
+    await decide("w2", false);
+    await expect(world.enrolWith(token, "w2", keys)).rejects.toMatchObject({
+      code: status.PERMISSION_DENIED,
+      details: "a person has denied biscoe/w2 to join with this key",
+    });
+    await expect(world.enrolWith(token, "w2", other)).rejects.toMatchObject(waiting(/w2/));
+    await decide("w2", true);
+    await world.enrolWith(token, "w2", other);
+  });
+
+  test("asks again for an agent that was revoked, whatever was approved before", async () => {
+    const keys = await newKeys();
+    const first = await create();
+    await expect(world.enrolWith(first, "w3", keys)).rejects.toMatchObject(waiting(/w3/));
+    await decide("w3", true);
+    await world.enrolWith(first, "w3", keys);
+    await world.registry.revoke("biscoe/w3", { by: "ada", reason: "stolen" });
+    await expect(world.enrolWith(await create(), "w3", keys)).rejects.toMatchObject({
+      code: status.PERMISSION_DENIED,
+    });
+    await expect(decide("nobody", true)).rejects.toMatchObject({ code: "not-found" });
+  });
+
+  test("is of no use to a replica from before there were approvals", async () => {
+    const kv = await world.connection.jetstream().views.kv("join-tokens");
+    const entry = await kv.get(
+      createHash("sha256")
+        .update(await create())
+        .digest("hex"),
+    );
+    expect(entry?.json()).toMatchObject({ v: 2, approval: true });
+  });
+});
+
 describe("a name", () => {
   test("that another agent works under is refused with a hint, and costs no use", async () => {
     const holder = await world.join("dream", "taken");
@@ -213,8 +294,10 @@ describe("a name", () => {
         return await registry.register(...args);
       },
     } as typeof registry;
-    const request = { secret: token, agentName: "contested", csrDer: await csrOf(second) };
-    const err = await enrol({ tokens: world.tokens, registry: racing, pki }, request).catch(
+    const csrDer = await csrOf(second);
+    const request = { secret: token, agentName: "contested", csrDer, address: "192.0.2.1:1" };
+    const { tokens, joinRequests } = world;
+    const err = await enrol({ tokens, joinRequests, registry: racing, pki }, request).catch(
       (e: unknown) => e,
     );
     expect(InsituError.from(err).code).toBe("agent.name-taken");

@@ -18,6 +18,7 @@ import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
 import { startTestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
+import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "../access/join-requests.ts";
 import { createJoinTokens, JoinTokenRecord } from "../access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "../access/offer-signer.ts";
 import { loadOrCreatePki, type Pki } from "../access/pki.ts";
@@ -90,6 +91,16 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     environments: () => ["biscoe", "dream"],
     format: ({ secret }) => secret,
   });
+  const joinRequests = createJoinRequests({
+    kv: await openKv(connection, {
+      clock,
+      bucket: BUCKETS.agents,
+      prefix: JOINING_PREFIX,
+      schema: JoinRequestRecord,
+    }),
+    clock,
+    log,
+  });
   const plane = new Plane();
   await ensureStreams(await connection.jetstreamManager(), 1);
   const poison = await poisonOf(connection);
@@ -100,6 +111,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     log,
     pki,
     tokens,
+    joinRequests,
     registry,
     fleet,
     poison,
@@ -188,6 +200,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     openRegistry,
     fleet,
     tokens,
+    joinRequests,
     plane,
     gateway,
     gatewayOptions,

@@ -7,6 +7,7 @@ import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import type { ValidFor } from "../access/enrolment.ts";
+import type { JoinRequestService } from "../access/join-requests.ts";
 import type { JoinTokenService } from "../access/join-tokens.ts";
 import type { NatsIdentity } from "../access/nats-identity.ts";
 import type { Pki } from "../access/pki.ts";
@@ -46,6 +47,7 @@ export interface GatewayOptions {
   log: Logger;
   pki: Pki;
   tokens: JoinTokenService;
+  joinRequests: JoinRequestService;
   registry: AgentRegistry;
   fleet: Fleet;
   reports: ReportSink;
@@ -246,6 +248,7 @@ class GrpcGateway implements Gateway {
         log,
         pki,
         tokens,
+        joinRequests: this.#options.joinRequests,
         offerPublicKeyPem,
         validForMs,
         rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,

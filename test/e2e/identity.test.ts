@@ -9,7 +9,7 @@ import { expect, test } from "vitest";
 import { certificateRequest } from "../../agent/enrolment/certificate-request.ts";
 import { openGateway } from "../../agent/uplink/gateway-client.ts";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
-import type { AgentView } from "../../control-plane/api/schemas.ts";
+import type { AgentView, JoinRequestView } from "../../control-plane/api/schemas.ts";
 import { systemClock } from "../../shared/system.ts";
 import { Plant } from "../support/plant.ts";
 
@@ -150,3 +150,37 @@ function agedMs(lifeMs: number): number {
   const backdatedMs = 5 * 60_000;
   return (lifeMs + backdatedMs) * (2 / 3) - backdatedMs;
 }
+
+test("an agent whose token asks for approval says its fingerprint and waits, over a restart of the server, until it is approved", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST });
+  await plant.startServer();
+  await plant.apply(SITE);
+  const { token } = (await plant.call("POST", "/v1/join-tokens", {
+    environment: "site",
+    approval: true,
+  })) as {
+    token: string;
+  };
+  plant.spawnAgent("site", "new", ["--join-token", token]);
+  const log = join(plant.directory, "site-new.log");
+  const fingerprint = () =>
+    /"fingerprint":"([^"]+)","msg":"waiting for approval/.exec(readFileSync(log, "utf8"));
+  await plant.until(async () => fingerprint() !== null);
+  const waiting = async () =>
+    ((await plant.call("GET", "/v1/join-requests")) as { items: JoinRequestView[] }).items;
+  expect(await waiting()).toMatchObject([{ name: "new", fingerprint: fingerprint()![1] }]);
+
+  const { gatewayPort } = plant;
+  const gone = once(plant.server!, "exit");
+  plant.server!.kill("SIGKILL");
+  await gone;
+  await plant.startServer({ gatewayPort });
+  const decision = { approve: true, fingerprint: fingerprint()![1] };
+  const wrong = { ...decision, fingerprint: `sha256:${"0".repeat(64)}` };
+  await expect(plant.call("POST", "/v1/join-requests/site/new", wrong)).rejects.toThrow(/: 409 /);
+  await plant.call("POST", "/v1/join-requests/site/new", decision);
+  await plant.until(async () => ((await plant.call("GET", "/v1/agents/site/new")) as AgentView).connected);
+  expect(await waiting()).toEqual([]);
+});

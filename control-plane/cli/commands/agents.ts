@@ -1,6 +1,6 @@
 /** `insitu agents …` and `insitu join-token create`. */
 import { InsituError } from "../../../shared/errors.ts";
-import type { AgentView } from "../../api/schemas.ts";
+import type { AgentView, JoinRequestView } from "../../api/schemas.ts";
 import { EXIT } from "../exit-codes.ts";
 import { type Invocation, parseCount, parseDuration } from "../invocation.ts";
 import { fieldLines } from "../output.ts";
@@ -19,7 +19,14 @@ export async function list(
     await output.data(agents);
     return EXIT.ok;
   }
+  const waiting = (await joinRequests(client, invocation.signal)).filter(
+    (request) => environment === undefined || request.environment === environment,
+  );
+  for (const { environment: of, name, fingerprint } of waiting)
+    await output.line(`${of}/${name} is waiting for approval, with the key ${fingerprint}`);
+  if (waiting.length > 0) await output.line("");
   if (agents.length === 0) {
+    if (waiting.length > 0) return EXIT.ok;
     await output.note(
       "No agent has joined yet. `insitu join-token create --environment NAME` lets one join.",
     );
@@ -35,6 +42,19 @@ export async function list(
     { title: "VERSION", value: (agent) => agent.software },
   ]);
   return EXIT.ok;
+}
+
+/** None from a server that does not know of them yet. */
+async function joinRequests(
+  client: Awaited<ReturnType<Invocation["client"]>>,
+  signal: AbortSignal,
+): Promise<JoinRequestView[]> {
+  try {
+    return await client.listJoinRequests(signal);
+  } catch (err) {
+    if (err instanceof InsituError && err.code === "not-found") return [];
+    throw err;
+  }
 }
 
 export async function show(invocation: Invocation, [id = ""]: string[]): Promise<number> {
@@ -64,6 +84,47 @@ export async function revoke(
   await output.note(
     "What it holds is given up when its leases run out. The join tokens that it came with are void; see docs/runbooks/revoke-an-agent.md.",
   );
+  return EXIT.ok;
+}
+
+export async function approve(
+  invocation: Invocation,
+  args: string[],
+  flags: { fingerprint?: string },
+): Promise<number> {
+  return await decide(invocation, args, { ...flags, isApproved: true });
+}
+
+export async function deny(
+  invocation: Invocation,
+  args: string[],
+  flags: { fingerprint?: string },
+): Promise<number> {
+  return await decide(invocation, args, { ...flags, isApproved: false });
+}
+
+async function decide(
+  invocation: Invocation,
+  [id = ""]: string[],
+  { fingerprint, isApproved }: { fingerprint?: string; isApproved: boolean },
+): Promise<number> {
+  refuseOddId(id);
+  const client = await invocation.client();
+  const waiting = await client.listJoinRequests(invocation.signal);
+  const request = waiting.find(({ environment, name }) => `${environment}/${name}` === id);
+  if (request === undefined) {
+    const others = waiting.map(({ environment, name }) => `${environment}/${name}`).join(", ") || "nobody";
+    throw new InsituError("not-found", `no agent waits for approval as ${id}; there waits ${others}`);
+  }
+  const asked = { ...request, fingerprint: fingerprint ?? request.fingerprint };
+  await client.decideJoinRequest(asked, isApproved, invocation.signal);
+  const { output } = invocation;
+  if (!output.people) await output.data({ agent: id, fingerprint: asked.fingerprint, approved: isApproved });
+  else if (isApproved)
+    await output.line(
+      `agent ${id} with the key ${asked.fingerprint} is approved; it joins within half a minute`,
+    );
+  else await output.line(`agent ${id} with the key ${asked.fingerprint} is denied`);
   return EXIT.ok;
 }
 
@@ -138,9 +199,19 @@ function ago(atMs: number | null, nowMs: number): string {
 export async function createJoinToken(
   invocation: Invocation,
   _args: string[],
-  { environment, ttl, uses }: { environment: string; ttl: string; uses: string },
+  {
+    environment,
+    ttl,
+    uses,
+    approval,
+  }: { environment: string; ttl: string; uses: string; approval?: boolean },
 ): Promise<number> {
-  const request = { environment, ttlMs: parseDuration(ttl, "--ttl"), uses: parseCount(uses, "--uses") };
+  const request = {
+    environment,
+    ttlMs: parseDuration(ttl, "--ttl"),
+    uses: parseCount(uses, "--uses"),
+    approval: approval === true,
+  };
   const client = await invocation.client();
   const token = await client.createJoinToken(request, invocation.signal);
   const { output } = invocation;

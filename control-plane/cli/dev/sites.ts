@@ -51,7 +51,10 @@ export async function prepareSite(
   const directory = join(options.directory, environment);
   const stateDirectory = join(directory, "state");
   mkdirSync(directory, { recursive: true, mode: 0o700 });
-  const { token } = await client.createJoinToken({ environment, ttlMs: TOKEN_TTL_MS, uses: 1 }, signal);
+  const { token } = await client.createJoinToken(
+    { environment, ttlMs: TOKEN_TTL_MS, uses: 1, approval: false },
+    signal,
+  );
   const { caPin, gateway } = decodeJoinToken(token);
   const known = keepIdentity(stateDirectory, { caPin, gateway });
   const name = known ?? freeName(environment, knownAgents);
