@@ -128,6 +128,7 @@ export class Agent {
       nowMs: () => this.#centreNowMs(),
       connected: () => this.#uplink.connected,
       request: (csrDer) => this.#uplink.renew(csrDer),
+      recover: (csrDer) => this.#uplink.recover(csrDer),
       renewed: (renewed) => this.#uplink.useIdentity(renewed),
     });
     this.#uplink = new Uplink({
@@ -192,6 +193,7 @@ export class Agent {
         .catch((err: unknown) => this.#log.error({ err }, "disk space cannot be read"));
     });
     this.#uplink.start();
+    this.#renewal.start();
     // While the control plane is away, work that is queued already can go on.
     const access = loadAccess(this.#accessFile());
     if (access) this.#pullFrom(access);

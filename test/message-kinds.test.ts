@@ -54,6 +54,12 @@ const KINDS: Record<string, readonly Reference[]> = {
       "an agent whose answer was lost asks again, and the last answer counts",
     ],
   ],
+  "rpc Recover": [
+    [
+      "control-plane/gateway/renewal.test.ts",
+      "an agent whose certificate has expired comes back with its key, once for each approval",
+    ],
+  ],
   "rpc Session": [[SESSIONS, "gives way to a newer one of the same agent, which stays"]],
   "rpc Report": REPORTS,
   "rpc Logs": [

@@ -1,4 +1,4 @@
-import { X509Certificate } from "node:crypto";
+import { createPublicKey, X509Certificate } from "node:crypto";
 import { expect, test } from "vitest";
 import type { Clock } from "../../shared/system.ts";
 import { quiet, testDirectory } from "../agent.fixture.ts";
@@ -36,6 +36,7 @@ test("asks for nothing before that or without a connection, looks again within a
   let connected = true;
   const asked: Buffer[] = [];
   const renewed: Identity[] = [];
+  const recovered: Buffer[] = [];
   const answers = [
     async (): Promise<Buffer> => former.certificatePem, // for another key
     async (): Promise<Buffer> => Buffer.from("no certificate"),
@@ -51,6 +52,10 @@ test("asks for nothing before that or without a connection, looks again within a
     nowMs: () => nowMs,
     connected: () => connected,
     request: (csr) => answers[asked.push(csr) - 1]!(),
+    recover: async (csr) => {
+      recovered.push(csr);
+      throw new Error("it waits for approval");
+    },
     renewed: (identity) => renewed.push(identity),
   });
   renewal.look();
@@ -69,6 +74,16 @@ test("asks for nothing before that or without a connection, looks again within a
   expect(new Set(asked.map(String)).size).toBe(answers.length);
   expect(renewed).toEqual([]);
   expect(loadIdentity(directory.path)?.certificatePem).toEqual(former.certificatePem);
+  // Expired, and without a connection: it comes back with the key that it has.
+  connected = false;
+  nowMs = former.notAfterMs;
+  state.run();
+  await renewal.settled();
+  expect(state.waitMs).toBe(10_000);
+  expect(recovered).toHaveLength(1);
+  expect(recovered[0]!.includes(createPublicKey(former.keyPem).export({ type: "spki", format: "der" }))).toBe(
+    true,
+  );
   renewal.close();
   state.run();
   expect(asked).toHaveLength(answers.length);

@@ -1,4 +1,7 @@
-/** Renews the agent's certificate, with a new key, when two thirds of its life are over. */
+/**
+ * Renews the agent's certificate, with a new key, when two thirds of its life are over. When it has expired, the agent
+ * comes back with the key that it has, if a person approves.
+ */
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
@@ -8,6 +11,10 @@ import { type Identity, newKey, replacePair } from "./identity.ts";
 
 /** The longest time between two looks: a clock that was set, or a host that slept, is noticed by then. */
 const LOOK_MS = 60_000;
+/** Of an agent whose certificate has expired, which may wait for a person. */
+const EXPIRED_LOOK_MS = 10_000;
+/** By then there is a connection, if there can be one. */
+const FIRST_LOOK_MS = 5_000;
 /** Of its life; the last third is for a site that is cut off. */
 const RENEW_AT = 2 / 3;
 
@@ -22,6 +29,8 @@ export interface RenewalOptions {
   connected(): boolean;
   /** Asks it, with the identity that there is; resolves with the certificate in PEM. */
   request(csrDer: Buffer): Promise<Buffer>;
+  /** A certificate for the key of the request, which is the present one; asked without a client certificate. */
+  recover(csrDer: Buffer): Promise<Buffer>;
   /** What is on disk now. The older identity is good until this one is used. */
   renewed(identity: Identity): void;
 }
@@ -39,15 +48,22 @@ export class Renewal {
     this.#identity = options.identity;
   }
 
+  /** The first look comes some time after the first attempt to connect: this host's clock alone may be wrong. */
+  start(): void {
+    this.#timer = this.#options.clock.after(FIRST_LOOK_MS, () => this.look());
+  }
+
   /** Looks whether it is time. To be called when a connection is there; comes back by itself later. */
   look(): void {
     this.#timer?.cancel();
     if (this.#closed) return;
     const { clock, connected, nowMs } = this.#options;
     const waitMs = renewAtMs(this.#identity.certificatePem) - nowMs();
-    this.#timer = clock.after(waitMs > 0 ? Math.min(waitMs, LOOK_MS) : LOOK_MS, () => this.look());
-    if (waitMs > 0 || !connected() || this.#renewing) return;
-    this.#renewing = this.#renew().finally(() => {
+    const isExpired = nowMs() >= this.#identity.notAfterMs;
+    const againMs = isExpired ? EXPIRED_LOOK_MS : LOOK_MS;
+    this.#timer = clock.after(waitMs > 0 ? Math.min(waitMs, againMs) : againMs, () => this.look());
+    if (waitMs > 0 || this.#renewing || !(connected() || isExpired)) return;
+    this.#renewing = this.#renew(isExpired).finally(() => {
       this.#renewing = undefined;
     });
   }
@@ -64,12 +80,13 @@ export class Renewal {
   }
 
   /** Never rejects: the certificate is good for a while still, and the next look asks again. */
-  async #renew(): Promise<void> {
-    const { log, stateDir, request, renewed } = this.#options;
+  async #renew(isExpired: boolean): Promise<void> {
+    const { log, stateDir, request, recover, renewed } = this.#options;
     const former = this.#identity;
     try {
-      const keyPem = newKey();
-      const certificatePem = await request(certificateRequest(former.name, keyPem));
+      const keyPem = isExpired ? former.keyPem : newKey();
+      const ask = isExpired ? recover : request;
+      const certificatePem = await ask(certificateRequest(former.name, keyPem));
       if (this.#closed) return;
       const next = renewedIdentity(former, { keyPem, certificatePem });
       replacePair(stateDir, next);

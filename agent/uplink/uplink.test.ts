@@ -271,7 +271,7 @@ test("an agent whose certificate has expired says so", async () => {
   gateway.stop();
   uplink = open({ notAfterMs: systemClock.wallMs() - 1 });
   uplink.start();
-  await lost(/certificate has expired.*new join token/);
+  await lost(/certificate has expired.*somebody has to approve it/);
 });
 
 test("it says goodbye when it stops on purpose", async () => {

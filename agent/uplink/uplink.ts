@@ -11,6 +11,7 @@ import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMe
 import type { Lease__Output } from "../../shared/wire/gen/insitu/agent/v1/Lease.ts";
 import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
 import type { NatsAccess__Output } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
+import type { RenewResponse__Output } from "../../shared/wire/gen/insitu/agent/v1/RenewResponse.ts";
 import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
@@ -125,19 +126,25 @@ export class Uplink {
     const client = this.#client;
     if (!this.connected || !client)
       throw new InsituError("unreachable", "the control plane is not connected", { retryable: true });
-    const deadline = this.#options.clock.wallMs() + RENEW_TIMEOUT_MS;
-    return await new Promise((resolve, reject) => {
-      client.Renew({ csrDer, version: softwareVersion() }, { deadline }, (err, response) => {
-        if (response) resolve(Buffer.from(response.certificatePem));
-        // 12: a control plane from before there were renewals.
-        else if (err?.code === 12)
-          reject(new InsituError("unavailable", "the control plane cannot renew: upgrade it"));
-        else
-          reject(
-            new InsituError("unavailable", err?.details ?? "no answer", { retryable: true, cause: err }),
-          );
-      });
-    });
+    return await certificateOf((answer) =>
+      client.Renew({ csrDer, version: softwareVersion() }, this.#deadline(), answer),
+    );
+  }
+
+  /** A certificate for the key of the request, without showing one. @throws InsituError */
+  async recover(csrDer: Buffer): Promise<Buffer> {
+    const { caPem, environment, name: agentName } = this.#identity;
+    const client = openGateway(this.#options.gateways.current, { caPem });
+    try {
+      const request = { environment, agentName, csrDer, version: softwareVersion() };
+      return await certificateOf((answer) => client.Recover(request, this.#deadline(), answer));
+    } finally {
+      client.close();
+    }
+  }
+
+  #deadline(): { deadline: number } {
+    return { deadline: this.#options.clock.wallMs() + RENEW_TIMEOUT_MS };
   }
 
   /** Connects anew with it, at once; steps, leases and what is not delivered are not touched by that. */
@@ -373,11 +380,26 @@ export class Uplink {
     const { clock, gateways } = this.#options;
     const identity = this.#identity;
     if (clock.wallMs() > identity.notAfterMs) {
-      return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); enrol again with a new join token`;
+      return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); it asks to come back: somebody has to approve it (insitu agents list)`;
     }
     const said = err.details || err.message;
     return explainTls(said, gateways.current) ?? said;
   }
+}
+
+type Answer = (err: ServiceError | null, response?: RenewResponse__Output) => void;
+
+async function certificateOf(ask: (answer: Answer) => void): Promise<Buffer> {
+  return await new Promise((resolve, reject) => {
+    ask((err, response) => {
+      if (response) resolve(Buffer.from(response.certificatePem));
+      // 12: a control plane from before there was this.
+      else if (err?.code === 12)
+        reject(new InsituError("unavailable", "the control plane cannot do that: upgrade it"));
+      else
+        reject(new InsituError("unavailable", err?.details ?? "no answer", { retryable: true, cause: err }));
+    });
+  });
 }
 
 function toKey(lease: Lease__Output): LeaseKey {

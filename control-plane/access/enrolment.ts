@@ -56,7 +56,13 @@ export async function enrol(
   const isEnrolled = current?.removedAtMs === null && current.spkiSha256 === key.spkiSha256;
   if (approval && !isEnrolled) {
     const { address } = request;
-    await deps.joinRequests.demand({ ...agent, spkiSha256: key.spkiSha256, address, expiresAtMs });
+    await deps.joinRequests.demand({
+      ...agent,
+      spkiSha256: key.spkiSha256,
+      address,
+      expiresAtMs,
+      recovers: false,
+    });
   }
   const certificate = await pki.issueAgentCertificate(agent, key, deps.validForMs?.(environment));
   try {

@@ -16,8 +16,10 @@ export const JoinRequestRecord = z.object({
   spkiSha256: z.string(),
   /** Of the host, as the gateway saw it. */
   address: z.string(),
+  /** Whether it is an agent that was enrolled, and comes back with its key after its certificate has expired. */
+  recovers: z.boolean(),
   askedAtMs: z.int(),
-  /** Of the token: after that the agent could not come back for its certificate. */
+  /** Of the token, after which the agent could not come back for its certificate. */
   expiresAtMs: z.int(),
   decision: z.object({ approved: z.boolean(), by: z.string(), atMs: z.int() }).nullable(),
 });
@@ -31,6 +33,7 @@ export interface JoinRequest {
   spkiSha256: string;
   address: string;
   expiresAtMs: number;
+  recovers: boolean;
   nowMs: number;
 }
 
@@ -43,12 +46,13 @@ export function ask(
 ): { verdict: JoinVerdict; next?: JoinRequestRecord } {
   const { nowMs, ...about } = request;
   const stands = current !== undefined && nowMs < current.expiresAtMs;
-  if (stands && current.spkiSha256 === request.spkiSha256) {
+  const isSameKey = stands && current.spkiSha256 === request.spkiSha256;
+  if (isSameKey && current.recovers === request.recovers) {
     if (current.decision === null) return { verdict: "waiting" };
     return { verdict: current.decision.approved ? "approved" : "denied" };
   }
   // What a person looks at must not change under their eyes: another key waits until the first was denied.
-  if (stands && current.decision?.approved !== false) return { verdict: "taken" };
+  if (stands && !isSameKey && current.decision?.approved !== false) return { verdict: "taken" };
   return { verdict: "waiting", next: { v: 1, ...about, askedAtMs: nowMs, decision: null } };
 }
 
@@ -60,6 +64,8 @@ export function fingerprint(spkiSha256: string): string {
 export interface JoinRequestService extends JoinRequests {
   /** Resolves when a person has approved this key. @throws InsituError `approval.waiting`, `auth.denied`, `agent.name-taken`. */
   demand(request: Omit<JoinRequest, "nowMs">): Promise<void>;
+  /** Uses the approval up. @throws InsituError `conflict` when somebody else was faster. */
+  consume(agent: AgentName & { spkiSha256: string }): Promise<void>;
 }
 
 export function createJoinRequests(deps: {
@@ -80,6 +86,13 @@ export function createJoinRequests(deps: {
       refuse(verdict, request);
     },
 
+    async consume(agent) {
+      const entry = await kv.get(keyOf(agent));
+      if (entry?.value.spkiSha256 !== agent.spkiSha256 || entry.value.decision?.approved !== true)
+        throw new InsituError("conflict", "the approval was used already: ask again", { retryable: true });
+      await kv.delete(keyOf(agent), entry.revision);
+    },
+
     async list() {
       const nowMs = clock.wallMs();
       return (await kv.list())
@@ -90,6 +103,7 @@ export function createJoinRequests(deps: {
           name: record.name,
           fingerprint: fingerprint(record.spkiSha256),
           address: record.address,
+          recovers: record.recovers,
           askedAtMs: record.askedAtMs,
           expiresAtMs: record.expiresAtMs,
         }))

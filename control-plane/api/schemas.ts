@@ -338,8 +338,13 @@ export const JoinRequestView = z
     name: z.string(),
     fingerprint: z.string().openapi({ description: "Of its public key, as the agent's own log shows it" }),
     address: z.string(),
+    recovers: z
+      .boolean()
+      .openapi({ description: "Whether it was enrolled before, and its certificate has expired" }),
     askedAtMs: AtMs,
-    expiresAtMs: AtMs.openapi({ description: "Of its token: it has to be approved before that" }),
+    expiresAtMs: AtMs.openapi({
+      description: "Of its token, if it has one: it has to be approved before that",
+    }),
   })
   .openapi("JoinRequest");
 export type JoinRequestView = z.infer<typeof JoinRequestView>;

@@ -28,6 +28,8 @@ export interface AgentRegistry extends AsyncDisposable {
    * @throws InsituError `auth.denied` when `presented` is not the agent's any more; `request.invalid` for a key that is not new.
    */
   renew(agent: AgentName, presented: string, certificate: AgentCertificate): Promise<AgentRecord>;
+  /** Notes another certificate for a key of the agent. @throws InsituError `auth.denied` when it is not the agent's any more. */
+  recover(agent: AgentName, certificate: AgentCertificate): Promise<AgentRecord>;
   /** Notes that the agent uses this key: of two, the other opens nothing from now on. Does nothing when there is one. */
   promote(id: string, spkiSha256: string): Promise<void>;
   /** Notes that the agent has used its certificate. Does nothing when that is known. */
@@ -146,6 +148,16 @@ class Registry implements AgentRegistry {
         throw new InsituError("request.invalid", "a renewal needs a new key");
       const { spkiSha256, notAfterMs } = certificate;
       return { ...current, next: { spkiSha256, certificateNotAfterMs: notAfterMs } };
+    });
+    return this.#learn(id, value!, revision);
+  }
+
+  async recover(agent: AgentName, { spkiSha256, notAfterMs }: AgentCertificate): Promise<AgentRecord> {
+    const id = agentId(agent);
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (stored) => {
+      if (stored === undefined || !keysOf(stored).includes(spkiSha256))
+        throw new InsituError("auth.denied", `the agent ${id} is not enrolled with this key any more`);
+      return { ...(promoted(stored, spkiSha256) ?? stored), certificateNotAfterMs: notAfterMs };
     });
     return this.#learn(id, value!, revision);
   }

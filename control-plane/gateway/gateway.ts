@@ -1,4 +1,4 @@
-/** The gRPC server that agents call: one port, TLS, everything but Enrol behind a client certificate. */
+/** The gRPC server that agents call: one port, TLS, everything but Enrol and Recover behind a client certificate. */
 import { Server } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
@@ -24,6 +24,7 @@ import type { Peer } from "./peer-identity.ts";
 import { LimitedPoison } from "./poison-limit.ts";
 import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
+import { recoverHandler } from "./recover-handler.ts";
 import { renewHandler } from "./renew-handler.ts";
 import { notAdmitted, peerOf, requireAgent } from "./require-agent.ts";
 import { Sessions } from "./sessions.ts";
@@ -250,6 +251,15 @@ class GrpcGateway implements Gateway {
         tokens,
         joinRequests: this.#options.joinRequests,
         offerPublicKeyPem,
+        validForMs,
+        rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,
+      }),
+      Recover: recoverHandler({
+        registry,
+        clock,
+        log,
+        pki,
+        joinRequests: this.#options.joinRequests,
         validForMs,
         rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,
       }),

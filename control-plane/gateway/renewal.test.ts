@@ -1,7 +1,7 @@
 /** Renewing an identity, over the wire, with answers that are lost and keys that are old. */
 import { X509Certificate } from "node:crypto";
 import { status } from "@grpc/grpc-js";
-import { afterAll, beforeAll, expect, test } from "vitest";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { RenewResponse__Output } from "../../shared/wire/gen/insitu/agent/v1/RenewResponse.ts";
 import { csrOf, type Keys, newKeys, openSession, startWorld, type World } from "./gateway.fixture.ts";
 
@@ -83,6 +83,87 @@ test("nobody renews without a certificate, with one of a revoked agent, or for a
   }
   // Neither of its keys is taken again.
   await expect(world.enrolWith(await world.token(), "a4", keys)).rejects.toMatchObject(denied);
+});
+
+describe("an agent whose certificate has expired", () => {
+  const recover = async (
+    name: string,
+    keys: Keys,
+    changes: { environment?: string; csrDer?: Uint8Array } = {},
+  ) => {
+    const request = {
+      environment: "dream",
+      agentName: name,
+      csrDer: await csrOf(keys),
+      version: { major: 1, minor: 0, software: "test", capabilities: [] },
+      ...changes,
+    };
+    const response = await new Promise<RenewResponse__Output>((resolve, reject) => {
+      world.client().Recover(request, (err, answer) => (err ? reject(err) : resolve(answer!)));
+    });
+    return { keyPem: keys.keyPem, certificatePem: response.certificatePem.toString() };
+  };
+  const decide = async (name: string, approved: boolean) => {
+    const request = (await world.joinRequests.list()).find((one) => one.name === name)!;
+    expect(request.recovers).toBe(true);
+    await world.joinRequests.decide({ ...request, approved, by: "ada" });
+  };
+  const waits = { code: status.FAILED_PRECONDITION, details: expect.stringMatching(/waits for approval/) };
+
+  test("an agent whose certificate has expired comes back with its key, once for each approval", async () => {
+    const agent = await world.join("dream", "r1");
+    await expect(recover("r1", agent)).rejects.toMatchObject(waits);
+    await expect(recover("r1", agent)).rejects.toMatchObject(waits);
+    await decide("r1", true);
+    const back = await recover("r1", agent);
+    expect(new X509Certificate(back.certificatePem).subjectAltName).toBe(
+      new X509Certificate(agent.certificatePem).subjectAltName,
+    );
+    (await opens(back)).stream.end();
+    await expect(recover("r1", agent)).rejects.toMatchObject(waits);
+  });
+
+  test("does not come back by an approval that it was given to join", async () => {
+    const keys = await newKeys();
+    const request = { environment: "dream", ttlMs: 60_000, uses: 1, approval: true, by: "test" };
+    const { token } = await world.tokens.create(request);
+    await expect(world.enrolWith(token, "r2", keys)).rejects.toMatchObject(waits);
+    const waiting = (await world.joinRequests.list()).find(({ name }) => name === "r2");
+    await world.joinRequests.decide({ ...waiting!, approved: true, by: "ada" });
+    await world.enrolWith(token, "r2", keys);
+    await expect(recover("r2", keys)).rejects.toMatchObject(waits);
+    await decide("r2", false);
+    await expect(recover("r2", keys)).rejects.toMatchObject(denied);
+  });
+
+  test("comes back with a renewed key that it never used, too", async () => {
+    const agent = await world.join("dream", "r3");
+    const keys = await newKeys();
+    await renew(agent, keys);
+    await expect(recover("r3", keys)).rejects.toMatchObject(waits);
+    await decide("r3", true);
+    (await opens(await recover("r3", keys))).stream.end();
+    await expect(opens(agent)).rejects.toMatchObject(denied);
+  });
+
+  test("is told the same whether it is not known, has another key or was revoked, and nobody is asked", async () => {
+    const agent = await world.join("dream", "r4");
+    await world.join("dream", "r5");
+    await world.registry.revoke("dream/r4", { by: "ada", reason: "stolen" });
+    const unknown = { ...denied, details: "no agent of this name is enrolled with this key" };
+    for (const [name, keys] of [
+      ["nobody", agent],
+      ["No.Name", agent],
+      ["r4", agent],
+      ["r5", await newKeys()],
+    ] as const)
+      await expect(recover(name, keys)).rejects.toMatchObject(unknown);
+    await expect(recover("r5", agent, { environment: "biscoe" })).rejects.toMatchObject(unknown);
+    await expect(recover("r5", agent, { csrDer: new Uint8Array([1]) })).rejects.toMatchObject({
+      code: status.INVALID_ARGUMENT,
+    });
+    expect((await world.joinRequests.list()).map(({ name }) => name)).not.toContain("r5");
+  });
 });
 
 test("a certificate is good for as long as its environment says", async () => {

@@ -1,4 +1,4 @@
-/** The one place that decides who may call what. Deny by default: only Enrol is open. */
+/** The one place that decides who may call what. Deny by default: only Enrol and Recover are open. */
 import {
   type Metadata,
   ServerInterceptingCall,
@@ -14,7 +14,10 @@ import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import { inspectPeer, type Peer } from "./peer-identity.ts";
 import { rpcStatus } from "./rpc-errors.ts";
 
-const OPEN_METHODS: ReadonlySet<string> = new Set([agentGatewayService.Enrol.path]);
+const OPEN_METHODS: ReadonlySet<string> = new Set([
+  agentGatewayService.Enrol.path,
+  agentGatewayService.Recover.path,
+]);
 const PEER = Symbol("the agent that the interceptor let in");
 
 export interface RequireAgentDeps {

@@ -301,7 +301,7 @@ const Identity = z.strictObject({
     (text) => durationMs(text) >= VALID_FOR_MIN_MS && durationMs(text) <= DURATION_MAX_MS,
     { error: VALID_FOR_EXPECTED },
   ).describe(
-    "How long a certificate of an agent is good. It is renewed at two thirds of that; an agent that is cut off for the last third has to join again",
+    "How long a certificate of an agent is good. It is renewed at two thirds of that; an agent that is cut off for longer than the last third comes back when somebody approves it",
   ),
 });
 

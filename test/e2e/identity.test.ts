@@ -141,6 +141,50 @@ test("a certificate is renewed with a new key while a step runs, which notices n
   client.close();
 });
 
+test("an agent whose certificate has expired comes back as the same agent when a person approves its key", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST, serverFlags: ["--heartbeat", "300"] });
+  await plant.startServer();
+  await plant.apply(SITE, PIPELINE);
+  const agent = await plant.startAgent("site", "late");
+  const gone = once(agent, "exit");
+  agent.kill("SIGKILL");
+  await gone;
+  const inside = join(plant.directory, "sites", "site", "late", "identity");
+  const read = (file: string): Buffer => readFileSync(join(inside, file));
+  const keyPem = read("key.pem");
+  const pki = await loadOrCreatePki({
+    directory: join(plant.directory, "server", "secrets"),
+    trustDomain: parse(read("identity.json")).trustDomain,
+    clock: { ...systemClock, wallMs: () => systemClock.wallMs() - 31 * 86_400_000 },
+  });
+  const key = await pki.readRequest(certificateRequest("late", keyPem));
+  const expired = await pki.issueAgentCertificate({ environment: "site", name: "late" }, key);
+  expect(expired.notAfterMs).toBeLessThan(systemClock.wallMs());
+  writeFileSync(join(inside, "certificate.pem"), expired.certificatePem);
+
+  plant.spawnAgent("site", "late");
+  const waiting = async () =>
+    ((await plant.call("GET", "/v1/join-requests")) as { items: JoinRequestView[] }).items;
+  await plant.until(async () => (await waiting()).length === 1);
+  const [request] = await waiting();
+  expect(request).toMatchObject({ name: "late", recovers: true });
+  const log = readFileSync(join(plant.directory, "site-late.log"), "utf8");
+  await plant.until(async () =>
+    readFileSync(join(plant.directory, "site-late.log"), "utf8").includes(request!.fingerprint),
+  );
+  expect(log).toContain("certificate has expired");
+  await plant.call("POST", "/v1/join-requests/site/late", {
+    approve: true,
+    fingerprint: request!.fingerprint,
+  });
+  await plant.until(async () => ((await plant.call("GET", "/v1/agents/site/late")) as AgentView).connected);
+  const { id } = await plant.start("p");
+  expect((await plant.events(id, () => false)).at(-1)).toMatchObject({ status: "succeeded" });
+  expect(read("key.pem").equals(keyPem)).toBe(true);
+});
+
 function parse(file: Buffer): { trustDomain: string } {
   return JSON.parse(file.toString()) as { trustDomain: string };
 }

@@ -7,6 +7,7 @@ const WAITING = {
   name: "new",
   fingerprint: FINGERPRINT,
   address: "192.0.2.7:1",
+  recovers: false,
   askedAtMs: 1,
   expiresAtMs: 9_000_000_000_000,
 };

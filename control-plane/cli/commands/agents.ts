@@ -22,8 +22,10 @@ export async function list(
   const waiting = (await joinRequests(client, invocation.signal)).filter(
     (request) => environment === undefined || request.environment === environment,
   );
-  for (const { environment: of, name, fingerprint } of waiting)
-    await output.line(`${of}/${name} is waiting for approval, with the key ${fingerprint}`);
+  for (const { environment: of, name, fingerprint, recovers } of waiting)
+    await output.line(
+      `${of}/${name} is waiting for approval${recovers ? " to come back after its certificate expired" : ""}, with the key ${fingerprint}`,
+    );
   if (waiting.length > 0) await output.line("");
   if (agents.length === 0) {
     if (waiting.length > 0) return EXIT.ok;

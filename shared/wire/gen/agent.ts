@@ -18,6 +18,7 @@ import type { LogChunk as _insitu_agent_v1_LogChunk, LogChunk__Output as _insitu
 import type { LogEntries as _insitu_agent_v1_LogEntries, LogEntries__Output as _insitu_agent_v1_LogEntries__Output } from './insitu/agent/v1/LogEntries.ts';
 import type { LogEntry as _insitu_agent_v1_LogEntry, LogEntry__Output as _insitu_agent_v1_LogEntry__Output } from './insitu/agent/v1/LogEntry.ts';
 import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _insitu_agent_v1_NatsAccess__Output } from './insitu/agent/v1/NatsAccess.ts';
+import type { RecoverRequest as _insitu_agent_v1_RecoverRequest, RecoverRequest__Output as _insitu_agent_v1_RecoverRequest__Output } from './insitu/agent/v1/RecoverRequest.ts';
 import type { RefusedOffer as _insitu_agent_v1_RefusedOffer, RefusedOffer__Output as _insitu_agent_v1_RefusedOffer__Output } from './insitu/agent/v1/RefusedOffer.ts';
 import type { Rejected as _insitu_agent_v1_Rejected, Rejected__Output as _insitu_agent_v1_Rejected__Output } from './insitu/agent/v1/Rejected.ts';
 import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Output as _insitu_agent_v1_RenewRequest__Output } from './insitu/agent/v1/RenewRequest.ts';
@@ -54,6 +55,7 @@ export interface ProtoGrpcType {
         LogEntries: MessageTypeDefinition<_insitu_agent_v1_LogEntries, _insitu_agent_v1_LogEntries__Output>
         LogEntry: MessageTypeDefinition<_insitu_agent_v1_LogEntry, _insitu_agent_v1_LogEntry__Output>
         NatsAccess: MessageTypeDefinition<_insitu_agent_v1_NatsAccess, _insitu_agent_v1_NatsAccess__Output>
+        RecoverRequest: MessageTypeDefinition<_insitu_agent_v1_RecoverRequest, _insitu_agent_v1_RecoverRequest__Output>
         RefusedOffer: MessageTypeDefinition<_insitu_agent_v1_RefusedOffer, _insitu_agent_v1_RefusedOffer__Output>
         Rejected: MessageTypeDefinition<_insitu_agent_v1_Rejected, _insitu_agent_v1_Rejected__Output>
         RenewRequest: MessageTypeDefinition<_insitu_agent_v1_RenewRequest, _insitu_agent_v1_RenewRequest__Output>

@@ -18,6 +18,10 @@ export const DESCRIPTOR = {
                       "requestType": "RenewRequest",
                       "responseType": "RenewResponse"
                     },
+                    "Recover": {
+                      "requestType": "RecoverRequest",
+                      "responseType": "RenewResponse"
+                    },
                     "Session": {
                       "requestType": "AgentMessage",
                       "requestStream": true,
@@ -95,6 +99,26 @@ export const DESCRIPTOR = {
                     "version": {
                       "type": "Version",
                       "id": 2
+                    }
+                  }
+                },
+                "RecoverRequest": {
+                  "fields": {
+                    "environment": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "agentName": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "csrDer": {
+                      "type": "bytes",
+                      "id": 3
+                    },
+                    "version": {
+                      "type": "Version",
+                      "id": 4
                     }
                   }
                 },

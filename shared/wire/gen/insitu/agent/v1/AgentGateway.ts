@@ -7,6 +7,7 @@ import type { AgentMessage as _insitu_agent_v1_AgentMessage, AgentMessage__Outpu
 import type { EnrolRequest as _insitu_agent_v1_EnrolRequest, EnrolRequest__Output as _insitu_agent_v1_EnrolRequest__Output } from '../../../insitu/agent/v1/EnrolRequest.ts';
 import type { EnrolResponse as _insitu_agent_v1_EnrolResponse, EnrolResponse__Output as _insitu_agent_v1_EnrolResponse__Output } from '../../../insitu/agent/v1/EnrolResponse.ts';
 import type { LogBatch as _insitu_agent_v1_LogBatch, LogBatch__Output as _insitu_agent_v1_LogBatch__Output } from '../../../insitu/agent/v1/LogBatch.ts';
+import type { RecoverRequest as _insitu_agent_v1_RecoverRequest, RecoverRequest__Output as _insitu_agent_v1_RecoverRequest__Output } from '../../../insitu/agent/v1/RecoverRequest.ts';
 import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Output as _insitu_agent_v1_RenewRequest__Output } from '../../../insitu/agent/v1/RenewRequest.ts';
 import type { RenewResponse as _insitu_agent_v1_RenewResponse, RenewResponse__Output as _insitu_agent_v1_RenewResponse__Output } from '../../../insitu/agent/v1/RenewResponse.ts';
 import type { ReportBatch as _insitu_agent_v1_ReportBatch, ReportBatch__Output as _insitu_agent_v1_ReportBatch__Output } from '../../../insitu/agent/v1/ReportBatch.ts';
@@ -26,6 +27,15 @@ export interface AgentGatewayClient extends grpc.Client {
   Logs(options?: grpc.CallOptions): grpc.ClientDuplexStream<_insitu_agent_v1_LogBatch, _insitu_agent_v1_Ack__Output>;
   logs(metadata: grpc.Metadata, options?: grpc.CallOptions): grpc.ClientDuplexStream<_insitu_agent_v1_LogBatch, _insitu_agent_v1_Ack__Output>;
   logs(options?: grpc.CallOptions): grpc.ClientDuplexStream<_insitu_agent_v1_LogBatch, _insitu_agent_v1_Ack__Output>;
+  
+  Recover(argument: _insitu_agent_v1_RecoverRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  Recover(argument: _insitu_agent_v1_RecoverRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  Recover(argument: _insitu_agent_v1_RecoverRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  Recover(argument: _insitu_agent_v1_RecoverRequest, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  recover(argument: _insitu_agent_v1_RecoverRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  recover(argument: _insitu_agent_v1_RecoverRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  recover(argument: _insitu_agent_v1_RecoverRequest, options: grpc.CallOptions, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
+  recover(argument: _insitu_agent_v1_RecoverRequest, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
   
   Renew(argument: _insitu_agent_v1_RenewRequest, metadata: grpc.Metadata, options: grpc.CallOptions, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
   Renew(argument: _insitu_agent_v1_RenewRequest, metadata: grpc.Metadata, callback: grpc.requestCallback<_insitu_agent_v1_RenewResponse__Output>): grpc.ClientUnaryCall;
@@ -53,6 +63,8 @@ export interface AgentGatewayHandlers extends grpc.UntypedServiceImplementation 
   
   Logs: grpc.handleBidiStreamingCall<_insitu_agent_v1_LogBatch__Output, _insitu_agent_v1_Ack>;
   
+  Recover: grpc.handleUnaryCall<_insitu_agent_v1_RecoverRequest__Output, _insitu_agent_v1_RenewResponse>;
+  
   Renew: grpc.handleUnaryCall<_insitu_agent_v1_RenewRequest__Output, _insitu_agent_v1_RenewResponse>;
   
   Report: grpc.handleBidiStreamingCall<_insitu_agent_v1_ReportBatch__Output, _insitu_agent_v1_Ack>;
@@ -64,6 +76,7 @@ export interface AgentGatewayHandlers extends grpc.UntypedServiceImplementation 
 export interface AgentGatewayDefinition extends grpc.ServiceDefinition {
   Enrol: MethodDefinition<_insitu_agent_v1_EnrolRequest, _insitu_agent_v1_EnrolResponse, _insitu_agent_v1_EnrolRequest__Output, _insitu_agent_v1_EnrolResponse__Output>
   Logs: MethodDefinition<_insitu_agent_v1_LogBatch, _insitu_agent_v1_Ack, _insitu_agent_v1_LogBatch__Output, _insitu_agent_v1_Ack__Output>
+  Recover: MethodDefinition<_insitu_agent_v1_RecoverRequest, _insitu_agent_v1_RenewResponse, _insitu_agent_v1_RecoverRequest__Output, _insitu_agent_v1_RenewResponse__Output>
   Renew: MethodDefinition<_insitu_agent_v1_RenewRequest, _insitu_agent_v1_RenewResponse, _insitu_agent_v1_RenewRequest__Output, _insitu_agent_v1_RenewResponse__Output>
   Report: MethodDefinition<_insitu_agent_v1_ReportBatch, _insitu_agent_v1_Ack, _insitu_agent_v1_ReportBatch__Output, _insitu_agent_v1_Ack__Output>
   Session: MethodDefinition<_insitu_agent_v1_AgentMessage, _insitu_agent_v1_ServerMessage, _insitu_agent_v1_AgentMessage__Output, _insitu_agent_v1_ServerMessage__Output>

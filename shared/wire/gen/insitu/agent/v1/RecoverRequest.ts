@@ -1,0 +1,17 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
+
+export interface RecoverRequest {
+  'environment'?: (string);
+  'agentName'?: (string);
+  'csrDer'?: (Buffer | Uint8Array | string);
+  'version'?: (_insitu_agent_v1_Version | null);
+}
+
+export interface RecoverRequest__Output {
+  'environment': (string);
+  'agentName': (string);
+  'csrDer': (Buffer);
+  'version': (_insitu_agent_v1_Version__Output | null);
+}
