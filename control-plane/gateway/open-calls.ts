@@ -61,7 +61,7 @@ export class OpenCalls {
         call.fail(
           new InsituError(
             "auth.denied",
-            `the certificate of ${call.peer.id} expired: join again with a new token`,
+            `the certificate of ${call.peer.id} expired: it comes back when a person approves it`,
           ),
         );
       } else call.tick?.(now.monotonicMs);
