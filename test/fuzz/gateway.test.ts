@@ -12,7 +12,9 @@ import {
 import { INPUTS, nearly } from "./mutations.ts";
 
 const LIMIT_MS = 60_000 + INPUTS * 50;
-const METHODS = ["Enrol", "Session", "Report", "Logs"] as const;
+const UNARY = ["Enrol", "Renew", "Recover"] as const;
+const METHODS = [...UNARY, "Session", "Report", "Logs"] as const;
+const isUnary = (name: string): name is (typeof UNARY)[number] => UNARY.some((unary) => unary === name);
 /** What an agent may be told; not UNKNOWN, which is what an exception that nobody foresaw becomes. */
 const FORESEEN = new Set([
   status.OK,
@@ -58,8 +60,8 @@ test("whatever bytes an agent sends, it is answered, and other agents go on", {
       name,
       {
         path: `/insitu.agent.v1.AgentGateway/${name}`,
-        requestStream: name !== "Enrol",
-        responseStream: name !== "Enrol",
+        requestStream: !isUnary(name),
+        responseStream: !isUnary(name),
         requestSerialize: pass,
         requestDeserialize: pass,
         responseSerialize: pass,
@@ -79,8 +81,8 @@ test("whatever bytes an agent sends, it is answered, and other agents go on", {
   const statuses = new Map<number, number>();
   const send = (method: (typeof METHODS)[number], messages: readonly Buffer[]): Promise<number> =>
     new Promise((resolve) => {
-      if (method === "Enrol") {
-        client.Enrol(messages[0] ?? Buffer.alloc(0), (err: ServiceError | null) =>
+      if (isUnary(method)) {
+        client[method](messages[0] ?? Buffer.alloc(0), (err: ServiceError | null) =>
           resolve(err?.code ?? status.OK),
         );
         return;

@@ -181,8 +181,8 @@ function revocationOf({ atMs, by, reason }: NonNullable<AgentView["revoked"]>): 
 }
 
 function stateOf(agent: AgentView): string {
-  if (agent.revoked !== null)
-    return `revoked by ${oneLine(agent.revoked.by)}: ${oneLine(agent.revoked.reason)}`;
+  // A server of an earlier release says nothing of it.
+  if (agent.revoked) return `revoked by ${oneLine(agent.revoked.by)}: ${oneLine(agent.revoked.reason)}`;
   if (!agent.connected) return "away";
   return agent.notTakingWork === ""
     ? "connected"
