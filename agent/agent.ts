@@ -144,6 +144,7 @@ export class Agent {
           datasets: Object.keys(config.datasets),
           labels: { ...config.labels },
           hostname: hostname(),
+          sandbox: world.sandbox.facts,
           natsUserKey: this.#userKey.publicKey,
         }),
         sitePolicy: () => world.policy?.state,

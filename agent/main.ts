@@ -14,6 +14,7 @@ import { enrol } from "./enrolment/enrol.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
+import { memoryOfHost, probeGroups } from "./sandbox/group-host.ts";
 import { Sandbox } from "./sandbox/sandbox.ts";
 import { Secrets } from "./secrets/secrets.ts";
 import { softwareVersion } from "./uplink/version.ts";
@@ -197,9 +198,14 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
     );
   }
   const hidden = secretFilesOf(config);
-  const sandbox = new Sandbox({ config: wanted, facts, stateDir, datasets, hidden });
-  if (sandbox.boxes) log.info({ sandbox: sandbox.summary }, "steps run in a sandbox");
+  const groups = facts.can ? await probeGroups(systemClock) : { host: {}, lacks: {} };
+  const hostMemoryBytes = memoryOfHost();
+  const sandbox = new Sandbox({ config: wanted, facts, groups, hostMemoryBytes, stateDir, datasets, hidden });
+  const { held, notHeld } = sandbox.facts;
+  if (sandbox.boxes) log.info({ sandbox: sandbox.summary, limits: held }, "steps run in a sandbox");
   else log.warn({ sandbox: sandbox.summary, unboxedUpTo: wanted.unboxedUpTo }, "steps run without a sandbox");
+  if (Object.keys(notHeld).length > 0)
+    log.warn({ notHeld }, "some limits of steps are not held on this host");
   return sandbox;
 }
 

@@ -3,6 +3,7 @@ import type { DatasetSpec, DisconnectSpec, EnvironmentSpec, PoolSpec } from "../
 import type { Fleet } from "./fleet/fleet-service.ts";
 import { chooseEnvironment, type EnvironmentLoad } from "./placement/choose.ts";
 import type { Placement } from "./placement/placement.ts";
+import { withSandbox } from "./placement/with-sandbox.ts";
 import type { Resources } from "./resources/resource-service.ts";
 import type { PlacementDesk } from "./runs/ports.ts";
 import type { ResourceLog } from "./store/resource-log.ts";
@@ -40,7 +41,11 @@ export class Desk implements PlacementDesk {
 
   explain(...[pipeline, step]: Parameters<PlacementDesk["explain"]>): ReturnType<PlacementDesk["explain"]> {
     this.#facts ??= this.#resources.facts();
-    return this.#placement.explain(pipeline, step, this.#facts);
+    const verdicts = this.#placement.explain(pipeline, step, this.#facts);
+    return withSandbox(verdicts, step, {
+      classificationOf: (dataset) => this.classificationOf(dataset),
+      agentsOf: (environment) => this.#fleet.agentsOf(environment),
+    });
   }
 
   choose(...[verdicts]: Parameters<PlacementDesk["choose"]>): string | null {

@@ -163,7 +163,7 @@ async function open(
     journal: resourceLog,
     placement,
     clock,
-    agentsOf: (environment) => fleet.agentsOf(environment).length,
+    agentsOf: (environment) => fleet.agentsOf(environment),
   });
   const desk = new Desk(placement, resources, resourceLog, fleet, (environment) =>
     runs.outstandingOffers(environment),
@@ -253,6 +253,12 @@ async function open(
       log.error({ err }, "queues of new environments are not ready"),
     );
   });
+
+  // Which agents box steps is a fact that placement rests on.
+  const leaveFleet = fleet.onChange(({ kind }) => {
+    if (kind === "connected" || kind === "disconnected") runs.factsChanged();
+  });
+  closers.add("placement's look at the fleet", async () => leaveFleet());
 
   const tokenKv = await openKv(connection, {
     ...buckets,

@@ -2,11 +2,13 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
+import { formatSize } from "../../shared/model/units.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { highestClassification } from "../egress/egress-gate.ts";
 import { SECRETS_DIRECTORY } from "../sandbox/box-plan.ts";
 import type { Boxed, Sandbox } from "../sandbox/sandbox.ts";
+import { removeGroup } from "../sandbox/step-group.ts";
 import { SecretError } from "../secrets/secret-error.ts";
 import type { ResolvedSecrets, Secrets } from "../secrets/secrets.ts";
 import type { Supervisors } from "../supervisor/client.ts";
@@ -80,7 +82,9 @@ export class ProcessExecutor implements Executor {
     await removeSecretFiles(this.#options.secrets, markerOf(this.#options, offer.lease));
     // The directory first: a supervisor that is told only now to start the step cannot.
     await removeWorkspace(workspaceRoot(workBase(this.#options), offer.lease));
-    await killTree(markerOf(this.#options, offer.lease), undefined, this.#options.clock);
+    const marker = markerOf(this.#options, offer.lease);
+    await killTree(marker, undefined, this.#options.clock);
+    await removeGroup(this.#options.sandbox.groupOf(marker), this.#options.clock);
   }
 }
 
@@ -130,7 +134,10 @@ class ProcessExecution implements FrameSink {
       const advice = "add them to `datasets` in this agent's configuration";
       return failure("refused", "dataset.not-mounted", `not mounted at this agent: ${names}; ${advice}`);
     }
-    const refusal = this.#options.sandbox.refusal(highestClassification(this.#offer));
+    const refusal = this.#options.sandbox.refusal(
+      highestClassification(this.#offer),
+      this.#offer.step.sandbox === "required",
+    );
     if (refusal !== undefined) return failure("refused", "sandbox", refusal);
     try {
       const { secrets: source, sandbox } = this.#options;
@@ -211,7 +218,7 @@ class ProcessExecution implements FrameSink {
     const filesAt = this.#options.sandbox.boxes ? undefined : secretFilesOf(this.#options.secrets, marker);
     const secretEnv = secrets ? secretEnvironment(secrets, filesAt ?? SECRETS_DIRECTORY) : {};
     const env = stepEnvironment(this.#offer, workspace, this.#options, marker, secretEnv);
-    const boxed = await this.#box(workspace, argv, env, secrets?.files);
+    const boxed = await this.#box(workspace, marker, argv, env, secrets?.files);
     if (boxed.kind === "refused") return boxed;
     const step: StepSpec = {
       key: marker,
@@ -230,6 +237,7 @@ class ProcessExecution implements FrameSink {
 
   async #box(
     workspace: Workspace,
+    marker: string,
     argv: string[],
     env: Record<string, string>,
     secrets: Record<string, Buffer> = {},
@@ -240,6 +248,7 @@ class ProcessExecution implements FrameSink {
     if (sandbox.owner) await handOver([work, inputs, outputs, scratch], sandbox.owner);
     return sandbox.plan({
       step: this.#offer.step,
+      marker,
       argv,
       env,
       cwd: work,
@@ -280,7 +289,10 @@ class ProcessExecution implements FrameSink {
 
   /** The host's trouble and not the step's: another grant may do better. */
   async #unknownEnd(ending: Exclude<Ending, { kind: "exited" }>): Promise<ExecutionResult> {
-    await killTree(markerOf(this.#options, this.#offer.lease), undefined, this.#options.clock);
+    const { clock, sandbox } = this.#options;
+    const marker = markerOf(this.#options, this.#offer.lease);
+    await killTree(marker, undefined, clock);
+    await removeGroup(sandbox.groupOf(marker), clock);
     if (ending.kind === "lost") {
       const { reason = "interrupted", message = ending.why } = this.#stopped ?? {};
       return failure(reason, reason, message);
@@ -296,10 +308,20 @@ class ProcessExecution implements FrameSink {
       const { reason, message } = exit.stopped;
       return failure(reason, reason === "timed-out" ? "timeout" : reason, message, { exitCode, signal });
     }
+    const { memoryBytes, processes } = exit.limitsMet ?? {};
+    if (memoryBytes !== undefined) {
+      const limit = formatSize(memoryBytes);
+      const message = `out of memory: it needed more than its limit of ${limit} (resources.memory of the step)`;
+      return failure("failed", "memory", message, { exitCode, signal });
+    }
     if (exit.error) return failure("failed", "exec", describeSpawnError(exit.error, this.#offer));
+    const met =
+      processes === undefined
+        ? ""
+        : `; it met its limit of ${processes} processes (resources.processes of the step)`;
     if (signal !== null)
-      return failure("failed", "signal", `ended by signal ${signal}`, { exitCode, signal });
-    return failure("failed", "exit", `exit code ${exitCode}`, { exitCode, signal });
+      return failure("failed", "signal", `ended by signal ${signal}${met}`, { exitCode, signal });
+    return failure("failed", "exit", `exit code ${exitCode}${met}`, { exitCode, signal });
   }
 
   async #succeeded(workspace: Workspace): Promise<ExecutionResult> {
@@ -395,6 +417,7 @@ function describeSpawnError(error: { code: string; message: string }, offer: Off
   const { executor } = offer.step;
   const command = executor.kind === "process" ? executor.argv[0] : executor.kind;
   if (error.code === "BOX") return `the sandbox of ${command} could not be set up; the step's log says why`;
+  if (error.code === "GROUP") return `the limits of ${command} could not be set: ${error.message}`;
   if (error.code === "ENOENT")
     return `there is no command ${command} on this host's PATH (see stepEnv in the agent's configuration)`;
   if (error.code === "EACCES") return `${command} may not be executed on this host`;

@@ -4,6 +4,7 @@
  * Paths are the same inside and outside, so that a step is told the same whether it is boxed or not.
  */
 import { dirname } from "node:path";
+import type { StepGroup } from "./group-plan.ts";
 
 /** What the host can do, found out once when the agent starts. */
 export interface BoxHost {
@@ -37,6 +38,8 @@ export interface BoxRequest {
   limits: BoxLimits;
   /** Files in memory below `SECRETS_DIRECTORY`. */
   secrets?: Readonly<Record<string, Buffer>>;
+  /** Made by whoever starts the box; the outermost shell joins it. */
+  group?: StepGroup | undefined;
 }
 
 /** In the box alone. */
@@ -46,6 +49,8 @@ const PAGE_BYTES = 4096;
 
 export interface BoxLimits {
   openFiles: number;
+  /** By RLIMIT_NPROC, where no control group counts them. */
+  processes?: number | undefined;
   fileSizeBytes: number;
   /** Of /tmp and /dev/shm, each: they lie in memory. */
   tmpBytes: number;
@@ -56,6 +61,7 @@ export interface Box {
   argv: string[];
   stdin: string;
   seccomp: string;
+  group?: StepGroup | undefined;
 }
 
 const FILE_BLOCK_BYTES = 512;
@@ -68,6 +74,8 @@ export function planBox(host: BoxHost, request: BoxRequest): Box {
   // Limits are inherited over exec and cannot be raised again without a capability.
   const outer = [
     "set -e",
+    // Before anything else, so that no process of the step is ever outside.
+    ...(request.group?.directories ?? []).map(({ path }) => `echo $$ >${quoted(`${path}/cgroup.procs`)}`),
     "ulimit -c 0",
     `ulimit -n ${limits.openFiles}`,
     `ulimit -f ${Math.ceil(limits.fileSizeBytes / FILE_BLOCK_BYTES)}`,
@@ -97,6 +105,7 @@ export function planBox(host: BoxHost, request: BoxRequest): Box {
     ],
     stdin: startScript(request),
     seccomp: host.seccomp,
+    group: request.group,
   };
 }
 
@@ -187,12 +196,21 @@ export function isWithin(parent: string, path: string): boolean {
  * What the innermost shell reads. The environment comes this way alone: it is on no command line, not in the
  * environment of bubblewrap or of process 1, and a loader's variable cannot act on a program that still has privileges.
  */
-function startScript({ env, cwd, secrets = {} }: Pick<BoxRequest, "env" | "cwd" | "secrets">): string {
+function startScript({
+  env,
+  cwd,
+  limits,
+  secrets = {},
+}: Pick<BoxRequest, "env" | "cwd" | "limits" | "secrets">): string {
   return [
     // First, while no program but the shell has run. Its own printf: the value is on no command line.
     ...Object.entries(secrets).map(
       ([name, value]) => `(umask 377; printf '${octal(value)}' >${SECRETS_DIRECTORY}/${name}) || exit 126`,
     ),
+    // In here, where the kernel counts those of this user namespace, or of the step's user. dash says -p, others -u.
+    ...(limits.processes === undefined
+      ? []
+      : [`ulimit -u ${limits.processes} 2>&- || ulimit -p ${limits.processes} || exit 126`]),
     ...Object.entries(env).map(([name, value]) => `export ${name}=${quoted(value)}`),
     // Here and not by bubblewrap, which may be root without the right to enter another user's directory.
     `cd -- ${quoted(cwd)} || exit 126`,

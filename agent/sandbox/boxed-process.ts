@@ -3,18 +3,21 @@ import { type ChildProcess, spawn } from "node:child_process";
 import type { Clock } from "../../shared/system.ts";
 import { signalTree } from "../executors/process-tree.ts";
 import { BOX_READY, type Box } from "./box-plan.ts";
+import type { StepGroup } from "./group-plan.ts";
+import { killGroup } from "./step-group.ts";
 
 const TOLD_MAX_CHARS = 64;
 const ROUND_MS = 50;
 
 export interface BoxedChild {
   readonly child: ChildProcess;
+  readonly group: StepGroup | undefined;
   /** Why the step's program never ran; undefined when it did. Asked after the exit. */
   trouble(): NodeJS.ErrnoException | undefined;
 }
 
 /** @throws what `spawn` throws, such as E2BIG */
-export function spawnBoxed({ argv, stdin, seccomp }: Box): BoxedChild {
+export function spawnBoxed({ argv, stdin, seccomp, group }: Box): BoxedChild {
   const [command, ...args] = argv;
   const child = spawn(command!, args, {
     // Not the step's directory: that one is entered inside.
@@ -33,6 +36,7 @@ export function spawnBoxed({ argv, stdin, seccomp }: Box): BoxedChild {
   (child.stdio[3] as NodeJS.WritableStream | null)?.end(Buffer.from(seccomp, "base64"));
   return {
     child,
+    group,
     trouble: () => {
       const word = told.trim();
       if (word === BOX_READY) return undefined;
@@ -47,7 +51,7 @@ export function spawnBoxed({ argv, stdin, seccomp }: Box): BoxedChild {
  * its process namespace, whatever it did to hide.
  */
 export async function endBox(
-  { child }: BoxedChild,
+  { child, group }: BoxedChild,
   marker: string,
   { graceMs, clock }: { graceMs: number; clock: Clock },
 ): Promise<void> {
@@ -57,5 +61,6 @@ export async function endBox(
   while (clock.monotonicMs() < until && child.exitCode === null && child.signalCode === null) {
     await clock.sleep(Math.min(ROUND_MS, graceMs));
   }
+  if (group) killGroup(group);
   child.kill("SIGKILL");
 }

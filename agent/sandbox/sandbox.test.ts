@@ -8,7 +8,14 @@ import { seccompFilter } from "./seccomp.ts";
 
 const facts = { can: false, reason: "no bubblewrap" } as const;
 const without = (config: object) =>
-  new Sandbox({ config: SandboxConfig.parse(config), facts, stateDir: "/state", datasets: {} });
+  new Sandbox({
+    config: SandboxConfig.parse(config),
+    facts,
+    groups: { host: {}, lacks: {} },
+    hostMemoryBytes: 2 ** 30,
+    stateDir: "/state",
+    datasets: {},
+  });
 
 test.each<[object, Classification | null, boolean]>([
   [{}, null, true],
@@ -71,4 +78,10 @@ test("a host that cannot says why", async () => {
   const user = { uid: 62_017, gid: 62_017 };
   const found = await probeHost({ path: "/bin", user, architecture: "riscv64" });
   expect(found).toEqual({ can: false, reason: expect.stringMatching(/riscv64/) });
+});
+
+test("a step that requires a box is refused without one, whatever its data", () => {
+  const sandbox = without({ unboxedUpTo: "secret" });
+  expect(sandbox.refusal("public", true)).toMatch(/no sandbox .*no bubblewrap.*the step requires one/);
+  expect(sandbox.facts).toMatchObject({ boxes: false, unboxedUpTo: "secret", held: {}, notHeld: {} });
 });

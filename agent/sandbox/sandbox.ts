@@ -4,11 +4,17 @@ import type { Classification, StepSpec } from "../../shared/model/spec.ts";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
 import type { HostFacts } from "./box-host.ts";
 import { type Box, EXPORTABLE, exposed, planBox } from "./box-plan.ts";
+import type { GroupFacts } from "./group-host.ts";
+import { CONTROLLERS, groupDirectories, planGroup, type StepGroup } from "./group-plan.ts";
 import type { SandboxConfig } from "./sandbox-config.ts";
+import { limitsOf } from "./step-limits.ts";
 
 export interface SandboxOptions {
   config: SandboxConfig;
   facts: HostFacts;
+  groups: GroupFacts;
+  /** Of which a step gets a share when nobody says how much. */
+  hostMemoryBytes: number;
   stateDir: string;
   datasets: Readonly<Record<string, string>>;
   /** Files of the agent that no step may see, besides its state. */
@@ -17,7 +23,9 @@ export interface SandboxOptions {
 
 /** What a step is to be given. Paths are those of the host. */
 export interface BoxWishes {
-  step: Pick<StepSpec, "reads" | "writes">;
+  step: Pick<StepSpec, "reads" | "writes" | "resources">;
+  /** Names the attempt's control group. */
+  marker: string;
   argv: readonly string[];
   env: Readonly<Record<string, string>>;
   cwd: string;
@@ -26,7 +34,22 @@ export interface BoxWishes {
   secrets?: Readonly<Record<string, Buffer>>;
 }
 
+export interface SandboxFacts {
+  /** Whether every process step is boxed. */
+  boxes: boolean;
+  /** What in, or why not. */
+  summary: string;
+  /** Limit, as a step's `resources` call it, to what holds it. Empty without a box. */
+  held: Record<string, string>;
+  /** Limit to why it is not held. */
+  notHeld: Record<string, string>;
+  /** Without boxes: the highest class of data that a step may read here all the same; empty for none. */
+  unboxedUpTo: string;
+}
+
 export type Boxed = { kind: "boxed"; box: Box } | { kind: "plain" } | { kind: "refused"; message: string };
+
+const FACT_MAX_CHARS = 500;
 
 export class Sandbox {
   readonly #options: SandboxOptions;
@@ -43,6 +66,34 @@ export class Sandbox {
     return `bubblewrap ${facts.host.version} (${facts.host.mode})`;
   }
 
+  /** As the control plane is told. */
+  get facts(): SandboxFacts {
+    const { boxes } = this;
+    // What a program complained of can be long, and the control plane takes no hello with it.
+    const summary = this.summary.slice(0, FACT_MAX_CHARS);
+    const { host, lacks } = this.#options.groups;
+    const held: Record<string, string> = {};
+    const notHeld: Record<string, string> = {};
+    const { mode, unboxedUpTo: upTo } = this.#options.config;
+    const unboxedUpTo = mode === "required" ? "" : upTo;
+    if (!boxes) return { boxes, summary, held, notHeld, unboxedUpTo };
+    held.openFiles = "rlimit";
+    held.fileSize = "rlimit";
+    for (const controller of CONTROLLERS) {
+      const base = host[controller];
+      const name = controller === "pids" ? "processes" : controller;
+      if (base) held[name] = `cgroup v${base.version}`;
+      else if (controller === "pids") held[name] = "rlimit, of all processes of the step's user";
+      else notHeld[name] = (lacks[controller] ?? "no control groups").slice(0, FACT_MAX_CHARS);
+    }
+    return { boxes, summary, held, notHeld, unboxedUpTo };
+  }
+
+  /** The attempt's control groups, whether they are there or not: for whoever ends what another has left. */
+  groupOf(marker: string): Pick<StepGroup, "directories"> {
+    return this.boxes ? groupDirectories(this.#options.groups.host, marker) : { directories: [] };
+  }
+
   /** Whether steps are boxed. When they are, every one is: a box that fails is no reason to go without. */
   get boxes(): boolean {
     return this.#options.config.mode !== "off" && this.#options.facts.can;
@@ -54,19 +105,20 @@ export class Sandbox {
     return this.boxes && facts.can && facts.host.mode === "drop" ? config.user : undefined;
   }
 
-  /** Why this agent does not start a step that reads data of that class; undefined when it does. */
-  refusal(highest: Classification | null): string | undefined {
+  /** Why this agent does not start a step that reads data of that class, or requires a box; undefined when it does. */
+  refusal(highest: Classification | null, isRequired = false): string | undefined {
     const { config } = this.#options;
     if (this.boxes) return undefined;
     const why = `this agent has no sandbox (${this.summary})`;
     if (config.mode === "required") return `${why}, and its configuration requires one`;
+    if (isRequired) return `${why}, and the step requires one`;
     const level = highest === null ? -1 : CLASSIFICATIONS.indexOf(highest);
     if (level <= CLASSIFICATIONS.indexOf(config.unboxedUpTo)) return undefined;
     return `${why}, and without one it takes no step that reads data classed above ${config.unboxedUpTo} (sandbox.unboxedUpTo)`;
   }
 
-  plan({ step, argv, env, cwd, writable, readable, secrets = {} }: BoxWishes): Boxed {
-    const { config, facts, datasets } = this.#options;
+  plan({ step, marker, argv, env, cwd, writable, readable, secrets = {} }: BoxWishes): Boxed {
+    const { config, facts, groups, hostMemoryBytes, datasets } = this.#options;
     if (!this.boxes || !facts.can) return { kind: "plain" };
     const bad = Object.keys(env).find((name) => !EXPORTABLE.test(name));
     if (bad !== undefined)
@@ -84,6 +136,8 @@ export class Sandbox {
         kind: "refused",
         message: `there is no ${missing} on this host; create it, or correct the agent's configuration`,
       };
+    const limits = limitsOf(step.resources ?? {}, config, hostMemoryBytes);
+    if (typeof limits === "string") return { kind: "refused", message: limits };
     const own = [...writable, ...readable];
     const shown = [...facts.host.system.map(({ path }) => path), ...reads, ...writes, ...config.paths];
     return {
@@ -96,7 +150,13 @@ export class Sandbox {
         readable: [...readable, ...reads, ...config.paths],
         hidden: this.#hidden(shown, [...reads, ...writes], own),
         user: config.user,
-        limits: { ...config.limits },
+        limits: {
+          openFiles: limits.openFiles,
+          fileSizeBytes: limits.fileSizeBytes,
+          tmpBytes: config.limits.tmpBytes,
+          processes: groups.host.pids ? undefined : limits.processes,
+        },
+        group: planGroup(groups.host, marker, limits),
         secrets,
       }),
     };

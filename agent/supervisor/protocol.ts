@@ -9,15 +9,16 @@
 import type { Socket } from "node:net";
 import { StringDecoder } from "node:string_decoder";
 import { z } from "zod";
+import { StepGroup } from "../sandbox/group-plan.ts";
 import { ProcessIdentity } from "./process-identity.ts";
 
 export const SUPERVISOR_PROTOCOL = 1;
 /**
  * 2: boxes a step whose spec has a box, writes `started.json` before it begins, and says why one did not begin.
- * 3: masks secrets in what it writes down. Absent: 1. A step is given to none of a lower revision: it would pass over
- * the box or the secrets and start the step without.
+ * 3: masks secrets in what it writes down. 4: makes the control group of a box. Absent: 1. A step is given to none of a
+ * lower revision: it would pass over the box or the secrets and start the step without, or not find the group.
  */
-export const SUPERVISOR_REVISION = 3;
+export const SUPERVISOR_REVISION = 4;
 
 /** `code` is that of the system call, or empty. */
 const Trouble = z.object({ code: z.string(), message: z.string() });
@@ -36,7 +37,14 @@ export const StepSpec = z.object({
   timeoutMs: z.number(),
   killGraceMs: z.number(),
   /** How it is boxed; `argv` and `env` are in it then. Missing: plain processes. */
-  box: z.object({ argv: z.array(z.string()).min(1), stdin: z.string(), seccomp: z.string() }).optional(),
+  box: z
+    .object({
+      argv: z.array(z.string()).min(1),
+      stdin: z.string(),
+      seccomp: z.string(),
+      group: StepGroup.optional(),
+    })
+    .optional(),
   /** Missing: the step has none. Values are base64; they are in no file, and on no command line. */
   secrets: z
     .object({
@@ -111,6 +119,8 @@ export const ExitRecord = z.object({
       trouble: z.string().nullable(),
     })
     .optional(),
+  /** The limits that it met, with their values; see `LimitsMet`. */
+  limitsMet: z.object({ memoryBytes: z.number().optional(), processes: z.number().optional() }).optional(),
 });
 export type ExitRecord = z.infer<typeof ExitRecord>;
 

@@ -5,6 +5,8 @@ import type { Clock, Timer } from "../../shared/system.ts";
 import type { StopReason } from "../executors/executor.ts";
 import { endTree, killTree, type Leftovers, signalGroup } from "../executors/process-tree.ts";
 import { type BoxedChild, endBox, spawnBoxed } from "../sandbox/boxed-process.ts";
+import type { StepGroup } from "../sandbox/group-plan.ts";
+import { type LimitsMet, limitsMet, makeGroup, removeGroup } from "../sandbox/step-group.ts";
 import { identityOf, type ProcessIdentity } from "./process-identity.ts";
 import type { StepSpec } from "./protocol.ts";
 
@@ -40,7 +42,17 @@ export class StepProcess {
 
   /** Resolves when the process has gone, its pipes are closed, and a stopped one's whole tree has ended. */
   async run(): Promise<Exit> {
-    const { timeoutMs, marker } = this.#spec;
+    const { timeoutMs, marker, box } = this.#spec;
+    const group = box?.group;
+    if (group) makeGroup(group);
+    try {
+      return await this.#run(timeoutMs, marker, group);
+    } finally {
+      if (group) await removeGroup(group, this.#clock);
+    }
+  }
+
+  async #run(timeoutMs: number, marker: string, group: StepGroup | undefined): Promise<Exit> {
     const child = this.#spawn();
     if (child.pid !== undefined) this.#leader = identityOf(child.pid);
     this.#timeout = this.#clock.after(timeoutMs, () => {
@@ -52,7 +64,8 @@ export class StepProcess {
     try {
       const exit = await exited;
       const error = this.stopped ? undefined : this.#boxed?.trouble();
-      return error ? { ...exit, error } : exit;
+      const met = group && limitsMet(group);
+      return { ...exit, ...(error ? { error } : {}), ...(met ? { limitsMet: met } : {}) };
     } finally {
       this.#timeout.cancel();
       await this.#ending;
@@ -102,6 +115,7 @@ export interface Exit {
   code: number | null;
   signal: NodeJS.Signals | null;
   error?: NodeJS.ErrnoException;
+  limitsMet?: LimitsMet;
 }
 
 /**

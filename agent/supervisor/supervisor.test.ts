@@ -45,7 +45,7 @@ async function supervise(): Promise<string> {
   });
   await left.start();
   running.push(left);
-  const about = { socketPath, pid: process.pid, revision: 2, process: identityOf(process.pid) };
+  const about = { socketPath, pid: process.pid, revision: 4, process: identityOf(process.pid) };
   writeFileSync(join(own, "about.json"), JSON.stringify(about));
   return socketPath;
 }
@@ -145,7 +145,7 @@ test("a connection that is lost while both live is made again, and costs no outp
   const about = {
     socketPath: join(own, "way"),
     pid: process.pid,
-    revision: 2,
+    revision: 4,
     process: identityOf(process.pid),
   };
   writeFileSync(join(own, "about.json"), JSON.stringify(about));
@@ -166,7 +166,7 @@ test("after a restart of the host the step is lost, and the process that has its
   await once(bystander, "spawn");
   try {
     const by = { ...identityOf(bystander.pid!), bootId: "00000000-0000-0000-0000-000000000000" };
-    const about = { socketPath: join(own, "socket"), pid: by.pid, revision: 2, process: by };
+    const about = { socketPath: join(own, "socket"), pid: by.pid, revision: 4, process: by };
     writeFileSync(join(own, "about.json"), JSON.stringify(about));
     const spec = specOf("k", "true");
     mkdirSync(spec.directory);

@@ -257,6 +257,7 @@ class Attempt implements OutputSink {
       droppedBytes: this.#spool.droppedBytes,
       droppedLines: this.#spool.droppedLines,
       ...(secrets ? { secrets } : {}),
+      ...(exit.limitsMet ? { limitsMet: exit.limitsMet } : {}),
     };
     await this.#keep(record);
     this.#world.say({ say: "exit", key: this.#spec.key });

@@ -31,6 +31,13 @@ class Side implements AgentSide {
     datasets: ["penguins"],
     labels: { rack: "7" },
     hostname: "h",
+    sandbox: {
+      boxes: true,
+      summary: "bubblewrap 0.8.0",
+      held: { memory: "cgroup v2" },
+      notHeld: { cpu: "no" },
+      unboxedUpTo: "internal",
+    },
     natsUserKey: "U1",
   });
   held = () => this.leases;
@@ -141,6 +148,13 @@ test("says what it is and what it holds, then renews exactly what it holds, with
     executors: ["noop"],
     datasets: ["penguins"],
     labels: { rack: "7" },
+    sandbox: {
+      boxes: true,
+      summary: "bubblewrap 0.8.0",
+      held: { memory: "cgroup v2" },
+      notHeld: { cpu: "no" },
+      unboxedUpTo: "internal",
+    },
     instanceId: "instance-1",
     held: [leaseKey({ epoch: 4 })],
   });

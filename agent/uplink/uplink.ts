@@ -20,6 +20,7 @@ import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
+import type { SandboxFacts } from "../sandbox/sandbox.ts";
 import { Delivery } from "./delivery.ts";
 import { openGateway } from "./gateway-client.ts";
 import type { Gateways } from "./gateways.ts";
@@ -43,6 +44,7 @@ export interface AgentSide {
     datasets: string[];
     labels: Record<string, string>;
     hostname: string;
+    sandbox: SandboxFacts;
     /** Public, of the key on this host that NATS is to let in. */
     natsUserKey: string;
   };

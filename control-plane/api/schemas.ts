@@ -144,6 +144,18 @@ export const AgentView = z
     executors: z.array(z.string()),
     datasets: z.array(z.string()),
     labels: z.record(z.string(), z.string()),
+    sandbox: z
+      .object({
+        boxes: z.boolean().openapi({ description: "Whether each process step is boxed" }),
+        summary: z.string(),
+        held: z.record(z.string(), z.string()).openapi({ description: "Limit to what holds it" }),
+        notHeld: z.record(z.string(), z.string()).openapi({ description: "Limit to why it is not held" }),
+        unboxedUpTo: z
+          .string()
+          .openapi({ description: "Without boxes: the highest class of data that it takes all the same" }),
+      })
+      .nullable()
+      .openapi({ description: "What process steps run in. Null: an agent that does not say" }),
     leases: z.array(z.object({ runId: z.string(), stepId: z.string(), attempt: z.int(), epoch: z.int() })),
     clockSkewMs: z.int().nullable(),
     spoolBytes: z.int(),

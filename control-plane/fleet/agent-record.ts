@@ -33,6 +33,16 @@ export function keysOf(record: AgentRecord | undefined): string[] {
   return record.next === null ? [record.spkiSha256] : [record.spkiSha256, record.next.spkiSha256];
 }
 
+/** What process steps run in at an agent; see `Sandbox` in agent.proto. */
+export const SandboxFacts = z.object({
+  boxes: z.boolean(),
+  summary: z.string(),
+  held: z.record(z.string(), z.string()),
+  notHeld: z.record(z.string(), z.string()),
+  unboxedUpTo: z.string(),
+});
+export type SandboxFacts = z.infer<typeof SandboxFacts>;
+
 /** Bucket `agents`, key `seen.<environment>.<name>`. For people; nothing decides by it. */
 export const SeenRecord = z.object({
   v: z.literal(1),
@@ -43,6 +53,8 @@ export const SeenRecord = z.object({
   executors: z.array(z.string()),
   datasets: z.array(z.string()),
   labels: z.record(z.string(), z.string()),
+  /** Null, or missing: the agent did not say. */
+  sandbox: SandboxFacts.nullable().optional(),
 });
 export type SeenRecord = z.infer<typeof SeenRecord>;
 

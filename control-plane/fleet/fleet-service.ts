@@ -8,7 +8,7 @@ import { agentId } from "../access/spiffe.ts";
 import type { AgentView } from "../api/schemas.ts";
 import type { FleetQueries } from "../api/services.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { type AgentRecord, agentKey, idOfKey, type SeenRecord } from "./agent-record.ts";
+import { type AgentRecord, agentKey, idOfKey, SandboxFacts, type SeenRecord } from "./agent-record.ts";
 import type { AgentRegistry } from "./agent-registry.ts";
 
 /** What the agent's site allows by a policy of its own. Missing or null: it has none, or the agent is older. */
@@ -25,6 +25,8 @@ export interface AgentHello {
   instanceId: string;
   held: LeaseKey[];
   sitePolicy?: SitePolicyState | undefined;
+  /** Null: an agent of a release before it was asked. */
+  sandbox: SandboxFacts | null;
 }
 
 /** What an agent says every few seconds. */
@@ -45,6 +47,7 @@ export interface ConnectedAgent {
   freeSlots: number;
   executors: readonly string[];
   datasets: readonly string[];
+  sandbox: SandboxFacts | null;
   /** Empty, or why it pulls nothing now. */
   notTakingWork: string;
 }
@@ -84,6 +87,8 @@ export const PresenceMessage = z.object({
       instanceId: z.string(),
       held: z.array(LeaseKey),
       sitePolicy: SitePolicyMessage,
+      // A replica of the release before leaves it out.
+      sandbox: SandboxFacts.nullable().default(null),
     })
     .nullable(),
   pulse: z
@@ -206,6 +211,7 @@ class FleetService implements Fleet {
         freeSlots: freeSlots(live),
         executors: live.hello.executors,
         datasets: live.hello.datasets,
+        sandbox: live.hello.sandbox,
         notTakingWork: live.pulse?.notTakingWork ?? "",
       }))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
@@ -320,6 +326,7 @@ class FleetService implements Fleet {
       executors: hello.executors,
       datasets: hello.datasets,
       labels: hello.labels,
+      sandbox: hello.sandbox,
     };
     this.#seen.set(live.id, record);
     const write = changeKv(this.#deps.seen, agentKey(live.id), (stored) =>
@@ -355,6 +362,7 @@ class FleetService implements Fleet {
       executors: seen?.executors ?? [],
       datasets: seen?.datasets ?? [],
       labels: seen?.labels ?? {},
+      sandbox: seen?.sandbox ?? null,
       leases: live?.pulse?.held ?? live?.hello.held ?? [],
       clockSkewMs: live?.skewMs ?? null,
       spoolBytes: live?.pulse?.spoolBytes ?? 0,

@@ -29,6 +29,9 @@ const Held = z.array(LeaseKey.extend({ runId: RunId })).max(HELD_MAX);
 const Text = z.string().max(1_000);
 
 const SitePolicy = z.object({ digest: z.union([z.literal(""), Digest]), trouble: Text }).nullish();
+const Words = z
+  .record(Text, Text)
+  .refine((words) => Object.keys(words).length <= LIST_MAX, "too many entries");
 
 const Hello = z.object({
   slots: z.int().min(0).max(HELD_MAX),
@@ -39,6 +42,9 @@ const Hello = z.object({
   instanceId: Text.min(1),
   held: Held,
   sitePolicy: SitePolicy,
+  sandbox: z
+    .object({ boxes: z.boolean(), summary: Text, held: Words, notHeld: Words, unboxedUpTo: Text })
+    .nullish(),
 });
 
 const Heartbeat = z.object({
@@ -79,7 +85,11 @@ export function checkVersion(version: Version__Output | null | undefined): void 
 /** @throws InsituError `request.invalid`. */
 export function parseHello(message: Hello__Output): AgentHello {
   const hello = parse(Hello, message, "hello");
-  return { ...hello, software: (message.version?.software ?? "").slice(0, 1_000) };
+  return {
+    ...hello,
+    sandbox: hello.sandbox ?? null,
+    software: (message.version?.software ?? "").slice(0, 1_000),
+  };
 }
 
 /** @throws InsituError `request.invalid`. */

@@ -58,7 +58,14 @@ describe("a session", () => {
   test("makes the agent visible with what it said of itself, and its end makes it a memory", async () => {
     const agent = await joined();
     const connected = change("connected", agent.id);
-    const { stream, inbox } = await openSession(agent.client);
+    const sandbox = {
+      boxes: true,
+      summary: "bubblewrap 0.8.0",
+      held: { memory: "cgroup v2" },
+      notHeld: {},
+      unboxedUpTo: "internal",
+    };
+    const { stream, inbox } = await openSession(agent.client, { sandbox });
     expect(await connected).toMatchObject({ environment: "dream", agent: agent.id });
     expect(world.fleet.get(agent.id)).toMatchObject({
       connected: true,
@@ -68,6 +75,7 @@ describe("a session", () => {
       executors: ["noop"],
       datasets: ["penguins"],
       labels: { rack: "7" },
+      sandbox,
       software: "test agent",
     });
     stream.write(
@@ -314,6 +322,7 @@ describe("what comes twice, late or in the wrong order", () => {
       labels: {},
       instanceId: "old",
       held: [],
+      sandbox: null,
     };
     for (const say of [greeting, null, greeting, null, null]) world.fleet.heard({ ...far, hello: say });
     expect(world.fleet.get(id)).toMatchObject({

@@ -10,6 +10,7 @@ import type { AppliedChange, PlanView } from "../api/schemas.ts";
 import type { DocumentSet, ResourceService, StoredResource } from "../api/services.ts";
 import { describeStep, explainRefusal, isPlaceable, refusalLines } from "../placement/choose.ts";
 import type { Placement, PlacementFacts } from "../placement/placement.ts";
+import { type BoxingAgent, withSandbox } from "../placement/with-sandbox.ts";
 import { planApply, usersOf } from "./plan-apply.ts";
 import type { ResourceChange, ResourceJournal } from "./resource-journal.ts";
 
@@ -21,7 +22,7 @@ export interface ResourceServiceOptions {
   placement: Placement;
   clock: Clock;
   /** Agents connected now. */
-  agentsOf(environment: string): number;
+  agentsOf(environment: string): readonly BoxingAgent[];
 }
 
 export class Resources implements ResourceService {
@@ -183,10 +184,13 @@ export class Resources implements ResourceService {
       step: step.id,
       reads: [...step.reads],
       writes: [...step.writes],
-      environments: placement.explain(spec.name, step, facts).map((verdict) => ({
+      environments: withSandbox(placement.explain(spec.name, step, facts), step, {
+        classificationOf: (dataset) => facts.datasets.get(dataset)?.classification ?? "secret",
+        agentsOf,
+      }).map((verdict) => ({
         environment: verdict.environment,
         allowed: verdict.allowed,
-        agents: agentsOf(verdict.environment),
+        agents: agentsOf(verdict.environment).length,
         reasons: verdict.reasons.map((reason) => ({ ...reason })),
       })),
     }));

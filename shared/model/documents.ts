@@ -78,6 +78,40 @@ export function isRelativePath(path: string): boolean {
   return segments.length > 0 && segments.every((segment) => !refused.includes(segment));
 }
 
+const MEMORY_EXPECTED = "a size from 16MiB to 1024GiB, such as 512MiB or 4GiB";
+const MEMORY_MIN_BYTES = 16 * 1024 * 1024;
+const CPU_EXPECTED = "a number of cores from 0.01 to 1024, such as 0.5 or 2";
+const PROCESSES_EXPECTED = "a whole number from 1 to 1000000";
+const FILE_SIZE_EXPECTED = "a size from 1KiB to 1024GiB, such as 100MiB";
+const OPEN_FILES_EXPECTED = "a whole number from 16 to 1048576";
+const wholeNumber = (min: number, max: number, expected: string) =>
+  z.int({ error: expected }).min(min, { error: expected }).max(max, { error: expected });
+const Resources = z.strictObject({
+  memory: Size.refine((size) => isAtLeast(size, MEMORY_MIN_BYTES), { error: MEMORY_EXPECTED })
+    .optional()
+    .describe("Memory of all its processes, with what they keep in /tmp. Above it the kernel ends them"),
+  cpu: z
+    .number({ error: CPU_EXPECTED })
+    .min(0.01, { error: CPU_EXPECTED })
+    .max(1024, { error: CPU_EXPECTED })
+    .optional()
+    .describe("Processor time, in cores: 0.5 is half of one"),
+  processes: wholeNumber(1, 1_000_000, PROCESSES_EXPECTED)
+    .optional()
+    .describe("Processes and threads at the same time"),
+  fileSize: Size.refine((size) => isAtLeast(size, 1024), { error: FILE_SIZE_EXPECTED })
+    .optional()
+    .describe("Size of any one file that it writes"),
+  openFiles: wholeNumber(16, 1_048_576, OPEN_FILES_EXPECTED)
+    .optional()
+    .describe("Open files of each process"),
+});
+
+/** What is no size is complained of as such. */
+function isAtLeast(size: string | number, bytes: number): boolean {
+  return (typeof size === "string" && !SIZE_PATTERN.test(size)) || sizeBytes(size) >= bytes;
+}
+
 const Output = z.strictObject({
   type: z
     .enum(["json", "text"], { error: "json or text" })
@@ -222,6 +256,15 @@ export const StepDocument = z.strictObject({
     .optional()
     .describe(
       "true: never started a second time while it is unknown what became of the first. Default false",
+    ),
+  resources: Resources.optional().describe(
+    "What an attempt may take of its host. Default, and at most: what the agent's configuration says",
+  ),
+  sandbox: z
+    .literal("required", { error: "required" })
+    .optional()
+    .describe(
+      "required: runs only where the agent boxes steps. Default: required where it reads data classed above what the agent's configuration lets run without, which is internal",
     ),
 });
 export type StepDocument = z.infer<typeof StepDocument>;

@@ -143,7 +143,22 @@ describe("what is written and what is stored", () => {
     unplaceableMs: ms,
     pools: names,
   });
-  const lateFields = fc.record({ disconnect, once: fc.constant(true) }, { requiredKeys: [] });
+  const resources = fc
+    .record(
+      {
+        memoryBytes: fc.integer({ min: 2 ** 24, max: 2 ** 40 }),
+        cpus: fc.constantFrom(0.01, 0.5, 2, 1024),
+        processes: fc.integer({ min: 1, max: 1_000_000 }),
+        fileSizeBytes: fc.integer({ min: 1024, max: 2 ** 40 }),
+        openFiles: fc.integer({ min: 16, max: 1_048_576 }),
+      },
+      { requiredKeys: [] },
+    )
+    .filter((some) => Object.keys(some).length > 0);
+  const lateFields = fc.record(
+    { disconnect, once: fc.constant(true), resources, sandbox: fc.constant("required" as const) },
+    { requiredKeys: [] },
+  );
   const stepSpec = fc.tuple(oldStepSpec, lateFields).map(([old, late]) => ({ ...old, ...late }));
   const pipelineSpec = fc.record({
     name,

@@ -54,6 +54,20 @@ export type SecretSpec = z.infer<typeof SecretSpec>;
 /** Of one step. */
 export const SECRETS_MAX = 32;
 
+/** What one attempt may take of its host, all its processes together. Missing: what the agent's configuration says. */
+export const ResourcesSpec = z.strictObject({
+  memoryBytes: z.int().min(1).optional(),
+  /** Cores' worth of processor time; 0.5 is half of one. */
+  cpus: z.number().positive().optional(),
+  /** Threads count as processes. */
+  processes: z.int().min(1).optional(),
+  /** Of any one file that it writes. */
+  fileSizeBytes: z.int().min(1).optional(),
+  /** Of each of its processes. */
+  openFiles: z.int().min(1).optional(),
+});
+export type ResourcesSpec = z.infer<typeof ResourcesSpec>;
+
 export const StepSpec = z.strictObject({
   id: Name,
   description: z.string().optional(),
@@ -81,6 +95,9 @@ export const StepSpec = z.strictObject({
   once: z.boolean().optional(),
   /** Variable → secret. Missing: none. */
   secrets: z.record(z.string().regex(VARIABLE_PATTERN), SecretSpec).optional(),
+  resources: ResourcesSpec.optional(),
+  /** Never started without a box, whatever its data. Missing: as the agent's configuration says for the class of it. */
+  sandbox: z.literal("required").optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 

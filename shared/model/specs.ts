@@ -16,6 +16,7 @@ import type {
   PipelineSpec,
   PoolSpec,
   Resource,
+  ResourcesSpec,
   RetrySpec,
   SecretSpec,
   StepSpec,
@@ -89,6 +90,10 @@ function stepSpec(step: StepDocument): StepSpec {
     ...(step.disconnect ? { disconnect: disconnectSpec(step.disconnect, step.once === true) } : {}),
     ...(step.once === true ? { once: true } : {}),
     ...withoutEmpty({ secrets: secretSpecs(step.secrets ?? {}) }),
+    ...(step.resources && Object.keys(step.resources).length > 0
+      ? { resources: resourcesSpec(step.resources) }
+      : {}),
+    ...(step.sandbox ? { sandbox: step.sandbox } : {}),
   };
 }
 
@@ -106,6 +111,27 @@ export function secretSpecs(secrets: NonNullable<StepDocument["secrets"]>): Reco
 function shortVariable(name: string): string {
   const variable = name.toUpperCase().replaceAll("-", "_");
   return /^[0-9]/.test(variable) ? `_${variable}` : variable;
+}
+
+function resourcesSpec({
+  memory,
+  cpu,
+  processes,
+  fileSize,
+  openFiles,
+}: NonNullable<StepDocument["resources"]>): ResourcesSpec {
+  return given({
+    memoryBytes: memory === undefined ? undefined : sizeBytes(memory),
+    cpus: cpu,
+    processes,
+    fileSizeBytes: fileSize === undefined ? undefined : sizeBytes(fileSize),
+    openFiles,
+  });
+}
+
+function resourcesDocument(resources: ResourcesSpec): NonNullable<StepDocument["resources"]> {
+  const { memoryBytes, cpus, processes, fileSizeBytes, openFiles } = resources;
+  return given({ memory: memoryBytes, cpu: cpus, processes, fileSize: fileSizeBytes, openFiles });
 }
 
 function disconnectSpec(
@@ -245,6 +271,8 @@ function stepDocument(step: StepSpec): StepDocument {
     ...(step.disconnect ? { disconnect: disconnectDocument(step.disconnect) } : {}),
     ...(step.once === true ? { once: true } : {}),
     ...(step.secrets ? { secrets: step.secrets } : {}),
+    ...(step.resources ? { resources: resourcesDocument(step.resources) } : {}),
+    ...(step.sandbox ? { sandbox: step.sandbox } : {}),
   };
 }
 

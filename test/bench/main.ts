@@ -11,6 +11,7 @@ import { connect } from "nats";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { startTestNats } from "../support/nats.ts";
 import { Plant } from "../support/plant.ts";
+import { measureBoxes } from "./boxes.ts";
 import { measureFailover } from "./failover.ts";
 import { type Floors, measureFloors } from "./floors.ts";
 import { median, percentile } from "./statistics.ts";
@@ -85,6 +86,18 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   ): void => {
     budgets.push({ name, value, unit, limit, met: atMost ? value <= limit : value >= limit, note });
   };
+  say("a process that does nothing, plain and boxed …");
+  const boxes = await measureBoxes(values.quick ? 30 : 150);
+  if (typeof boxes === "string") say(`no box on this host: ${boxes}`);
+  else
+    add(
+      "a box around a process that does nothing, p50",
+      boxes.boxedMs - boxes.plainMs,
+      "ms",
+      20,
+      true,
+      `plain ${boxes.plainMs.toFixed(2)} ms, boxed ${boxes.boxedMs.toFixed(2)} ms, ${boxes.memory}`,
+    );
   await using plant = new Plant({ dist: join(process.cwd(), "dist"), env: { INSITU_LOG_LEVEL: "warn" } });
   await plant.startServer();
   await plant.apply(

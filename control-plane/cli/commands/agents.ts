@@ -159,6 +159,7 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
         .join(", ") || "-",
     ],
     ["site policy", policyOf(agent)],
+    ...sandboxFields(agent.sandbox),
     ["leases", leases.join("\n") || "-"],
     ["clock skew", agent.clockSkewMs === null ? "-" : `${agent.clockSkewMs} ms`],
     ["not sent yet", bytes(agent.spoolBytes)],
@@ -178,6 +179,22 @@ function policyOf({ sitePolicy }: AgentView): string {
 
 function revocationOf({ atMs, by, reason }: NonNullable<AgentView["revoked"]>): string {
   return `${instant(atMs)} by ${oneLine(by)}: ${oneLine(reason)}`;
+}
+
+function sandboxFields(sandbox: AgentView["sandbox"]): [string, string][] {
+  if (!sandbox) return [["sandbox", "unknown: the agent does not say"]];
+  const list = (words: Record<string, string>): string =>
+    Object.entries(words)
+      .map(([limit, word]) => oneLine(`${limit}: ${word}`))
+      .sort()
+      .join("\n");
+  if (!sandbox.boxes) return [["sandbox", oneLine(sandbox.summary)]];
+  const notHeld = list(sandbox.notHeld);
+  return [
+    ["sandbox", oneLine(sandbox.summary)],
+    ["limits", list(sandbox.held)],
+    ...(notHeld === "" ? [] : [["not limited", notHeld] as [string, string]]),
+  ];
 }
 
 function stateOf(agent: AgentView): string {

@@ -25,6 +25,7 @@ import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Outpu
 import type { RenewResponse as _insitu_agent_v1_RenewResponse, RenewResponse__Output as _insitu_agent_v1_RenewResponse__Output } from './insitu/agent/v1/RenewResponse.ts';
 import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent_v1_Report__Output } from './insitu/agent/v1/Report.ts';
 import type { ReportBatch as _insitu_agent_v1_ReportBatch, ReportBatch__Output as _insitu_agent_v1_ReportBatch__Output } from './insitu/agent/v1/ReportBatch.ts';
+import type { Sandbox as _insitu_agent_v1_Sandbox, Sandbox__Output as _insitu_agent_v1_Sandbox__Output } from './insitu/agent/v1/Sandbox.ts';
 import type { ServerMessage as _insitu_agent_v1_ServerMessage, ServerMessage__Output as _insitu_agent_v1_ServerMessage__Output } from './insitu/agent/v1/ServerMessage.ts';
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from './insitu/agent/v1/SitePolicy.ts';
 import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from './insitu/agent/v1/Version.ts';
@@ -62,6 +63,7 @@ export interface ProtoGrpcType {
         RenewResponse: MessageTypeDefinition<_insitu_agent_v1_RenewResponse, _insitu_agent_v1_RenewResponse__Output>
         Report: MessageTypeDefinition<_insitu_agent_v1_Report, _insitu_agent_v1_Report__Output>
         ReportBatch: MessageTypeDefinition<_insitu_agent_v1_ReportBatch, _insitu_agent_v1_ReportBatch__Output>
+        Sandbox: MessageTypeDefinition<_insitu_agent_v1_Sandbox, _insitu_agent_v1_Sandbox__Output>
         ServerMessage: MessageTypeDefinition<_insitu_agent_v1_ServerMessage, _insitu_agent_v1_ServerMessage__Output>
         SitePolicy: MessageTypeDefinition<_insitu_agent_v1_SitePolicy, _insitu_agent_v1_SitePolicy__Output>
         Stream: EnumTypeDefinition

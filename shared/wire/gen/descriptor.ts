@@ -230,6 +230,10 @@ export const DESCRIPTOR = {
                     "sitePolicy": {
                       "type": "SitePolicy",
                       "id": 10
+                    },
+                    "sandbox": {
+                      "type": "Sandbox",
+                      "id": 11
                     }
                   }
                 },
@@ -242,6 +246,32 @@ export const DESCRIPTOR = {
                     "trouble": {
                       "type": "string",
                       "id": 2
+                    }
+                  }
+                },
+                "Sandbox": {
+                  "fields": {
+                    "boxes": {
+                      "type": "bool",
+                      "id": 1
+                    },
+                    "summary": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "held": {
+                      "keyType": "string",
+                      "type": "string",
+                      "id": 3
+                    },
+                    "notHeld": {
+                      "keyType": "string",
+                      "type": "string",
+                      "id": 4
+                    },
+                    "unboxedUpTo": {
+                      "type": "string",
+                      "id": 5
                     }
                   }
                 },

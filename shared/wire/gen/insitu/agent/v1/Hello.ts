@@ -3,6 +3,7 @@
 import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
+import type { Sandbox as _insitu_agent_v1_Sandbox, Sandbox__Output as _insitu_agent_v1_Sandbox__Output } from '../../../insitu/agent/v1/Sandbox.ts';
 
 export interface Hello {
   'version'?: (_insitu_agent_v1_Version | null);
@@ -15,6 +16,7 @@ export interface Hello {
   'held'?: (_insitu_agent_v1_Lease)[];
   'natsUserKey'?: (string);
   'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
+  'sandbox'?: (_insitu_agent_v1_Sandbox | null);
 }
 
 export interface Hello__Output {
@@ -28,4 +30,5 @@ export interface Hello__Output {
   'held': (_insitu_agent_v1_Lease__Output)[];
   'natsUserKey': (string);
   'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
+  'sandbox': (_insitu_agent_v1_Sandbox__Output | null);
 }

@@ -1,0 +1,58 @@
+import { expect, test } from "vitest";
+import { explainRefusal } from "./choose.ts";
+import { type BoxingAgent, withSandbox } from "./with-sandbox.ts";
+
+const process = { kind: "process" as const, argv: ["true"] };
+const boxing: BoxingAgent = {
+  id: "hq/a",
+  sandbox: { boxes: true, summary: "bubblewrap 0.8.0", unboxedUpTo: "internal" },
+};
+const without = (unboxedUpTo: string): BoxingAgent => ({
+  id: "hq/b",
+  sandbox: { boxes: false, summary: "none: bubblewrap is not installed", unboxedUpTo },
+});
+const silent: BoxingAgent = { id: "hq/c", sandbox: null };
+
+function verdict(step: object, agents: readonly BoxingAgent[], classification = "confidential") {
+  return withSandbox(
+    [{ environment: "hq", allowed: true, reasons: [] }],
+    { executor: process, reads: [], ...step },
+    { classificationOf: () => classification as never, agentsOf: () => agents },
+  );
+}
+
+test.each([
+  // step, agents, class of what it reads, allowed
+  [{}, [without("internal")], "confidential", true],
+  [{ reads: ["d"] }, [without("internal")], "confidential", false],
+  [{ reads: ["d"] }, [without("internal")], "internal", true],
+  [{ reads: ["d"] }, [without("secret")], "secret", true],
+  [{ reads: ["d"] }, [without("")], "public", false],
+  [{ reads: ["d"] }, [without("a class of later")], "public", false],
+  [{ reads: ["d"] }, [without("internal"), boxing], "secret", true],
+  [{ reads: ["d"] }, [silent], "secret", true],
+  [{ reads: ["d"] }, [], "secret", true],
+  [{ sandbox: "required" }, [], "public", true],
+  [{ sandbox: "required" }, [without("secret")], "public", false],
+  [{ sandbox: "required" }, [silent], "public", false],
+  [{ sandbox: "required" }, [silent, boxing], "public", true],
+  [{ sandbox: "required", executor: { kind: "noop" } }, [without("public")], "public", true],
+] as const)("%j with agents %j and %s data: %s", (step, agents, classification, allowed) => {
+  expect(verdict(step, agents, classification)[0]?.allowed).toBe(allowed);
+});
+
+test("the reason names the agents and what they lack", () => {
+  const verdicts = verdict({ reads: ["d"] }, [without("internal")]);
+  const step = { id: "fit", reads: ["d"], writes: [], environments: [] };
+  expect(explainRefusal(step, verdicts)).toMatch(
+    /rule sandbox forbids it in hq .*data classed confidential.*hq\/b: none: bubblewrap is not installed/,
+  );
+});
+
+test("what policy forbids stays forbidden for its own reason", () => {
+  const denied = [
+    { environment: "hq", allowed: false, reasons: [{ policy: "residency", dataset: "d", message: "no" }] },
+  ];
+  const world = { classificationOf: () => "secret" as const, agentsOf: () => [without("")] };
+  expect(withSandbox(denied, { executor: process, reads: ["d"] }, world)).toEqual(denied);
+});

@@ -1,0 +1,18 @@
+// Original file: proto/insitu/agent/v1/agent.proto
+
+
+export interface Sandbox {
+  'boxes'?: (boolean);
+  'summary'?: (string);
+  'held'?: ({[key: string]: string});
+  'notHeld'?: ({[key: string]: string});
+  'unboxedUpTo'?: (string);
+}
+
+export interface Sandbox__Output {
+  'boxes': (boolean);
+  'summary': (string);
+  'held': ({[key: string]: string});
+  'notHeld': ({[key: string]: string});
+  'unboxedUpTo': (string);
+}
