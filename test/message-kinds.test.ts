@@ -60,6 +60,12 @@ const KINDS: Record<string, readonly Reference[]> = {
       "an agent whose certificate has expired comes back with its key, once for each approval",
     ],
   ],
+  "rpc Check": [
+    [
+      "control-plane/gateway/sessions.test.ts",
+      "asked for by an agent whose session is open disturbs nothing, however often",
+    ],
+  ],
   "rpc Session": [[SESSIONS, "gives way to a newer one of the same agent, which stays"]],
   "rpc Report": REPORTS,
   "rpc Logs": [

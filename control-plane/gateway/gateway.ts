@@ -89,6 +89,12 @@ export interface Gateway extends AsyncDisposable {
   readonly sessions: AgentSessions;
 }
 
+const OWN_VERSION = {
+  major: PROTOCOL_MAJOR,
+  minor: PROTOCOL_MINOR,
+  software: `insitu ${SOFTWARE_VERSION}`,
+  capabilities: [],
+};
 const SWEEP_MS = 1_000;
 const IN_FLIGHT_MAX_BYTES = 4 * 1024 * 1024;
 const MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
@@ -264,6 +270,14 @@ class GrpcGateway implements Gateway {
         rateLimit: this.#options.enrolRateLimit ?? ENROL_RATE_LIMIT,
       }),
       Renew: renewHandler({ registry, clock, log, pki, validForMs, rateLimit: RENEW_RATE_LIMIT }),
+      Check: (call, callback) => {
+        peerOf(call); // throws when nobody let it in
+        callback(null, {
+          version: OWN_VERSION,
+          wallMs: String(clock.wallMs()),
+          replicaId: this.#options.replicaId,
+        });
+      },
       Session: (call) => this.#sessions.accept(call, peerOf(call)),
       Report: (call) => {
         const peer = peerOf(call);
@@ -297,12 +311,7 @@ class GrpcGateway implements Gateway {
     const { offerPublicKeyPem, replicaId, gateways } = this.#options;
     const nats = natsIdentity ? undefined : natsAccessFor(peer);
     return {
-      version: {
-        major: PROTOCOL_MAJOR,
-        minor: PROTOCOL_MINOR,
-        software: `insitu ${SOFTWARE_VERSION}`,
-        capabilities: [],
-      },
+      version: OWN_VERSION,
       heartbeatMs,
       leaseTtlMs,
       ...(nats ? { nats: { ...nats, caPem: Buffer.from(nats.caPem) } } : {}),

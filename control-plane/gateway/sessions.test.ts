@@ -285,6 +285,30 @@ describe("a session is refused", () => {
   });
 });
 
+describe("a check", () => {
+  const check = (client: Awaited<ReturnType<typeof joined>>["client"]) =>
+    new Promise<{ wallMs: string; replicaId: string }>((resolve, reject) => {
+      client.Check({}, (err, reply) => (err ? reject(err) : resolve(reply!)));
+    });
+
+  test("asked for by an agent whose session is open disturbs nothing, however often", async () => {
+    const agent = await joined();
+    const { inbox, stream } = await openSession(agent.client);
+    const before = systemClock.wallMs();
+    for (const _ of [1, 2, 3]) {
+      const { wallMs } = await check(agent.client);
+      expect(Number(wallMs)).toBeGreaterThanOrEqual(before);
+    }
+    stream.write(heartbeat(7));
+    await inbox.find((m) => m.heartbeatReply);
+    stream.end();
+  });
+
+  test("without an agent's certificate is refused", async () => {
+    await expect(check(world.client())).rejects.toMatchObject({ code: status.UNAUTHENTICATED });
+  });
+});
+
 describe("what comes twice, late or in the wrong order", () => {
   test("of heartbeats and goodbyes renews what each names, and ends nothing by itself", async () => {
     const { id, client } = await joined();

@@ -39,6 +39,34 @@ export const DESCRIPTOR = {
                       "requestStream": true,
                       "responseType": "Ack",
                       "responseStream": true
+                    },
+                    "Check": {
+                      "requestType": "CheckRequest",
+                      "responseType": "CheckReply"
+                    }
+                  }
+                },
+                "CheckRequest": {
+                  "fields": {
+                    "version": {
+                      "type": "Version",
+                      "id": 1
+                    }
+                  }
+                },
+                "CheckReply": {
+                  "fields": {
+                    "version": {
+                      "type": "Version",
+                      "id": 1
+                    },
+                    "wallMs": {
+                      "type": "uint64",
+                      "id": 2
+                    },
+                    "replicaId": {
+                      "type": "string",
+                      "id": 3
                     }
                   }
                 },
