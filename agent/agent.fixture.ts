@@ -8,9 +8,12 @@ import type { StepSpec } from "../shared/model/spec.ts";
 import { systemClock } from "../shared/system.ts";
 import { type LeaseKey, OFFER_PURPOSE, type Offer, type ReportPayload } from "../shared/wire/attempt.ts";
 import { outcome, stepSpec } from "../test/support/specs.ts";
+import { Network } from "./network/network.ts";
 
 export const MiB = 1024 * 1024;
 export const LIMITS = { logSpoolMaxBytes: 64 * MiB, outboxMaxBytes: 64 * MiB, clock: systemClock };
+/** Straight out: for tests in which there is no proxy. */
+export const openNetwork = new Network({ clock: systemClock, siteCaPem: "" });
 export const quiet = pino({ level: "silent" });
 
 export interface TestDirectory extends Disposable {

@@ -18,6 +18,7 @@ import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
+import type { Network } from "./network/network.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
 import type { Secrets } from "./secrets/secrets.ts";
@@ -48,6 +49,7 @@ export class Agent {
   readonly #config: AgentConfig;
   readonly #clock: Clock;
   readonly #log: Logger;
+  readonly #network: Network;
   readonly #journal: Journal;
   readonly #attempts: AttemptService;
   readonly #uplink: Uplink;
@@ -77,6 +79,7 @@ export class Agent {
       clock: Clock;
       random: Random;
       log: Logger;
+      network: Network;
       sandbox: Sandbox;
       policy: SitePolicy | undefined;
       secrets: Secrets;
@@ -87,6 +90,7 @@ export class Agent {
     this.#clock = world.clock;
     this.#log = world.log;
     this.#policy = world.policy;
+    this.#network = world.network;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
     this.#userKey = loadOrMakeUserKey(join(config.stateDir, "nats-user.json"));
@@ -303,6 +307,7 @@ export class Agent {
       clock: this.#clock,
       log: this.#log,
       access,
+      network: this.#network,
       userSeed: this.#userKey.seed,
       freeSlots: () => (this.#mayTakeWork() ? this.#attempts.freeSlots : 0),
       onOffer: (message) => {

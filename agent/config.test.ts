@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { rootCertificates } from "node:tls";
 import { expect, test } from "vitest";
 import { testDirectory } from "./agent.fixture.ts";
 import { loadConfig } from "./config.ts";
@@ -129,4 +130,42 @@ test("the site's policy is named by the file or a flag, and by nothing in the en
   expect(sitePolicy).toBe("/etc/insitu/policy.yaml");
   expect((await loadConfig({ "state-dir": "/tmp/x", name: "a1" }, env)).sitePolicy).toBeUndefined();
   await expect(loadConfig({ config: file, "site-policy": "" }, env)).rejects.toThrow(/sitePolicy/);
+});
+
+test("a proxy of the file wins over that of the environment; its password is in a file beside it", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  const ca = join(directory.path, "site-ca.pem");
+  writeFileSync(ca, `Issuer: the site\n${rootCertificates[0]}\n${rootCertificates[1]}\n`);
+  const proxy =
+    "proxy: { url: 'http://proxy.example:3128', username: site-7, passwordFile: secret, noProxy: [.corp] }";
+  writeFileSync(file, `stateDir: s\nname: a1\nca: [site-ca.pem]\n${proxy}\n`);
+  const env = { HTTPS_PROXY: "http://other.example:8080" };
+  const config = await loadConfig({ config: file }, env);
+  expect(config.proxy).toMatchObject({
+    address: { host: "proxy.example", port: 3128 },
+    username: "site-7",
+    passwordFile: join(directory.path, "secret"),
+    noProxy: [".corp"],
+  });
+  expect(config.siteCaPem.match(/BEGIN CERTIFICATE/g)).toHaveLength(2);
+  expect((await loadConfig({ "state-dir": "s", name: "a1" }, env)).proxy?.address.host).toBe("other.example");
+  expect((await loadConfig({ "state-dir": "s", name: "a1" }, {})).proxy).toBeUndefined();
+});
+
+test.each<[string, NodeJS.ProcessEnv, RegExp]>([
+  ["proxy: { url: 'socks5://p.example' }", {}, /proxy\.url: is like http:/],
+  ["proxy: { url: 'http://a:b@p.example' }", {}, /proxy\.url: holds a password; use passwordFile/],
+  [
+    "ca: [agent.yaml]",
+    {},
+    /ca: .*agent\.yaml is no file of PEM certificates \(there is no certificate in it\)/,
+  ],
+  ["ca: [gone.pem]", {}, /ca: .*gone\.pem is no file of PEM certificates/],
+  ["logLevel: warn", { HTTPS_PROXY: "socks5://p.example" }, /HTTPS_PROXY is not like http:/],
+])("%s with %j is refused", async (line, env, expected) => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  writeFileSync(file, `stateDir: s\nname: a1\n${line}\n`);
+  expect((await rejection(loadConfig({ config: file }, env))).message).toMatch(expected);
 });

@@ -1,10 +1,12 @@
 /** The agent's configuration: a file, flags over it, and the only reader of the environment. */
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { availableParallelism, hostname } from "node:os";
 import { dirname, resolve } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
 import { FIELD_PATTERN, Name } from "../shared/model/names.ts";
+import { ProxyConfig, proxyOf, proxyOfEnvironment, type SiteProxy } from "./network/proxy.ts";
 import { SandboxConfig } from "./sandbox/sandbox-config.ts";
 import { SecretsConfig, VaultConfig } from "./secrets/secret-config.ts";
 
@@ -45,6 +47,10 @@ const Config = z
     vault: VaultConfig.optional(),
     /** The file with what the site allows. Relative to the configuration file. See docs/security/site-policy.md. */
     sitePolicy: z.string().min(1).optional(),
+    /** The site's HTTP proxy; without it that of HTTPS_PROXY. See docs/install-agent.md. */
+    proxy: ProxyConfig.optional(),
+    /** PEM files with authorities of the site, trusted beside the system's for a proxy and a NATS of the site's. */
+    ca: z.array(z.string().min(1)).default([]),
   })
   .superRefine(({ secrets, vault }, context) => {
     if (vault !== undefined) return;
@@ -54,7 +60,9 @@ const Config = z
       context.addIssue({ code: "custom", path: ["secrets", name], message });
     }
   });
-export type AgentConfig = Readonly<z.infer<typeof Config>>;
+export type AgentConfig = Readonly<
+  Omit<z.infer<typeof Config>, "proxy" | "ca"> & { proxy: SiteProxy | undefined; siteCaPem: string }
+>;
 
 const DEFAULTS = {
   executors: ["process", "noop"],
@@ -89,7 +97,8 @@ export interface Flags {
 }
 
 /**
- * File, then environment (`INSITU_JOIN_TOKEN`, `INSITU_LOG_LEVEL`), then flags.
+ * File, then environment (`INSITU_JOIN_TOKEN`, `INSITU_LOG_LEVEL`), then flags. `HTTPS_PROXY` and `NO_PROXY` count when
+ * the file has no `proxy`.
  *
  * @throws request.invalid with every bad key at once
  */
@@ -114,11 +123,15 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
     // What is no map of names is left as it is, for the schema to refuse.
     if (isMap(raw[key])) raw[key] = { ...raw[key], ...given };
   }
+  if (isMap(raw.proxy) && typeof raw.proxy.passwordFile === "string")
+    raw.proxy = { ...raw.proxy, passwordFile: resolve(base, raw.proxy.passwordFile) };
   const parsed = Config.safeParse(raw);
   if (!parsed.success) {
     for (const issue of parsed.error.issues)
       problems.push(`  ${issue.path.join(".") || "(top)"}: ${issue.message}`);
   }
+  const siteCaPem = parsed.success ? readCas(base, parsed.data.ca, problems) : "";
+  const proxy = parsed.success ? proxyFrom(parsed.data.proxy, env, problems) : undefined;
   if (!parsed.success || problems.length > 0) {
     const source = file ?? "flags";
     throw new InsituError(
@@ -126,7 +139,7 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
       `the agent's configuration (${source}) is not valid:\n${problems.join("\n")}`,
     );
   }
-  const config = parsed.data;
+  const { ca: _, ...config } = parsed.data;
   const datasets = Object.fromEntries(
     Object.entries(config.datasets).map(([name, path]) => [
       name,
@@ -135,6 +148,7 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
   );
   const PATH = env.PATH ?? "/usr/local/bin:/usr/bin:/bin";
   const stepEnv = { PATH, LANG: "C.UTF-8", ...config.stepEnv };
+  const stateDir = resolve(base, config.stateDir);
   const sitePolicy = config.sitePolicy === undefined ? {} : { sitePolicy: resolve(base, config.sitePolicy) };
   const secrets = Object.fromEntries(
     Object.entries(config.secrets).map(([name, source]) => [
@@ -147,14 +161,40 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
     vault.tokenFile = resolve(base, vault.tokenFile);
     if (vault.caFile !== undefined) vault.caFile = resolve(base, vault.caFile);
   }
-  return Object.freeze({
-    ...config,
-    ...sitePolicy,
-    secrets,
-    stateDir: resolve(base, config.stateDir),
-    datasets,
-    stepEnv,
-  });
+  return Object.freeze({ ...config, ...sitePolicy, secrets, stateDir, datasets, stepEnv, proxy, siteCaPem });
+}
+
+function proxyFrom(
+  given: z.infer<typeof ProxyConfig> | undefined,
+  env: NodeJS.ProcessEnv,
+  problems: string[],
+): SiteProxy | undefined {
+  if (given) return proxyOf(given);
+  try {
+    return proxyOfEnvironment(env);
+  } catch (err) {
+    problems.push(`  ${(err as Error).message}`);
+    return undefined;
+  }
+}
+
+/** Each file is checked here: one that cannot be read would be missed much later, as a certificate that nobody knows. */
+function readCas(base: string, files: readonly string[], problems: string[]): string {
+  return files
+    .map((file) => {
+      const path = resolve(base, file);
+      try {
+        const pem = readFileSync(path, "utf8");
+        const found = pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? [];
+        if (found.length === 0) throw new Error("there is no certificate in it");
+        for (const one of found) new X509Certificate(one);
+        return found.join("\n");
+      } catch (err) {
+        problems.push(`  ca: ${path} is no file of PEM certificates (${(err as Error).message})`);
+        return "";
+      }
+    })
+    .join("\n");
 }
 
 async function readFile(file: string): Promise<Record<string, unknown>> {

@@ -12,6 +12,7 @@ import { Agent } from "./agent.ts";
 import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
 import { enrol } from "./enrolment/enrol.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
+import { Network } from "./network/network.ts";
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
 import { memoryOfHost, probeGroups } from "./sandbox/group-host.ts";
@@ -105,9 +106,10 @@ async function main(argv: string[]): Promise<number> {
     base: { name: config.name },
     redact: ["joinToken", "password"],
   });
-  const identity = await identityOf(config, log);
+  await using network = new Network({ clock: systemClock, proxy: config.proxy, siteCaPem: config.siteCaPem });
+  const identity = await identityOf(config, network, log);
   if (command === "enrol") return 0;
-  return await run(config, identity, log);
+  return await run(config, { identity, network }, log);
 }
 
 /** In a session of its own, and with nothing of the agent's environment: it lives on when the agent does not. */
@@ -145,7 +147,7 @@ function parse(argv: string[]) {
   }
 }
 
-async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
+async function identityOf(config: AgentConfig, network: Network, log: Logger): Promise<Identity> {
   const known = loadIdentity(config.stateDir);
   if (known) return known;
   if (config.joinToken === undefined) {
@@ -166,6 +168,7 @@ async function identityOf(config: AgentConfig, log: Logger): Promise<Identity> {
           { agentName: config.name, fingerprint },
           "waiting for approval: somebody has to say `insitu agents approve`, and to compare the fingerprint first",
         ),
+      network,
     }),
   );
   const identity = loadIdentity(config.stateDir)!;
@@ -219,10 +222,15 @@ function policyOf(config: AgentConfig, log: Logger): SitePolicy | undefined {
   return new SitePolicy({ path: config.sitePolicy, uid: ownUser(), clock: systemClock, log });
 }
 
-async function run(config: AgentConfig, identity: Identity, log: Logger): Promise<number> {
+async function run(
+  config: AgentConfig,
+  { identity, network }: { identity: Identity; network: Network },
+  log: Logger,
+): Promise<number> {
   const sandbox = await sandboxOf(config, log);
   const agent = new Agent(config, identity, {
     sandbox,
+    network,
     policy: policyOf(config, log),
     secrets: secretsOf(config),
     clock: systemClock,

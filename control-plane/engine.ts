@@ -15,7 +15,7 @@ import type { ServerConfig } from "./config.ts";
 import { keysOf } from "./fleet/agent-record.ts";
 import type { AgentRegistry } from "./fleet/agent-registry.ts";
 import type { NatsAccess } from "./gateway/gateway.ts";
-import { advertisedHost, serverCertificate } from "./host-names.ts";
+import { advertisedHost, loopbackOf, serverCertificate } from "./host-names.ts";
 import type { ServerWorld } from "./server.ts";
 import { connectNats, ensureWorkConsumer, type NatsTarget, onReconnect } from "./store/jetstream.ts";
 import { openKv } from "./store/kv.ts";
@@ -236,7 +236,7 @@ async function startEmbedded(
   const synced = disk ? "by the control plane" : syncAlways ? "by nats-server" : "in intervals";
   log.info({ version, url: server.url, synced }, "nats-server started");
   const scheme = remote ? "tls" : "nats";
-  const local = `${scheme}://${remote ? "localhost" : "127.0.0.1"}:${server.port}`;
+  const local = `${scheme}://${remote ? "localhost" : loopbackOf(config.natsHost)}:${server.port}`;
   return {
     disk,
     target: { servers: [local], ...(tls ? { caPem: pki.caPem } : {}) },

@@ -5,10 +5,15 @@ import type { Pki } from "./access/pki.ts";
 import { isLoopback } from "./api/serve.ts";
 import type { ServerConfig } from "./config.ts";
 
+/** How an address of loopback that is listened on is written in addresses: `127.0.0.1`, or `[::1]`. */
+export function loopbackOf(host: string): string {
+  return isIP(host) === 6 ? "[::1]" : "127.0.0.1";
+}
+
 export function advertisedHost(config: ServerConfig): string {
   const [first] = config.publicHosts;
   if (first !== undefined) return first.includes(":") ? `[${first}]` : first;
-  return isLoopback(config.gatewayHost) ? "127.0.0.1" : hostname();
+  return isLoopback(config.gatewayHost) ? loopbackOf(config.gatewayHost) : hostname();
 }
 
 export function namesOf(config: ServerConfig): { dns: string[]; ips: string[] } {

@@ -8,6 +8,7 @@ import { afterEach, beforeAll, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
 import { encodeJoinToken } from "../../shared/wire/join-token.ts";
+import { openNetwork } from "../agent.fixture.ts";
 import { enrol } from "./enrol.ts";
 
 const P256 = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
@@ -131,6 +132,7 @@ const join = (port: number, host = "localhost") =>
     }),
     name: "a1",
     clock: systemClock,
+    network: openNetwork,
   });
 
 test("a gateway of the pinned CA is given the secret, and its refusal is passed on", async () => {

@@ -4,21 +4,21 @@
  * The token pins the CA by the SHA-256 of its public key: the first connection trusts nothing but a chain that
  * ends in exactly that CA. The key never leaves the host.
  */
-import { createHash, createPublicKey, X509Certificate } from "node:crypto";
-import { isIP } from "node:net";
-import { connect, type DetailedPeerCertificate, type PeerCertificate } from "node:tls";
+import { createHash, createPublicKey } from "node:crypto";
 import type { ServiceError } from "@grpc/grpc-js";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { decodeJoinToken, type JoinToken } from "../../shared/wire/join-token.ts";
-import { hostAndPort, openGateway } from "../uplink/gateway-client.ts";
+import { hostAndPort } from "../network/address.ts";
+import type { Network } from "../network/network.ts";
+import { pinOf, shownChain } from "../network/shown-chain.ts";
+import { openGateway } from "../uplink/gateway-client.ts";
 import { explainTls } from "../uplink/tls-trouble.ts";
 import { softwareVersion } from "../uplink/version.ts";
 import { certificateRequest } from "./certificate-request.ts";
 import type { NewIdentity } from "./identity.ts";
 
-const CONNECT_TIMEOUT_MS = 10_000;
 const ENROL_TIMEOUT_MS = 20_000;
 
 /** Between two questions whether somebody has approved the agent; from the shorter to the longer. */
@@ -38,11 +38,14 @@ export async function enrol(options: {
   clock: Clock;
   /** Called once, with the fingerprint of the key, when a person has to approve the agent. */
   waits?(fingerprint: string): void;
+  network: Network;
 }): Promise<NewIdentity> {
+  const { network } = options;
   const token = decodeJoinToken(options.joinToken);
-  const caPem = await fetchPinnedCa(token);
+  const caPem = await fetchPinnedCa(token, network);
   const csrDer = certificateRequest(options.name, options.keyPem);
-  const client = openGateway(token.gateway, { caPem });
+  const route = await network.route(hostAndPort(token.gateway));
+  const client = openGateway(token.gateway, { caPem }, {}, route);
   try {
     const answer = await approved(() => call(client, token, options, csrDer), options);
     return { ...answer, name: options.name, gateway: token.gateway, keyPem: options.keyPem };
@@ -121,8 +124,14 @@ function explain(err: ServiceError, token: JoinToken): InsituError {
 }
 
 /** The CA of the gateway, if it is the one that the token pins. */
-async function fetchPinnedCa(token: JoinToken): Promise<Buffer> {
-  const chain = await presentedChain(token.gateway);
+async function fetchPinnedCa(token: JoinToken, network: Network): Promise<Buffer> {
+  const { chain } = await shownChain(network.way, hostAndPort(token.gateway)).catch((thrown: unknown) => {
+    const err = InsituError.from(thrown);
+    throw new InsituError(err.code, `cannot reach the gateway ${token.gateway}: ${err.message}`, {
+      retryable: err.retryable,
+      cause: thrown,
+    });
+  });
   const ca = chain.find((certificate) => pinOf(certificate) === token.caPin);
   const [leaf] = chain;
   if (!ca || !leaf) {
@@ -134,48 +143,4 @@ async function fetchPinnedCa(token: JoinToken): Promise<Buffer> {
     );
   }
   return Buffer.from(ca.toString());
-}
-
-function presentedChain(gateway: string): Promise<X509Certificate[]> {
-  const { host, port } = hostAndPort(gateway);
-  return new Promise((resolve, reject) => {
-    // Nothing is believed of this connection: only the certificates are looked at.
-    const socket = connect({
-      host,
-      port,
-      rejectUnauthorized: false,
-      ALPNProtocols: ["h2"],
-      servername: isIP(host) === 0 ? host : "", // RFC 6066 §3: no IP addresses in SNI
-    });
-    const fail = (reason: string, cause?: unknown): void => {
-      socket.destroy();
-      const message = `cannot reach the gateway ${gateway}: ${reason}`;
-      reject(new InsituError("unreachable", message, { retryable: true, cause }));
-    };
-    socket.setTimeout(CONNECT_TIMEOUT_MS, () => fail(`no answer within ${CONNECT_TIMEOUT_MS} ms`));
-    socket.once("error", (err) => fail(err.message, err));
-    socket.once("secureConnect", () => {
-      const chain = unfold(socket.getPeerCertificate(true));
-      socket.destroy();
-      resolve(chain);
-    });
-  });
-}
-
-function unfold(leaf: DetailedPeerCertificate): X509Certificate[] {
-  const chain: X509Certificate[] = [];
-  let current: DetailedPeerCertificate | PeerCertificate | undefined = leaf;
-  while (current?.raw && chain.length < 10) {
-    chain.push(new X509Certificate(current.raw));
-    const issuer: DetailedPeerCertificate | undefined =
-      "issuerCertificate" in current ? current.issuerCertificate : undefined;
-    if (!issuer || issuer === current) break;
-    current = issuer;
-  }
-  return chain;
-}
-
-function pinOf(certificate: X509Certificate): string {
-  const spki = certificate.publicKey.export({ type: "spki", format: "der" });
-  return `sha256:${createHash("sha256").update(spki).digest("hex")}`;
 }

@@ -3,15 +3,11 @@ import { isIP } from "node:net";
 import { checkServerIdentity } from "node:tls";
 import { type ChannelOptions, credentials } from "@grpc/grpc-js";
 import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import { addressOf, hostAndPort } from "../network/address.ts";
+import type { Route } from "../network/network.ts";
 
 /** Is sent where an IP address would be: reserved (RFC 2606), so that no server takes it for its own. */
 const NO_NAME = "gateway.invalid";
-
-/** @param gateway `host:port`; an IPv6 address stands in brackets */
-export function hostAndPort(gateway: string): { host: string; port: number } {
-  const at = gateway.lastIndexOf(":");
-  return { host: gateway.slice(0, at).replace(/^\[|\]$/g, ""), port: Number(gateway.slice(at + 1)) };
-}
 
 /**
  * Trusts certificates of `caPem` alone, for exactly the host of `gateway`.
@@ -19,11 +15,14 @@ export function hostAndPort(gateway: string): { host: string; port: number } {
  * The library sends the host as the TLS server name in any case, which RFC 6066 §3 does not allow for IP addresses
  * (Node warns of it, DEP0123). Another name is sent instead, and the certificate is checked against the address all
  * the same.
+ *
+ * @param route where to connect, when it is not the gateway itself: the certificate is the gateway's all the same
  */
 export function openGateway(
   gateway: string,
   trust: { caPem: Buffer; keyPem?: Buffer; certificatePem?: Buffer },
   options: ChannelOptions = {},
+  route?: Route,
 ): InstanceType<typeof AgentGatewayClient> {
   const { caPem, keyPem, certificatePem } = trust;
   const { host } = hostAndPort(gateway);
@@ -34,6 +33,16 @@ export function openGateway(
     certificatePem,
     bare ? { checkServerIdentity: (_name, certificate) => checkServerIdentity(host, certificate) } : {},
   );
-  const target = bare ? { "grpc.ssl_target_name_override": NO_NAME } : {};
-  return new AgentGatewayClient(gateway, secured, { ...target, ...options });
+  const tunnelled = route?.tunnelled === true;
+  const target = {
+    ...(bare ? { "grpc.ssl_target_name_override": NO_NAME } : {}),
+    ...(tunnelled && !bare ? { "grpc.ssl_target_name_override": host } : {}),
+    ...(tunnelled ? { "grpc.default_authority": gateway } : {}),
+    // The library's own rules for proxies differ from ours, and it reads them from the environment.
+    "grpc.enable_http_proxy": 0,
+  };
+  return new AgentGatewayClient(tunnelled ? addressOf(route.address) : gateway, secured, {
+    ...target,
+    ...options,
+  });
 }

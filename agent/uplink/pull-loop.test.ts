@@ -5,7 +5,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
-import { testDirectory, Until } from "../agent.fixture.ts";
+import { openNetwork, testDirectory, Until } from "../agent.fixture.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
 import { keepAccess, loadAccess, normalAccess } from "./nats-access.ts";
 import { PullLoop } from "./pull-loop.ts";
@@ -65,6 +65,7 @@ class Puller {
           },
         },
       ),
+      network: openNetwork,
       access: {
         servers: [nats.url.replace(/^nats:/, `${change.scheme ?? "nats"}:`)],
         user: nats.user,

@@ -19,9 +19,11 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
-import { tlsOf } from "../../shared/wire/nats-tls.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
+import { natsAddress } from "../network/address.ts";
+import type { Network } from "../network/network.ts";
 import type { NatsAccess } from "./nats-access.ts";
+import { endpointFor } from "./nats-endpoints.ts";
 
 const PULL_EXPIRES_MS = 20_000;
 /** How often the queue says that it still holds a request that has nothing to give. */
@@ -41,6 +43,7 @@ export interface PullLoopOptions {
   clock: Clock;
   log: Logger;
   access: NatsAccess;
+  network: Network;
   /** Secret, of the key that the access is for. */
   userSeed: string;
   /** 0 while the agent takes no work. */
@@ -117,35 +120,40 @@ export class PullLoop {
   }
 
   async #connect(): Promise<void> {
-    const { access, clock, userSeed } = this.#options;
+    const { access, clock, network, userSeed } = this.#options;
     const options: ConnectionOptions = {
-      servers: access.servers,
       ...(access.userJwt === ""
         ? { user: access.user, pass: access.password }
         : { authenticator: jwtAuthenticator(access.userJwt, Buffer.from(userSeed)) }),
       inboxPrefix: access.inboxPrefix,
-      maxReconnectAttempts: -1,
       reconnectTimeWait: 200,
       reconnectJitter: 300,
       timeout: CONNECT_TIMEOUT_MS,
       pingInterval: 5_000,
       maxPingOut: 2,
       ignoreAuthErrorAbort: true,
-      ...tlsOf(access.servers, access.caPem),
     };
     // The client comes back by itself; a connection that it has closed for good is opened anew here.
+    let turn = 0;
     for (let retryMs = RETRY_MS; !this.#stop.signal.aborted; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {
       try {
-        const connection = await connect({ ...options });
+        const connection = await connect({ ...options, ...(await endpointFor(network, access, turn++)) });
         retryMs = RETRY_MS;
         this.#connection = connection;
         if (this.#stop.signal.aborted) return await connection.close();
         await this.#serve(connection);
       } catch (err) {
-        this.#complain(`cannot be reached: ${InsituError.from(err).message}`);
+        this.#complain(`cannot be reached: ${this.#proxyTrouble() ?? InsituError.from(err).message}`);
       }
       await clock.sleep(retryMs, this.#stop.signal).catch(() => undefined);
     }
+  }
+
+  #proxyTrouble(): string | undefined {
+    const { access, network } = this.#options;
+    return access.servers
+      .map((server) => network.troubleOf(natsAddress(server).address))
+      .find((trouble) => trouble !== undefined);
   }
 
   /** Resolves when the connection is closed. */

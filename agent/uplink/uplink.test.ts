@@ -5,7 +5,15 @@ import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
-import { finished, LIMITS, leaseKey, type TestDirectory, testDirectory, Until } from "../agent.fixture.ts";
+import {
+  finished,
+  LIMITS,
+  leaseKey,
+  openNetwork,
+  type TestDirectory,
+  testDirectory,
+  Until,
+} from "../agent.fixture.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import { Journal } from "../journal/journal.ts";
 import { type Authority, createAuthority, TestGateway } from "./gateway.fixture.ts";
@@ -75,6 +83,7 @@ function open(identity: Partial<Identity> = {}): Uplink {
     gateways: new Gateways(`localhost:${gateway.port}`, join(directory.path, "gateways.json")),
     instanceId: "instance-1",
     journal,
+    network: openNetwork,
     side,
   });
 }

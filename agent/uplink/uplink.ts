@@ -20,6 +20,8 @@ import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
+import { hostAndPort } from "../network/address.ts";
+import type { Network } from "../network/network.ts";
 import type { SandboxFacts } from "../sandbox/sandbox.ts";
 import { Delivery } from "./delivery.ts";
 import { openGateway } from "./gateway-client.ts";
@@ -78,6 +80,7 @@ export interface UplinkOptions {
   instanceId: string;
   journal: Journal;
   gateways: Gateways;
+  network: Network;
   side: AgentSide;
 }
 
@@ -136,7 +139,9 @@ export class Uplink {
   /** A certificate for the key of the request, without showing one. @throws InsituError */
   async recover(csrDer: Buffer): Promise<Buffer> {
     const { caPem, environment, name: agentName } = this.#identity;
-    const client = openGateway(this.#options.gateways.current, { caPem });
+    const { gateways, network } = this.#options;
+    const route = await network.route(hostAndPort(gateways.current));
+    const client = openGateway(gateways.current, { caPem }, {}, route);
     try {
       const request = { environment, agentName, csrDer, version: softwareVersion() };
       return await certificateOf((answer) => client.Recover(request, this.#deadline(), answer));
@@ -182,7 +187,7 @@ export class Uplink {
     let delayMs = BACKOFF_MIN_MS;
     while (!this.#stop.signal.aborted) {
       // A connection each: where packets are lost without a word, streams on the old one would wait for its keepalive.
-      const client = this.#open(gateways.current);
+      const client = await this.#open(gateways.current);
       this.#client = client;
       const ended = await this.#connection(client).finally(() => client.close());
       this.#client = undefined;
@@ -211,8 +216,9 @@ export class Uplink {
     }
   }
 
-  #open(address: string): Client {
-    return openGateway(address, this.#identity, {
+  async #open(address: string): Promise<Client> {
+    const route = await this.#options.network.route(hostAndPort(address));
+    const options = {
       "grpc.keepalive_time_ms": 20_000,
       "grpc.keepalive_timeout_ms": 10_000,
       "grpc.keepalive_permit_without_calls": 1,
@@ -220,7 +226,8 @@ export class Uplink {
       "grpc.initial_reconnect_backoff_ms": BACKOFF_MIN_MS,
       "grpc.max_reconnect_backoff_ms": BACKOFF_MAX_MS,
       "grpc.max_receive_message_length": 8 * 1024 * 1024,
-    });
+    };
+    return openGateway(address, this.#identity, options, route);
   }
 
   /** One life of the three streams. Resolves when any of them has ended. */
@@ -379,11 +386,13 @@ export class Uplink {
 
   /** gRPC says UNAVAILABLE for a bad certificate too; what can be known here is said. */
   #explain(err: ServiceError): string {
-    const { clock, gateways } = this.#options;
+    const { clock, gateways, network } = this.#options;
     const identity = this.#identity;
     if (clock.wallMs() > identity.notAfterMs) {
       return `this agent's certificate has expired (${new Date(identity.notAfterMs).toISOString()}); it asks to come back: somebody has to approve it (insitu agents list)`;
     }
+    const byProxy = network.troubleOf(hostAndPort(gateways.current));
+    if (byProxy !== undefined) return byProxy;
     const said = err.details || err.message;
     return explainTls(said, gateways.current) ?? said;
   }

@@ -162,7 +162,7 @@ class ChildNatsServer implements NatsServer {
   }
 
   get url(): string {
-    return `${this.#options.tls ? "tls" : "nats"}://${this.#options.host}:${this.#port}`;
+    return `${this.#options.tls ? "tls" : "nats"}://${this.#authority()}`;
   }
   get port(): number {
     return this.#port;
@@ -261,7 +261,7 @@ class ChildNatsServer implements NatsServer {
     const user = this.#users[0];
     const { tls, operator } = this.#options;
     const connection = await connect({
-      servers: [`${this.#options.host}:${this.#port}`],
+      servers: [this.#authority()],
       ...(operator
         ? {
             authenticator: jwtAuthenticator(operator.credentials.jwt, Buffer.from(operator.credentials.seed)),
@@ -331,6 +331,12 @@ class ChildNatsServer implements NatsServer {
         },
       })),
     };
+  }
+
+  /** An IPv6 address stands in brackets. */
+  #authority(): string {
+    const { host } = this.#options;
+    return `${host.includes(":") ? `[${host}]` : host}:${this.#port}`;
   }
 
   /** JSON is a subset of nats-server's configuration language. */

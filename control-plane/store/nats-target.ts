@@ -5,12 +5,14 @@ import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import { loadNatsOperator } from "../access/nats-operator.ts";
 import { natsUrls, type ServerConfig } from "../config.ts";
+import { loopbackOf } from "../host-names.ts";
 import type { NatsTarget } from "./jetstream.ts";
 
 type Target = Omit<NatsTarget, "name">;
 
 /** As much as is needed of what `startNatsServer` writes. */
 const Written = z.object({
+  host: z.string().default("127.0.0.1"),
   port: z.int().min(1),
   authorization: z
     .object({ users: z.array(z.object({ user: z.string(), password: z.string() })).min(1) })
@@ -47,7 +49,7 @@ export async function runningTarget(config: ServerConfig): Promise<Target> {
       { cause: err },
     );
   }
-  const { port, authorization, operator, tls } = Written.parse(JSON.parse(text));
+  const { host, port, authorization, operator, tls } = Written.parse(JSON.parse(text));
   const first = authorization?.users[0];
   const known = operator === undefined ? undefined : await loadNatsOperator(secretsOf(config));
   if (operator !== undefined && known === undefined) {
@@ -57,7 +59,7 @@ export async function runningTarget(config: ServerConfig): Promise<Target> {
     );
   }
   return {
-    servers: [tls ? `tls://localhost:${port}` : `nats://127.0.0.1:${port}`],
+    servers: [tls ? `tls://localhost:${port}` : `nats://${loopbackOf(host)}:${port}`],
     ...(first ?? {}),
     ...(known ? { credentials: known.controlPlaneUser() } : {}),
     ...(tls ? { caPem: await readFile(tls.ca_file, "utf8") } : {}),

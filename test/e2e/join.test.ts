@@ -1,6 +1,7 @@
 /** The agent's own way to join, against a real gateway. */
 import { generateKeyPairSync } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { openNetwork } from "../../agent/agent.fixture.ts";
 import { enrol } from "../../agent/enrolment/enrol.ts";
 import { openSession, startWorld, type World } from "../../control-plane/gateway/gateway.fixture.ts";
 import { systemClock } from "../../shared/system.ts";
@@ -29,7 +30,13 @@ const line = async (changes: { caPin?: string; secret?: string } = {}) =>
   });
 
 test("an agent with a join token gets an identity that opens a session", async () => {
-  const identity = await enrol({ joinToken: await line(), name: "a1", keyPem, clock: systemClock });
+  const identity = await enrol({
+    joinToken: await line(),
+    name: "a1",
+    keyPem,
+    clock: systemClock,
+    network: openNetwork,
+  });
   expect(identity).toMatchObject({ environment: "dream", name: "a1", trustDomain: "insitu.test" });
   const { welcome, stream } = await openSession(
     world.client({ keyPem: identity.keyPem.toString(), certificatePem: identity.certificatePem.toString() }),
@@ -40,7 +47,13 @@ test("an agent with a join token gets an identity that opens a session", async (
 
 test("an agent whose answer was lost comes again with the same key, and spends no second use", async () => {
   const secret = await world.token();
-  const again = { joinToken: await line({ secret }), name: "a4", keyPem: anotherKey(), clock: systemClock };
+  const again = {
+    joinToken: await line({ secret }),
+    name: "a4",
+    keyPem: anotherKey(),
+    clock: systemClock,
+    network: openNetwork,
+  };
   await enrol(again);
   const identity = await enrol(again);
   expect((await world.tokens.inspect(secret)).redemptions).toHaveLength(1);
@@ -55,7 +68,9 @@ test("an agent whose answer was lost comes again with the same key, and spends n
 test("an agent gives its secret to no gateway but the one that the token pins", async () => {
   const secret = await world.token();
   const joinToken = await line({ caPin: `sha256:${"0".repeat(64)}`, secret });
-  await expect(enrol({ joinToken, name: "a2", keyPem, clock: systemClock })).rejects.toMatchObject({
+  await expect(
+    enrol({ joinToken, name: "a2", keyPem, clock: systemClock, network: openNetwork }),
+  ).rejects.toMatchObject({
     code: "auth.denied",
   });
   expect((await world.tokens.inspect(secret)).redemptions).toEqual([]);
@@ -63,7 +78,9 @@ test("an agent gives its secret to no gateway but the one that the token pins", 
 
 test("an agent with a bad token is told what to do", async () => {
   const joinToken = await line({ secret: "x".repeat(43) });
-  await expect(enrol({ joinToken, name: "a3", keyPem, clock: systemClock })).rejects.toMatchObject({
+  await expect(
+    enrol({ joinToken, name: "a3", keyPem, clock: systemClock, network: openNetwork }),
+  ).rejects.toMatchObject({
     code: "token.invalid",
     message: expect.stringMatching(/insitu join-token create/),
   });
