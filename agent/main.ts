@@ -25,6 +25,8 @@ const HELP = `insitu-agent — runs steps next to the data, over connections tha
 Usage
   insitu-agent run   [--config FILE] [flags]   enrol if need be, then take work until stopped
   insitu-agent enrol [--config FILE] [flags]   exchange a join token for an identity, and exit
+  insitu-agent doctor [--config FILE] [flags]  say what is in the way to the control plane, and what to ask the
+                                               network team for; before enrolment (with a join token) and after it
   insitu-agent policy init|check               what this site allows: write such a file, or ask it (policy --help)
   insitu-agent version
 
@@ -44,19 +46,23 @@ Flags
   --sandbox required|preferred|off
                          whether steps run in a box; default: preferred         (sandbox.mode)
   --site-policy FILE     what this site allows, whatever the control plane asks for     (sitePolicy)
+  -o, --output text|json how doctor says it; default: text
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
 Only in the file: where secrets come from, secrets and vault (docs/security/secrets.md).
 
 Environment
   INSITU_JOIN_TOKEN, INSITU_LOG_LEVEL
+  HTTPS_PROXY, NO_PROXY  the site's HTTP proxy, when the configuration has no "proxy"
 
 Examples
   insitu-agent run --state-dir ./state --join-token insitu1.eyJ… --dataset patients=/srv/patients.parquet
   insitu-agent enrol --config /etc/insitu/agent.yaml --join-token -
   insitu-agent run --config /etc/insitu/agent.yaml
+  insitu-agent doctor --config /etc/insitu/agent.yaml
+  insitu-agent doctor --state-dir ./state --join-token insitu1.eyJ… -o json
 
-Exit codes: 0 stopped as asked · 1 failed · 2 bad configuration · 6 enrolment refused · 8 control plane not reached
+Exit codes: 0 stopped as asked, nothing in the way · 1 failed, something is in the way · 2 bad configuration · 6 enrolment refused · 8 control plane not reached
 `;
 
 const FLAGS = {
@@ -72,6 +78,7 @@ const FLAGS = {
   "on-stop": { type: "string" },
   sandbox: { type: "string" },
   "site-policy": { type: "string" },
+  output: { type: "string", short: "o" },
   help: { type: "boolean", short: "h" },
 } as const;
 
@@ -93,12 +100,15 @@ async function main(argv: string[]): Promise<number> {
     process.stdout.write(`${softwareVersion().software}\n`);
     return 0;
   }
-  if (command !== "run" && command !== "enrol") {
+  if (command !== "run" && command !== "enrol" && command !== "doctor") {
     throw new InsituError(
       "request.invalid",
-      `there is no command "${command}"; it is run, enrol, policy or version`,
+      `there is no command "${command}"; it is run, enrol, doctor, policy or version`,
     );
   }
+  const { output = "text" } = values;
+  if (output !== "text" && output !== "json")
+    throw new InsituError("request.invalid", `--output is text or json, not "${output}"`);
   if (values["join-token"] === "-") values["join-token"] = readFileSync(0, "utf8").trim();
   const config = await loadConfig(values as Flags, process.env);
   const log = pino({
@@ -107,9 +117,19 @@ async function main(argv: string[]): Promise<number> {
     redact: ["joinToken", "password"],
   });
   await using network = new Network({ clock: systemClock, proxy: config.proxy, siteCaPem: config.siteCaPem });
+  if (command === "doctor") return await doctor(config, network, output);
   const identity = await identityOf(config, network, log);
   if (command === "enrol") return 0;
   return await run(config, { identity, network }, log);
+}
+
+async function doctor(config: AgentConfig, network: Network, output: "text" | "json"): Promise<number> {
+  const { examine } = await import("./doctor/doctor.ts");
+  const { asJson, asText, exitCodeOf } = await import("./doctor/report.ts");
+  const probe = () => probeHost({ path: process.env.PATH ?? "", user: config.sandbox.user });
+  const { gateway, findings } = await examine(config, { network, clock: systemClock, probe });
+  process.stdout.write(output === "json" ? asJson(gateway, findings) : asText(gateway, findings));
+  return exitCodeOf(findings);
 }
 
 /** In a session of its own, and with nothing of the agent's environment: it lives on when the agent does not. */

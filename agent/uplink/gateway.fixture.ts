@@ -1,7 +1,7 @@
 /** A gateway as the protocol describes it, over real gRPC and mutual TLS, that does what a test tells it. */
 import "reflect-metadata"; // before @peculiar/x509
 import { webcrypto } from "node:crypto";
-import { Server, ServerCredentials, type ServerDuplexStream } from "@grpc/grpc-js";
+import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grpc/grpc-js";
 import * as x509 from "@peculiar/x509";
 import { systemClock } from "../../shared/system.ts";
 import { ReportPayload } from "../../shared/wire/attempt.ts";
@@ -35,6 +35,8 @@ export class TestGateway {
   /** What the gateway does; a test changes it. */
   welcome: Welcome = {};
   answerHeartbeats = true;
+  /** Why the agent's certificate is not accepted; empty when it is. */
+  refusal = "";
   reply: HeartbeatReply = {};
   /** Undefined for no acknowledgement. */
   ackReports: (seqs: number[]) => Ack | undefined = (seqs) => ({ ackedSeq: seqs.at(-1)! });
@@ -56,6 +58,10 @@ export class TestGateway {
     this.#server = server;
     server.addService(agentGatewayService, {
       Enrol: (_: unknown, callback: (err: Error) => void) => callback(new Error("not here")),
+      Check: (_: unknown, callback: (err: object | null, reply?: object) => void) =>
+        this.refusal === ""
+          ? callback(null, { wallMs: systemClock.wallMs() })
+          : callback({ code: status.PERMISSION_DENIED, details: this.refusal }),
       Session: (call: SessionCall) => this.#onSession(call),
       Report: (call: ServerDuplexStream<ReportBatch__Output, Ack>) => {
         this.reportCall = call;

@@ -1,4 +1,6 @@
 /** Sites whose network is not a plain one: behind an HTTP proxy, and without IPv4. With the programs as they ship. */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -71,4 +73,60 @@ test("with IPv6 addresses alone an agent enrols, connects and runs a step", {
   const events = (await plant.follow("hello")).events;
   expect(events.at(-1)).toMatchObject({ kind: "run.finished", status: "succeeded" });
   expect(natsServers(plant, "six")[0]).toMatch(/\[::1\]:\d+$/);
+});
+
+interface Diagnosis {
+  code: number;
+  ok: boolean;
+  seen: Record<string, string>;
+  levels: Record<string, string>;
+}
+
+async function doctor(plant: Plant, name: string, flags: string[] = []): Promise<Diagnosis> {
+  const state = join(plant.directory, "sites/site", name);
+  const args = ["doctor", "--state-dir", state, "--name", name, "-o", "json", ...flags];
+  const child = spawn(process.execPath, [join(DIST, "insitu-agent.js"), ...args], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let out = "";
+  child.stdout.on("data", (data) => (out += data));
+  const [code] = (await once(child, "close")) as [number];
+  const { ok, checks } = JSON.parse(out) as {
+    ok: boolean;
+    checks: { check: string; level: string; seen: string }[];
+  };
+  return {
+    code,
+    ok,
+    seen: Object.fromEntries(checks.map(({ check, seen }) => [check, seen])),
+    levels: Object.fromEntries(checks.map(({ check, level }) => [check, level])),
+  };
+}
+
+test("the doctor finds nothing in the way before an agent enrols and while it runs, spends no token and disturbs nothing", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = await newPlant();
+  const { token } = (await plant.call("POST", "/v1/join-tokens", { environment: "site" })) as {
+    token: string;
+  };
+  const before = await doctor(plant, "a", ["--join-token", token]);
+  expect(before.levels).toMatchObject({ tls: "ok", clock: "ok", grpc: "ok", identity: "ok", nats: "skip" });
+  expect(before).toMatchObject({ code: 0, ok: true });
+  // The token has a single use, which is still there.
+  plant.spawnAgent("site", "a", ["--join-token", token]);
+  const connected = async () => {
+    const { items } = (await plant.call("GET", "/v1/agents")) as {
+      items: { id: string; connected: boolean }[];
+    };
+    return items.some(({ id, connected }) => id === "site/a" && connected);
+  };
+  await plant.until(connected);
+  await plant.until(async () => natsServers(plant, "a").length > 0);
+  const during = await doctor(plant, "a");
+  const good = { name: "ok", proxy: "ok", tcp: "ok", tls: "ok", clock: "ok", nats: "ok", grpc: "ok" };
+  expect(during.levels).toMatchObject({ ...good, identity: "ok" });
+  expect(during.seen.grpc).toMatch(/accepts this agent's certificate/);
+  expect(during.code).toBe(0);
+  expect(plant.logOf("site-a")).not.toMatch(/connecting again/);
 });
