@@ -22,7 +22,7 @@ const COMPLETE = [
   "shared/wire",
 ];
 /** Of no queue: how often something is tried, and how long an answer of a person's program may be. */
-const ELSEWHERE = new Set(["MISSED_MAX", "REFUSED_MAX_BYTES", "LOG_ENTRIES_MAX_BYTES"]);
+const ELSEWHERE = new Set(["MISSED_MAX", "RECONNECTS_MAX", "REFUSED_MAX_BYTES", "LOG_ENTRIES_MAX_BYTES"]);
 
 const page = readFileSync(join(ROOT, "docs/limits.md"), "utf8");
 const rows = [...page.matchAll(/^\| [^|]+ \| `([^`]+)` `([^`]+)` \| ([\d]+) ?(\w*) \| [^|]+ \|$/gm)].map(

@@ -4,6 +4,7 @@ import { writeFileSync } from "node:fs";
 import { type AddressInfo, connect, createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
+import { createServer as createTlsServer } from "node:tls";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import {
@@ -13,6 +14,7 @@ import {
   startConnectProxy,
 } from "../../test/support/connect-proxy.ts";
 import { type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import { createAuthority } from "../uplink/gateway.fixture.ts";
 import { addressOf } from "./address.ts";
 import { dial } from "./dial.ts";
 import { Network } from "./network.ts";
@@ -113,6 +115,26 @@ test.each<[string, Parameters<typeof through>[0], RegExp, string]>([
   const { address } = await network.route(target);
   await once(connect(address), "close");
   expect(network.troubleOf(target)).toMatch(message);
+});
+
+test("a proxy that speaks TLS is trusted by an authority of the site, and by that alone", async () => {
+  const authority = await createAuthority();
+  const { keyPem: key, certificatePem: cert } = authority.server;
+  const plain = Number(new URL(proxy.url).port);
+  const front = createTlsServer({ key, cert, allowHalfOpen: true }, (near) => {
+    const far = connect(plain, "127.0.0.1");
+    for (const socket of [near, far]) socket.on("error", () => socket.destroy());
+    near.pipe(far).pipe(near);
+  });
+  await once(front.listen(0, "localhost"), "listening");
+  const given = through({ url: `https://localhost:${(front.address() as AddressInfo).port}` });
+  const socket = await dial({ clock: systemClock, siteCaPem: authority.caPem, proxy: given }, target);
+  expect(await say(socket, "world")).toBe("hello world");
+  await expect(dial(wayThrough(given), target)).rejects.toMatchObject({
+    code: "unreachable",
+    message: expect.stringMatching(/TLS with the proxy localhost:\d+: .*(certificate|issuer)/),
+  });
+  front.close();
 });
 
 test("a target that the proxy cannot reach is told as such", async () => {

@@ -2,7 +2,12 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type NatsServer, type NatsUser, startNatsServer } from "../../control-plane/store/nats-server.ts";
+import {
+  type NatsServer,
+  type NatsServerOptions,
+  type NatsUser,
+  startNatsServer,
+} from "../../control-plane/store/nats-server.ts";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { systemClock } from "../../shared/system.ts";
 
@@ -22,7 +27,9 @@ export interface TestNats extends AsyncDisposable {
 }
 
 /** On a free port of loopback, with its streams in a directory of its own. `users` come beside the one that may do all. */
-export async function startTestNats(options: { users?: readonly NatsUser[] } = {}): Promise<TestNats> {
+export async function startTestNats(
+  options: { users?: readonly NatsUser[]; tls?: NatsServerOptions["tls"] } = {},
+): Promise<TestNats> {
   const directory = await mkdtemp(join(tmpdir(), "insitu-nats-"));
   const { path } = await findNatsServer();
   const user = "test";
@@ -33,6 +40,7 @@ export async function startTestNats(options: { users?: readonly NatsUser[] } = {
     host: "127.0.0.1",
     port: 0,
     users: [{ user, password }, ...(options.users ?? [])],
+    ...(options.tls ? { tls: options.tls } : {}),
     log: { debug() {}, info() {}, warn() {} },
     clock: systemClock,
   });
