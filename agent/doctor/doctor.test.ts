@@ -257,4 +257,7 @@ test("the report is text for people, with each request once, and JSON for progra
   );
   expect(JSON.parse(asJson("gw:1", findings))).toEqual({ gateway: "gw:1", ok: false, checks: findings });
   expect(asText("", [])).toContain("Nothing is in the way.");
+  expect(asText("", [{ check: "tls", level: "fail", seen: "for \u001b[2J\u009b1m" }])).toContain(
+    "for ?[2J?1m",
+  );
 });

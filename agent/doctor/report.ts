@@ -41,6 +41,9 @@ export function asJson(gateway: string, findings: readonly Finding[]): string {
   return `${JSON.stringify({ gateway, ok: exitCodeOf(findings) === 0, checks: findings }, null, 2)}\n`;
 }
 
+/** Names in certificates and what a proxy says are of others: they give a terminal no orders. */
+const CONTROL_CHARACTERS = /[^\P{Cc}\n]/gu;
+
 export function asText(gateway: string, findings: readonly Finding[]): string {
   const lines = findings.map(({ level, check, seen }) => `${level.padEnd(5)} ${check.padEnd(9)} ${seen}`);
   const asks = [...new Set(findings.flatMap(({ ask }) => (ask === undefined ? [] : [ask])))];
@@ -53,7 +56,9 @@ export function asText(gateway: string, findings: readonly Finding[]): string {
     "",
     failed.length === 0 ? "Nothing is in the way." : `In the way: ${failed.join(", ")}.`,
     "",
-  ].join("\n");
+  ]
+    .join("\n")
+    .replace(CONTROL_CHARACTERS, "?");
 }
 
 function indented(text: string): string {

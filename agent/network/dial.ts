@@ -36,6 +36,9 @@ export function trustedCas(siteCaPem: string): string[] {
  * @throws unreachable with which hop failed, auth.denied when the proxy does not know or does not like us
  */
 export async function dial(way: WayOut, target: HostAndPort, signal?: AbortSignal): Promise<Socket> {
+  // It is written into the proxy's request as it is.
+  if (!/^[\w.:%-]+$/.test(target.host) || !Number.isInteger(target.port))
+    throw new InsituError("unreachable", `${JSON.stringify(addressOf(target))} is no host:port`);
   const proxy = proxyFor(way, target);
   if (!proxy) return await open(way, target, "", signal);
   const socket = await dialProxy(way, proxy, signal);
@@ -61,15 +64,17 @@ export async function dialProxy(way: WayOut, proxy: SiteProxy, signal?: AbortSig
     ALPNProtocols: ["http/1.1"],
   };
   const secured = tlsConnect(options);
+  secured.on("error", () => undefined);
   await until(way, secured, "secureConnect", `TLS with the proxy ${addressOf(proxy.address)}`, signal);
   return secured;
 }
 
 async function open(way: WayOut, target: HostAndPort, what: string, signal?: AbortSignal): Promise<Socket> {
   const { host, port } = target;
-  if (!Number.isInteger(port) || port < 1 || port > 65_535 || host === "")
+  if (port < 1 || port > 65_535)
     throw new InsituError("unreachable", `"${addressOf(target)}" is no host:port`);
   const socket = connect({ host, port, noDelay: true, allowHalfOpen: true });
+  socket.on("error", () => undefined); // until somebody else listens: an end says enough, and "close" follows
   await until(way, socket, "connect", `${what}${addressOf(target)}`, signal);
   return socket;
 }

@@ -144,6 +144,15 @@ test("a target that the proxy cannot reach is told as such", async () => {
   });
 });
 
+test.each(["gw\r\nX-Evil: 1", "gw example", "", "gw/path"])(
+  "%j is no host to ask a proxy for",
+  async (host) => {
+    const before = proxy.opened.length + proxy.refused.length;
+    await expect(dial(wayThrough(through()), { host, port: 1 })).rejects.toThrow(/is no host:port/);
+    expect(proxy.opened.length + proxy.refused.length).toBe(before);
+  },
+);
+
 test.each([
   ["no HTTP", "SSH-2.0-x\r\n\r\n", /what it answers is not HTTP/],
   ["an answer without an end", "H".repeat(70_000), /has no end/],

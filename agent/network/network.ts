@@ -28,7 +28,7 @@ export class Network implements AsyncDisposable {
   readonly #tunnels = new Map<string, Promise<Tunnel>>();
   readonly #troubles = new Map<string, string>();
   readonly #sockets = new Set<Socket>();
-  readonly #closing = new AbortController();
+  #closed = false;
 
   constructor(way: WayOut) {
     this.way = way;
@@ -45,8 +45,13 @@ export class Network implements AsyncDisposable {
     const key = addressOf(target);
     const open = this.#tunnels.get(key) ?? this.#open(target);
     this.#tunnels.set(key, open);
-    const { address } = await open;
-    return { address, tunnelled: true };
+    try {
+      const { address } = await open;
+      return { address, tunnelled: true };
+    } catch (err) {
+      this.#tunnels.delete(key); // no file descriptor was free, for example: the next one tries again
+      throw err;
+    }
   }
 
   /** What the proxy said when `target` was last tried, or undefined when it let us through. */
@@ -55,7 +60,7 @@ export class Network implements AsyncDisposable {
   }
 
   async close(): Promise<void> {
-    this.#closing.abort(new InsituError("cancelled", "closed"));
+    this.#closed = true;
     for (const socket of this.#sockets) socket.destroy();
     const tunnels = await Promise.allSettled(this.#tunnels.values());
     for (const one of tunnels) if (one.status === "fulfilled") one.value.server.close();
@@ -66,7 +71,7 @@ export class Network implements AsyncDisposable {
   }
 
   async #open(target: HostAndPort): Promise<Tunnel> {
-    this.#closing.signal.throwIfAborted();
+    if (this.#closed) throw new InsituError("cancelled", "the network is closed");
     const server = createServer(
       { noDelay: true, pauseOnConnect: true, allowHalfOpen: true },
       (near) => void this.#serve(near, target),
@@ -83,7 +88,7 @@ export class Network implements AsyncDisposable {
     this.#keep(near);
     near.once("close", () => gone.abort());
     try {
-      const far = await dial(this.way, target, AbortSignal.any([gone.signal, this.#closing.signal]));
+      const far = await dial(this.way, target, gone.signal); // `close` takes the near end away
       this.#troubles.delete(addressOf(target));
       this.#keep(far);
       for (const [one, other] of [
@@ -101,6 +106,7 @@ export class Network implements AsyncDisposable {
   }
 
   #keep(socket: Socket): void {
+    if (this.#closed) socket.destroy();
     this.#sockets.add(socket);
     socket.on("error", () => socket.destroy());
     socket.once("close", () => this.#sockets.delete(socket));

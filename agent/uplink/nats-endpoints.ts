@@ -8,7 +8,7 @@ import { trustedCas } from "../network/dial.ts";
 import type { Network } from "../network/network.ts";
 
 /** Before the next server is tried, where the client is given one at a time. */
-const RECONNECTS_MAX = 3;
+const RECONNECTS_MAX = 1;
 
 export type Endpoint = Pick<
   ConnectionOptions,
@@ -24,7 +24,7 @@ interface TlsOptions {
 
 /**
  * All servers at once where the client can do it by itself. One at a time, the one of `turn`, when a server is behind
- * the proxy, or has an IP address: the client holds a certificate against the name of the server that it was given,
+ * the proxy, or speaks TLS at an IP address: the client holds a certificate against the name of the server that it was given,
  * which is not the listener's on loopback, and against "localhost" when that is an IP address.
  */
 export async function endpointFor(
@@ -33,8 +33,10 @@ export async function endpointFor(
   turn: number,
 ): Promise<Endpoint> {
   const servers = access.servers.map((server) => ({ server, ...natsAddress(server) }));
-  const alone = servers.some(({ address }) => isIP(address.host) !== 0 || network.isTunnelled(address));
   const tls = tlsFor(network, access);
+  const alone = servers.some(
+    ({ address }) => network.isTunnelled(address) || (tls.tls !== undefined && isIP(address.host) !== 0),
+  );
   if (!alone) return { servers: [...access.servers], maxReconnectAttempts: -1, ...tls };
   const { scheme, address } = servers[turn % servers.length]!;
   const route = await network.route(address);

@@ -187,10 +187,7 @@ export class Uplink {
     let delayMs = BACKOFF_MIN_MS;
     while (!this.#stop.signal.aborted) {
       // A connection each: where packets are lost without a word, streams on the old one would wait for its keepalive.
-      const client = await this.#open(gateways.current);
-      this.#client = client;
-      const ended = await this.#connection(client).finally(() => client.close());
-      this.#client = undefined;
+      const ended = await this.#life(gateways.current);
       if (this.#stop.signal.aborted) break;
       const moving = this.#moving;
       this.#moving = false;
@@ -213,6 +210,25 @@ export class Uplink {
         "control plane lost; connecting again",
       );
       await clock.sleep(waitMs, this.#stop.signal).catch(() => undefined);
+    }
+  }
+
+  async #life(address: string): Promise<{ welcomed: boolean; denied: boolean; reason: string }> {
+    let client: Client;
+    try {
+      client = await this.#open(address);
+    } catch (err) {
+      const reason = err instanceof Error ? err.message : String(err);
+      return { welcomed: false, denied: false, reason };
+    }
+    try {
+      // It may have been told to stop meanwhile: who opens a stream now is not told any more.
+      if (this.#stop.signal.aborted) return { welcomed: false, denied: false, reason: "the agent stops" };
+      this.#client = client;
+      return await this.#connection(client);
+    } finally {
+      this.#client = undefined;
+      client.close();
     }
   }
 

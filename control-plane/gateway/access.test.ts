@@ -39,7 +39,10 @@ async function tryAll(identity?: {
   session.write(hello());
   const ends = await Promise.all(inboxes.map((inbox) => inbox.end()));
   expect(inboxes.flatMap((inbox) => inbox.all)).toEqual([]);
-  return ends;
+  const checked = await new Promise<ServiceError | undefined>((resolve) => {
+    client.Check({}, (err) => resolve(err ?? undefined));
+  });
+  return [...ends, checked];
 }
 
 async function expectRefused(identity: { keyPem: string; certificatePem: string } | undefined, code: status) {
@@ -115,7 +118,7 @@ describe("without an agent's certificate nothing but Enrol answers", () => {
     const before = world.logLines.length;
     const signer = { pki: world.pki, caDirectory: world.caDirectory };
     await expectRefused(await forge(await newKeys(), { ...wanted, ...signer }), status.UNAUTHENTICATED);
-    expect(world.logLines.slice(before).map((line) => line.fault)).toEqual([fault, fault, fault]);
+    expect(world.logLines.slice(before).map((line) => line.fault)).toEqual([fault, fault, fault, fault]);
   });
 
   test("a certificate of ours for an agent that never enrolled", async () => {
