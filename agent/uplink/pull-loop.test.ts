@@ -1,12 +1,16 @@
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { AckPolicy, connect, headers, type NatsConnection, RetentionPolicy } from "nats";
 import { pino } from "pino";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
+import { PROXY_PASSWORD, PROXY_USER, startConnectProxy } from "../../test/support/connect-proxy.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { openNetwork, testDirectory, Until } from "../agent.fixture.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
+import { Network } from "../network/network.ts";
+import { ProxyConfig, proxyOf } from "../network/proxy.ts";
 import { keepAccess, loadAccess, normalAccess } from "./nats-access.ts";
 import { PullLoop } from "./pull-loop.ts";
 
@@ -51,7 +55,13 @@ class Puller {
 
   constructor(
     slots: number,
-    change: { scheme?: "nats" | "tls"; password?: string; onOffer?: (message: OfferMessage) => void } = {},
+    change: {
+      scheme?: "nats" | "tls";
+      servers?: string[];
+      password?: string;
+      network?: Network;
+      onOffer?: (message: OfferMessage) => void;
+    } = {},
   ) {
     this.free = slots;
     this.loop = new PullLoop({
@@ -65,9 +75,9 @@ class Puller {
           },
         },
       ),
-      network: openNetwork,
+      network: change.network ?? openNetwork,
       access: {
-        servers: [nats.url.replace(/^nats:/, `${change.scheme ?? "nats"}:`)],
+        servers: change.servers ?? [nats.url.replace(/^nats:/, `${change.scheme ?? "nats"}:`)],
         user: nats.user,
         password: change.password ?? nats.password,
         inboxPrefix: "_INBOX.a1",
@@ -119,6 +129,28 @@ async function settled(): Promise<void> {
   await centre.flush();
   await consumerInfo();
 }
+
+test("behind a proxy it finds the server that is there, and comes back to it when it was restarted", async () => {
+  await using proxy = await startConnectProxy();
+  using directory = testDirectory();
+  const passwordFile = join(directory.path, "password");
+  writeFileSync(passwordFile, PROXY_PASSWORD);
+  const given = proxyOf(ProxyConfig.parse({ url: proxy.url, username: PROXY_USER, passwordFile }));
+  await using network = new Network({ clock: systemClock, siteCaPem: "", proxy: given });
+  const puller = new Puller(5, { network, servers: ["nats://127.0.0.1:1", nats.url] });
+  await publish("1");
+  await puller.received(1);
+  expect(puller.log.some(({ text }) => /opens no way to 127\.0\.0\.1:1/.test(text ?? ""))).toBe(true);
+  await nats.kill();
+  await nats.restart();
+  const connections = () => puller.log.filter(({ msg }) => /^work queue connected/.test(msg)).length;
+  await puller.until.holds(() => connections() >= 2);
+  await publish("2");
+  // The acknowledgement of the first may have died with the server: then it comes again.
+  await puller.until.holds(() => puller.texts().includes("2"));
+  expect(new Set(puller.texts())).toEqual(new Set(["1", "2"]));
+  expect(new Set(proxy.opened)).toEqual(new Set([`127.0.0.1:${nats.port}`]));
+});
 
 test("takes as many offers as there are slots, and the next when one becomes free", async () => {
   await publish("1", "2", "3", "4", "5");
