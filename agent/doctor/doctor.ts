@@ -13,10 +13,6 @@ import { checkPath, type Expected, skip } from "./network-checks.ts";
 import { type Check, type Finding, inOrder } from "./report.ts";
 import { checkGrpc, checkNats } from "./service-checks.ts";
 
-const DAY_MS = 86_400_000;
-/** An agent joins anew when its certificate has ended: this is the time to prepare it. */
-const IDENTITY_WARN_MS = 7 * DAY_MS;
-
 export interface DoctorWorld {
   network: Network;
   clock: Clock;
@@ -82,11 +78,10 @@ function subjectOf(config: AgentConfig, clock: Clock): { finding: Finding; targe
 function validity({ id, notAfterMs }: Identity, nowMs: number): Finding {
   const check = "identity" as const;
   const until = new Date(notAfterMs).toISOString();
-  const advice = 'enrol again: remove "identity" from the state directory and give a new join token';
+  const advice =
+    "the agent asks to come back when it runs, and somebody has to approve it (insitu agents list)";
   if (notAfterMs <= nowMs)
     return { check, level: "fail", seen: `${id}, whose certificate ended at ${until}: ${advice}` };
-  if (notAfterMs - nowMs < IDENTITY_WARN_MS)
-    return { check, level: "warn", seen: `${id}, whose certificate ends soon, at ${until}` };
   return { check, level: "ok", seen: `${id}, until ${until}` };
 }
 
