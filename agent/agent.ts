@@ -12,6 +12,7 @@ import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
 import { Renewal } from "./enrolment/renewal.ts";
+import { loadOrMakeReportSigner } from "./enrolment/report-key.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
@@ -140,6 +141,7 @@ export class Agent {
       identity,
       instanceId: newSecret(9),
       journal: this.#journal,
+      signer: loadOrMakeReportSigner(config.stateDir, identity),
       gateways: new Gateways(identity.gateway, join(config.stateDir, "gateways.json")),
       side: {
         hello: () => ({
@@ -155,6 +157,7 @@ export class Agent {
         held: () => this.#attempts.held(),
         freeSlots: () => this.#attempts.freeSlots,
         notTakingWork: () => this.#notTakingWork(),
+        refusedOffers: () => this.#attempts.refusedOffers,
         welcomed: (welcome) => this.#welcomed(welcome),
         natsAccess: (access) => this.#natsAccess(access),
         cancel: (lease, reason) => {

@@ -41,6 +41,9 @@ const Config = z
     leaseTtlMs: z.coerce.number().int().min(500).max(600_000),
     offerTtlMs: z.coerce.number().int().min(2_000).max(3_600_000),
     trustDomain: z.string().min(1),
+    requireSignedReports: z
+      .enum(["true", "false"], { error: "must be true or false" })
+      .transform((text) => text === "true"),
     logLevel: z.enum(["debug", "info", "warn", "error"]),
     context: z.string().optional(),
   })
@@ -85,6 +88,8 @@ Flags (environment variable, default)
   --lease-ttl MS          a lease not renewed for this long is given to another agent (INSITU_LEASE_TTL_MS, 30000)
   --offer-ttl MS          an offer that nobody takes is made again after     (INSITU_OFFER_TTL_MS, 120000)
   --trust-domain NAME     of the identities of agents       (INSITU_TRUST_DOMAIN, insitu.local)
+  --require-signed-reports   takes no report that its agent has not signed, as agents of older releases do not
+                                                            (INSITU_REQUIRE_SIGNED_REPORTS=true)
   --context FILE          also write { server, token } there, for the command line
   --log-level LEVEL       debug, info, warn, error          (INSITU_LOG_LEVEL, info)
 
@@ -117,6 +122,7 @@ const FLAGS = {
   "lease-ttl": { type: "string" },
   "offer-ttl": { type: "string" },
   "trust-domain": { type: "string" },
+  "require-signed-reports": { type: "boolean" },
   context: { type: "string" },
   "log-level": { type: "string" },
   help: { type: "boolean", short: "h" },
@@ -153,6 +159,9 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     leaseTtlMs: flags["lease-ttl"] ?? env.INSITU_LEASE_TTL_MS ?? 30_000,
     offerTtlMs: flags["offer-ttl"] ?? env.INSITU_OFFER_TTL_MS ?? 120_000,
     trustDomain: flags["trust-domain"] ?? env.INSITU_TRUST_DOMAIN ?? "insitu.local",
+    requireSignedReports: String(
+      flags["require-signed-reports"] ?? env.INSITU_REQUIRE_SIGNED_REPORTS ?? false,
+    ),
     logLevel: flags["log-level"] ?? env.INSITU_LOG_LEVEL ?? "info",
     context: flags.context,
   };

@@ -32,6 +32,7 @@ import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/a
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
 import { createGateway } from "./gateway/gateway.ts";
+import { ReportKeys } from "./gateway/report-keys.ts";
 import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
@@ -157,6 +158,15 @@ async function open(
   });
   closers.add("fleet", () => fleet.close());
   await fleet.start(signal);
+  const reportKeys = new ReportKeys({
+    registry,
+    clock,
+    log,
+    trustDomain: pki.trustDomain,
+    caPem: pki.caPem,
+    requireSigned: config.requireSignedReports,
+    onRefused: (agent, code) => fleet.refusedReport(agent, code),
+  });
 
   const placement = createCedarPlacement();
   const resources = new Resources({
@@ -236,8 +246,23 @@ async function open(
     bus: peers,
     inbox,
     clock,
-    refused: (agent, { lease }, why) =>
-      log.warn({ agent, ...lease, ...why }, "report from the inbox set aside"),
+    verify: (item) => reportKeys.checkStored(item),
+    async refused(item, { code, message }) {
+      const { agent, report } = item;
+      log.warn({ agent, ...report.lease, code, message }, "report from the inbox set aside");
+      if (code !== "report.forged" && code !== "report.unsigned") return;
+      const data = Buffer.from(JSON.stringify(item));
+      const copy = {
+        source: "inbox",
+        subject: "report",
+        seq: null,
+        from: agent,
+        reason: message,
+        data,
+      } as const;
+      if (await poison.put(copy)) return;
+      throw new InsituError("store.unavailable", "no copy of it can be kept now", { retryable: true });
+    },
     tell: (agent, verdict) => gateway.sessions.tell(agent, verdict),
     stop: (agent, lease, reason) => gateway.sessions.cancel(agent, lease, reason),
   });
@@ -303,6 +328,7 @@ async function open(
     registry,
     fleet,
     reports: router,
+    reportKeys,
     leases: router,
     logs,
     poison,

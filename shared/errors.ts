@@ -28,6 +28,8 @@ const TABLE = {
   "lease.stale": [409, 10, 7, "The lease has been superseded"],
   "limit.exceeded": [429, 8, 1, "A limit was reached"],
   "shard.elsewhere": [503, 14, 8, "Another replica decides for the run"],
+  "report.unsigned": [403, 7, 1, "The report is not signed"],
+  "report.forged": [403, 7, 1, "The report is not what its agent signed"],
   "offer.refused": [409, 9, 1, "The offer was refused"],
   "protocol.incompatible": [400, 9, 1, "The two sides speak different protocol versions"],
   "store.unavailable": [503, 14, 8, "The store cannot be reached"],

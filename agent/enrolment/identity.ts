@@ -108,7 +108,8 @@ function readKey(file: string): Buffer | undefined {
 
 type Write = (file: string, content: Buffer | string) => void;
 
-function writerInto(directory: string): Write {
+/** Writes into the directory of the identity, whole files, readable by the agent's user alone. */
+export function writerInto(directory: string): Write {
   mkdirSync(directory, { recursive: true, mode: 0o700 });
   return (file, content) => {
     writeFileSync(join(directory, `.${file}`), content, { mode: 0o600, flush: true } as Parameters<

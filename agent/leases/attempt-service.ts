@@ -96,6 +96,12 @@ export class AttemptService {
     return Math.max(0, this.#options.slots - this.#running.size);
   }
 
+  get refusedOffers(): number {
+    let sum = 0;
+    for (const count of this.refused.values()) sum += count;
+    return sum;
+  }
+
   running(): LeaseKey[] {
     return [...this.#running.values()].map(({ lease }) => lease);
   }

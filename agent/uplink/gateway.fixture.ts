@@ -30,7 +30,13 @@ export class TestGateway {
   readonly heartbeats: Heartbeat__Output[] = [];
   readonly goodbyes: string[] = [];
   readonly refused: string[] = [];
-  readonly reports: { seq: number; payload: ReportPayload }[] = [];
+  readonly reports: {
+    seq: number;
+    payload: ReportPayload;
+    bytes: Buffer;
+    signature: Buffer;
+    keyId: string;
+  }[] = [];
   readonly chunks: LogChunk__Output[] = [];
   /** What the gateway does; a test changes it. */
   welcome: Welcome = {};
@@ -68,8 +74,11 @@ export class TestGateway {
         call.on("error", () => undefined);
         call.on("end", () => call.end());
         call.on("data", ({ reports }: ReportBatch__Output) => {
-          for (const { seq, payload } of reports)
+          for (const { seq, payload, signature, keyId } of reports)
             this.reports.push({
+              bytes: payload,
+              signature,
+              keyId,
               seq: Number(seq),
               payload: ReportPayload.parse(JSON.parse(payload.toString())),
             });

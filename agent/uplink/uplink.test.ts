@@ -1,3 +1,4 @@
+import { verify, X509Certificate } from "node:crypto";
 import { join } from "node:path";
 import { Metadata, status } from "@grpc/grpc-js";
 import { pino } from "pino";
@@ -5,6 +6,12 @@ import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
+import {
+  readReportKey,
+  reportKeyId,
+  signedReportKey,
+  verifyReport,
+} from "../../shared/wire/report-signature.ts";
 import {
   finished,
   LIMITS,
@@ -15,6 +22,7 @@ import {
   Until,
 } from "../agent.fixture.ts";
 import type { Identity } from "../enrolment/identity.ts";
+import { loadOrMakeReportSigner, type ReportSigner } from "../enrolment/report-key.ts";
 import { Journal } from "../journal/journal.ts";
 import { type Authority, createAuthority, TestGateway } from "./gateway.fixture.ts";
 import { Gateways } from "./gateways.ts";
@@ -26,6 +34,7 @@ let journal: Journal;
 let gateway: TestGateway;
 let uplink: Uplink;
 let side: Side;
+let signer: ReportSigner;
 const until = new Until();
 let log: { level: number; msg: string; reason?: string; seq?: number }[];
 
@@ -52,6 +61,7 @@ class Side implements AgentSide {
   freeSlots = () => 2 - this.leases.length;
   notTakingWork = () => this.reason;
   sitePolicy = () => undefined;
+  refusedOffers = () => 3;
   welcomed = () => this.#note("welcomed");
   natsAccess = () => this.#note("nats access");
   cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);
@@ -75,15 +85,18 @@ function open(identity: Partial<Identity> = {}): Uplink {
     log.push(JSON.parse(line));
     until.changed();
   };
+  const who = authority.identity(gateway.port, identity);
+  signer = loadOrMakeReportSigner(directory.path, who);
   return new Uplink({
     clock: systemClock,
     random: () => 0,
     log: pino({}, { write }),
-    identity: authority.identity(gateway.port, identity),
+    identity: who,
     gateways: new Gateways(`localhost:${gateway.port}`, join(directory.path, "gateways.json")),
     instanceId: "instance-1",
     journal,
     network: openNetwork,
+    signer,
     side,
   });
 }
@@ -106,6 +119,18 @@ afterEach(async () => {
   directory[Symbol.dispose]();
 });
 
+/** As the control plane does it. */
+const isSigned = (index: number) => {
+  const { reportPublicKey } = gateway.hellos.at(-1)!;
+  const { bytes, signature, keyId } = gateway.reports[index]!;
+  expect(keyId).toBe(reportKeyId(reportPublicKey));
+  return verifyReport(
+    readReportKey(reportPublicKey)!,
+    "spiffe://insitu.test/env/dream/agent/a1",
+    bytes,
+    signature,
+  );
+};
 const finish = async (from: number, to = from) => {
   for (let i = from; i <= to; i++) await journal.finish(finished(leaseKey({ runId: `run-${i}` })));
 };
@@ -144,6 +169,17 @@ test("that is refused says so, and does not take a lost connection for it", asyn
   await until.holds(() => side.told.includes("denied: it was revoked"));
   expect(side.told.filter((said) => said.startsWith("denied"))).toEqual(["denied: it was revoked"]);
   expect(uplink.connected).toBe(false);
+});
+
+test("signs each report for this agent, with the key that its hello brings and its certificate vouches for", async () => {
+  await finish(1, 2);
+  uplink.start();
+  await gateway.until.holds(() => gateway.reports.length === 2);
+  expect([isSigned(0), isSigned(1)]).toEqual([true, true]);
+  const { reportPublicKey, reportKeyProof } = gateway.hellos[0]!;
+  const message = signedReportKey("spiffe://insitu.test/env/dream/agent/a1", reportPublicKey);
+  const { publicKey } = new X509Certificate(authority.identity(0).certificatePem);
+  expect(verify("sha256", message, publicKey, reportKeyProof)).toBe(true);
 });
 
 test("says what it is and what it holds, then renews exactly what it holds, with why it takes no work", async () => {

@@ -18,6 +18,7 @@ import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welc
 import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
+import type { ReportSigner } from "../enrolment/report-key.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
 import { hostAndPort } from "../network/address.ts";
@@ -56,6 +57,8 @@ export interface AgentSide {
   notTakingWork(): string;
   /** Undefined: the site has none. */
   sitePolicy(): { digest: string; trouble: string } | undefined;
+  /** Since this process started. */
+  refusedOffers(): number;
   welcomed(welcome: Welcome__Output): void;
   /** Where work is pulled from now on, and as whom. */
   natsAccess(access: NatsAccess__Output): void;
@@ -79,6 +82,7 @@ export interface UplinkOptions {
   identity: Identity;
   instanceId: string;
   journal: Journal;
+  signer: ReportSigner;
   gateways: Gateways;
   network: Network;
   side: AgentSide;
@@ -113,9 +117,9 @@ export class Uplink {
   constructor(options: UplinkOptions) {
     this.#options = options;
     this.#identity = options.identity;
-    const { journal, log } = options;
+    const { journal, log, signer } = options;
     this.#reports = new Delivery(
-      reportSource(journal, () => this.#afterReports()),
+      reportSource(journal, signer, () => this.#afterReports()),
       log,
     );
     this.#logs = new Delivery(logSource(journal), log);
@@ -308,12 +312,13 @@ export class Uplink {
   }
 
   #hello() {
-    const { side, instanceId } = this.#options;
+    const { side, instanceId, signer } = this.#options;
     return {
       version: softwareVersion(),
       instanceId,
       held: side.held(),
       sitePolicy: side.sitePolicy() ?? null,
+      ...signer.announcement(this.#identity.keyPem),
       ...side.hello(),
     };
   }
@@ -353,6 +358,7 @@ export class Uplink {
         droppedLogBytes: journal.droppedLogBytes,
         notTakingWork: side.notTakingWork(),
         sitePolicy: side.sitePolicy() ?? null,
+        refusedOffers: side.refusedOffers(),
       },
     });
   }
@@ -433,14 +439,14 @@ function toKey(lease: Lease__Output): LeaseKey {
   return { runId: lease.runId, stepId: lease.stepId, attempt: lease.attempt, epoch: lease.epoch };
 }
 
-function reportSource(journal: Journal, acked: () => void) {
+function reportSource(journal: Journal, signer: ReportSigner, acked: () => void) {
   return {
     name: "report",
     after: (seq: number, limit: number) => journal.reportsAfter(seq, limit),
     seqOf: (report: StoredReport) => report.seq,
     bytesOf: (report: StoredReport) => report.payload.length,
     batch: (reports: StoredReport[]): ReportBatch => ({
-      reports: reports.map(({ seq, payload }) => ({ seq, payload })),
+      reports: reports.map(({ seq, payload }) => ({ seq, payload, ...signer.sign(payload) })),
     }),
     ack: (seq: number) => {
       journal.ackReports(seq);

@@ -16,8 +16,9 @@ import { join } from "node:path";
 import * as x509 from "@peculiar/x509";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import { agentUri } from "../../shared/wire/agent-uri.ts";
 import { loadOrCreateSecret, loadSecret } from "./secret-file.ts";
-import { type AgentName, agentUri, TRUST_DOMAIN_PATTERN } from "./spiffe.ts";
+import { type AgentName, TRUST_DOMAIN_PATTERN } from "./spiffe.ts";
 
 export interface CertificatePair {
   /** Leaf, then the root: an agent that joins compares the root with its pin. */

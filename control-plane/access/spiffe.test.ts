@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
-import { agentUri, parseAgentUri } from "./spiffe.ts";
+import { agentUri } from "../../shared/wire/agent-uri.ts";
+import { parseAgentUri } from "./spiffe.ts";
 
 test("an agent's URI reads back as its name", () => {
   const agent = { environment: "dream", name: "a-1" };

@@ -6,11 +6,6 @@ export interface AgentName {
   name: string;
 }
 
-/** `spiffe://<trust domain>/env/<environment>/agent/<name>` */
-export function agentUri(trustDomain: string, agent: AgentName): string {
-  return `spiffe://${trustDomain}/env/${agent.environment}/agent/${agent.name}`;
-}
-
 /** The agent that a URI names, or undefined when it is another trust domain's or not an agent's. Exact, no normalising. */
 export function parseAgentUri(trustDomain: string, uri: string): AgentName | undefined {
   const prefix = `spiffe://${trustDomain}/env/`;

@@ -170,6 +170,11 @@ export const AgentView = z
       })
       .nullable()
       .openapi({ description: "What the agent's site allows by itself, while it is connected" }),
+    reports: z.enum(["signed", "unsigned"]).openapi({ description: "Whether the agent signs its reports" }),
+    refusedReports: z
+      .object({ unsigned: z.int(), forged: z.int() })
+      .openapi({ description: "Refused for good since the replica started that the agent is connected to" }),
+    refusedOffers: z.int().openapi({ description: "Refused by the agent since it started" }),
     enrolledAtMs: AtMs,
     certificateNotAfterMs: AtMs,
     revoked: z

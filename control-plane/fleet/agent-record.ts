@@ -2,6 +2,20 @@
 import { z } from "zod";
 import { Name } from "../../shared/model/names.ts";
 
+/** A key that signs reports. Holds its own evidence: whoever can write to the store cannot make one. */
+export const ReportKey = z.object({
+  /** SHA-256 of the SPKI, hexadecimal. */
+  id: z.string().regex(/^[0-9a-f]{64}$/),
+  /** SPKI, DER in base64. */
+  publicKey: z.string(),
+  /** Signature by the key of the certificate, base64. */
+  proof: z.string(),
+  /** Of the connection that announced the key, DER in base64. */
+  certificate: z.string(),
+  addedAtMs: z.int(),
+});
+export type ReportKey = z.infer<typeof ReportKey>;
+
 /** Bucket `agents`, key `identity.<environment>.<name>`. Written when an agent enrols or is removed. */
 export const AgentRecord = z.object({
   v: z.literal(1),
@@ -24,6 +38,8 @@ export const AgentRecord = z.object({
   removedReason: z.string().default(""),
   /** Keys that were revoked under this name, while a certificate of theirs would still be good: none is taken again. */
   revokedKeys: z.array(z.object({ spkiSha256: z.string(), notAfterMs: z.int() })).default([]),
+  /** Those that this agent has announced, the oldest first; none: it is of a release that does not sign. */
+  reportKeys: z.array(ReportKey).default([]),
 });
 export type AgentRecord = z.infer<typeof AgentRecord>;
 

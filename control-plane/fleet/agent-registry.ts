@@ -5,7 +5,7 @@ import type { Clock } from "../../shared/system.ts";
 import type { AgentCertificate } from "../access/pki.ts";
 import { type AgentName, agentId } from "../access/spiffe.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { type AgentRecord, agentKey, idOfKey, keysOf } from "./agent-record.ts";
+import { type AgentRecord, agentKey, idOfKey, keysOf, type ReportKey } from "./agent-record.ts";
 
 export interface AgentRegistry extends AsyncDisposable {
   /** Resolves when everything that is stored is known. */
@@ -34,6 +34,12 @@ export interface AgentRegistry extends AsyncDisposable {
   promote(id: string, spkiSha256: string): Promise<void>;
   /** Notes that the agent has used its certificate. Does nothing when that is known. */
   confirm(id: string): Promise<void>;
+  /**
+   * Reports signed with the key are this agent's from now on, announced under the certificate's key `spkiSha256`. Durable
+   * when it resolves; does nothing when the key is known.
+   * @throws InsituError `unavailable` (retryable) when the agent was replaced, or has `REPORT_KEYS_MAX` keys
+   */
+  addReportKey(id: string, spkiSha256: string, key: ReportKey): Promise<AgentRecord>;
   /** Its certificate opens nothing from now on. Of two, the first stays on the record. @throws InsituError `not-found`. */
   revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord>;
   /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
@@ -41,6 +47,8 @@ export interface AgentRegistry extends AsyncDisposable {
 }
 
 const WATCH_RETRY_MS = 1_000;
+/** Of one agent. A key is made once for a state directory, so more mean that something makes them anew all the time. */
+export const REPORT_KEYS_MAX = 16;
 
 export function createAgentRegistry(deps: {
   kv: KvStore<AgentRecord>;
@@ -131,6 +139,7 @@ class Registry implements AgentRegistry {
         removedBy: "",
         removedReason: "",
         revokedKeys: current?.revokedKeys ?? [],
+        reportKeys: isSameAgent(current, certificate) ? current.reportKeys : [],
       };
     });
     return this.#learn(id, value!, revision);
@@ -181,6 +190,18 @@ class Registry implements AgentRegistry {
         : { ...current, firstSessionAtMs: this.#clock.wallMs() },
     );
     if (value !== undefined) this.#learn(id, value, revision);
+  }
+
+  async addReportKey(id: string, spkiSha256: string, key: ReportKey): Promise<AgentRecord> {
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) => {
+      if (current === undefined || !keysOf(current).includes(spkiSha256))
+        throw new InsituError("unavailable", `the agent ${id} was replaced meanwhile`, { retryable: true });
+      if (current.reportKeys.some((known) => known.id === key.id)) return undefined;
+      if (current.reportKeys.length >= REPORT_KEYS_MAX)
+        throw new InsituError("unavailable", tooManyReportKeys(id), { retryable: true });
+      return { ...current, reportKeys: [...current.reportKeys, key] };
+    });
+    return this.#learn(id, value!, revision);
   }
 
   async revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord> {
@@ -255,6 +276,10 @@ function revoked(current: AgentRecord, why: { by: string; reason: string; nowMs:
     removedReason: reason,
     revokedKeys: [...current.revokedKeys.filter(({ notAfterMs }) => notAfterMs > nowMs), ...own],
   };
+}
+
+export function tooManyReportKeys(id: string): string {
+  return `the agent ${id} has announced ${REPORT_KEYS_MAX} keys for its reports already: revoke it and join it anew, and keep its state directory`;
 }
 
 function isSameAgent(

@@ -38,6 +38,8 @@ export interface AgentPulse {
   droppedLogBytes: number;
   notTakingWork: string;
   sitePolicy?: SitePolicyState | undefined;
+  /** Since its process started. */
+  refusedOffers: number;
 }
 
 export interface ConnectedAgent {
@@ -67,6 +69,9 @@ export interface Presence {
 }
 
 const SitePolicyMessage = z.object({ digest: z.string(), trouble: z.string() }).nullish();
+/** Since the replica that counted them started. */
+const RefusedReports = z.object({ unsigned: z.int().min(0), forged: z.int().min(0) });
+type RefusedReports = z.infer<typeof RefusedReports>;
 
 /** What replicas tell each other of the agents that are connected to them. */
 export const PresenceMessage = z.object({
@@ -100,8 +105,11 @@ export const PresenceMessage = z.object({
       droppedLogBytes: z.number(),
       notTakingWork: z.string(),
       sitePolicy: SitePolicyMessage,
+      refusedOffers: z.number().default(0),
     })
     .nullable(),
+  /** Reports of it that were refused for good there. */
+  refusedReports: RefusedReports.default({ unsigned: 0, forged: 0 }),
 });
 export type PresenceMessage = z.infer<typeof PresenceMessage>;
 
@@ -115,6 +123,8 @@ export interface Fleet extends FleetQueries, AsyncDisposable {
   agentsOf(environment: string): ConnectedAgent[];
   /** Called after each change, in order. Gives the way to stop. The listener must not throw. */
   onChange(listener: (change: FleetChange) => void): () => void;
+  /** A report of the agent, or one that says so, was refused for good. */
+  refusedReport(agent: string, code: "report.unsigned" | "report.forged"): void;
   /** For the gateway. A newer session of the same agent takes the older one's place. */
   connected(agent: { id: string; environment: string; name: string }, hello: AgentHello): Presence;
 }
@@ -148,7 +158,9 @@ export function createFleet(deps: FleetDeps): Fleet {
 class FleetService implements Fleet {
   readonly #deps: FleetDeps;
   /** Connected to other replicas, with the monotonic time at which we heard so. */
-  readonly #heard = new Map<string, { live: Live; from: string; atMs: number }>();
+  readonly #heard = new Map<string, { live: Live; from: string; atMs: number; refused: RefusedReports }>();
+  /** Here. Of agents that are enrolled, so of no more than there are. */
+  readonly #refused = new Map<string, RefusedReports>();
   readonly #live = new Map<string, Live>();
   readonly #byEnvironment = new Map<string, Map<string, Live>>();
   readonly #seen = new Map<string, SeenRecord>();
@@ -248,7 +260,7 @@ class FleetService implements Fleet {
   }
 
   heard(message: PresenceMessage): void {
-    const { from, id, environment, sinceMs, hello, pulse } = message;
+    const { from, id, environment, sinceMs, hello, pulse, refusedReports: refused } = message;
     const known = this.#heard.get(id);
     if (hello === null) {
       // A late farewell of the replica that the agent has left for another one says nothing.
@@ -267,7 +279,7 @@ class FleetService implements Fleet {
       skewMs,
       pulse: pulse ?? undefined,
     };
-    this.#heard.set(id, { live, from, atMs: this.#deps.clock.monotonicMs() });
+    this.#heard.set(id, { live, from, atMs: this.#deps.clock.monotonicMs(), refused });
     this.#tell(known ? "updated" : "connected", id, environment);
   }
 
@@ -283,7 +295,23 @@ class FleetService implements Fleet {
 
   #share(live: Live, gone = false): void {
     const { id, environment, sinceMs, hello, pulse } = live;
-    this.#deps.share({ id, environment, sinceMs, hello: gone ? null : hello, pulse: pulse ?? null });
+    const said = { hello: gone ? null : hello, pulse: pulse ?? null };
+    const refusedReports = this.#refused.get(id) ?? { unsigned: 0, forged: 0 };
+    this.#deps.share({ id, environment, sinceMs, ...said, refusedReports });
+  }
+
+  refusedReport(agent: string, code: "report.unsigned" | "report.forged"): void {
+    if (this.#deps.registry.known(agent) === undefined) return;
+    const { unsigned, forged } = this.#refused.get(agent) ?? { unsigned: 0, forged: 0 };
+    const more =
+      code === "report.unsigned" ? { unsigned: unsigned + 1, forged } : { unsigned, forged: forged + 1 };
+    this.#refused.set(agent, more);
+  }
+
+  #refusedReports(id: string): RefusedReports {
+    const here = this.#refused.get(id) ?? { unsigned: 0, forged: 0 };
+    const there = this.#heard.get(id)?.refused ?? { unsigned: 0, forged: 0 };
+    return { unsigned: here.unsigned + there.unsigned, forged: here.forged + there.forged };
   }
 
   #pulse(live: Live, pulse: AgentPulse): void {
@@ -369,6 +397,9 @@ class FleetService implements Fleet {
       droppedLogBytes: live?.pulse?.droppedLogBytes ?? 0,
       notTakingWork: live?.pulse?.notTakingWork ?? "",
       sitePolicy: (live?.pulse ?? live?.hello)?.sitePolicy ?? null,
+      reports: record.reportKeys.length > 0 ? "signed" : "unsigned",
+      refusedReports: this.#refusedReports(id),
+      refusedOffers: live?.pulse?.refusedOffers ?? 0,
       enrolledAtMs: record.enrolledAtMs,
       certificateNotAfterMs: record.certificateNotAfterMs,
       revoked:

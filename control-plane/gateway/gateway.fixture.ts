@@ -15,6 +15,7 @@ import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMe
 import type { EnrolResponse__Output } from "../../shared/wire/gen/insitu/agent/v1/EnrolResponse.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import { AgentGatewayClient } from "../../shared/wire/grpc.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
 import { startTestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
@@ -29,6 +30,7 @@ import { ensureStreams } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
 import { createGateway, type GatewayOptions } from "./gateway.ts";
 import type { HeartbeatVerdict, LogChunk, ReportVerdict } from "./ports.ts";
+import { ReportKeys } from "./report-keys.ts";
 
 export const TRUST_DOMAIN = "insitu.test";
 export const P256 = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" } as const;
@@ -36,7 +38,7 @@ export const CLIENT_AUTH = "1.3.6.1.5.5.7.3.2";
 
 /** The ports of the rest of the control plane. Each can be told what to answer; all note what they were told. */
 export class Plane {
-  reports: { agent: string; report: ReportPayload }[] = [];
+  reports: { agent: string; report: ReportPayload; signed?: ReportSignature }[] = [];
   chunks: { agent: string; chunk: LogChunk }[] = [];
   heartbeats: { agent: string; held: LeaseKey[] }[] = [];
   onReport: (report: ReportPayload) => Promise<ReportVerdict> = async () => ({ accepted: true });
@@ -50,7 +52,10 @@ export class Plane {
 
 export type World = Awaited<ReturnType<typeof startWorld>>;
 
-export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
+export async function startWorld({
+  requireSignedReports = false,
+  ...overrides
+}: Partial<GatewayOptions> & { requireSignedReports?: boolean } = {}) {
   const directory = await mkdtemp(join(tmpdir(), "insitu-gateway-"));
   const nats = await startTestNats();
   const connection = await connect({
@@ -105,6 +110,16 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
   await ensureStreams(await connection.jetstreamManager(), 1);
   const poison = await poisonOf(connection);
   const signer = await loadOrCreateOfferSigner(directory);
+  const reportKeysOf = (requireSigned = false) =>
+    new ReportKeys({
+      registry,
+      clock,
+      log,
+      trustDomain: TRUST_DOMAIN,
+      caPem: pki.caPem,
+      requireSigned,
+      onRefused: (agent, code) => fleet.refusedReport(agent, code),
+    });
   const gatewayOptions: GatewayOptions = {
     clock,
     random: () => 0.5,
@@ -116,8 +131,8 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     fleet,
     poison,
     reports: {
-      accept: (agent, report) => {
-        plane.reports.push({ agent, report });
+      accept: (agent, report, signed) => {
+        plane.reports.push({ agent, report, ...(signed && { signed }) });
         return plane.onReport(report);
       },
     },
@@ -149,6 +164,7 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     replicaId: "replica-1",
     gateways: () => [],
     enrolRateLimit: { burst: 1_000, refillMs: 1, maxAddresses: 10 },
+    reportKeys: reportKeysOf(requireSignedReports),
     ...overrides,
   };
   const gateway = createGateway(gatewayOptions);
@@ -204,6 +220,8 @@ export async function startWorld(overrides: Partial<GatewayOptions> = {}) {
     plane,
     gateway,
     gatewayOptions,
+    poison,
+    reportKeysOf,
     client,
     enrolWith,
     token: async (environment = "dream", uses = 1, ttlMs = 60_000) =>

@@ -26,6 +26,7 @@ import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts
 import type { RateLimitOptions } from "./rate-limit.ts";
 import { recoverHandler } from "./recover-handler.ts";
 import { renewHandler } from "./renew-handler.ts";
+import type { ReportKeys } from "./report-keys.ts";
 import { notAdmitted, peerOf, requireAgent } from "./require-agent.ts";
 import { Sessions } from "./sessions.ts";
 import { type GatewayCredentials, gatewayCredentials } from "./tls-credentials.ts";
@@ -52,6 +53,7 @@ export interface GatewayOptions {
   registry: AgentRegistry;
   fleet: Fleet;
   reports: ReportSink;
+  reportKeys: ReportKeys;
   leases: LeaseKeeper;
   logs: LogSink;
   natsAccessFor(peer: Pick<Peer, "environment" | "name">): NatsAccess;
@@ -135,6 +137,7 @@ class GrpcGateway implements Gateway {
     this.#sessions = new Sessions({
       fleet: options.fleet,
       leases: options.leases,
+      reportKeys: options.reportKeys,
       poison: this.#poison,
       openCalls: this.#openCalls,
       clock: options.clock,
@@ -232,7 +235,7 @@ class GrpcGateway implements Gateway {
   }
 
   #createServer(): Server {
-    const { registry, clock, log, pki, tokens, reports, logs, offerPublicKeyPem, validForMs } = this.#options;
+    const { registry, clock, log, pki, tokens, reports, reportKeys, logs, offerPublicKeyPem, validForMs } = this.#options;
     const server = new Server({
       "grpc.max_receive_message_length": MESSAGE_MAX_BYTES,
       "grpc.max_concurrent_streams": 32,
@@ -281,7 +284,8 @@ class GrpcGateway implements Gateway {
       Session: (call) => this.#sessions.accept(call, peerOf(call)),
       Report: (call) => {
         const peer = peerOf(call);
-        this.#take(new Intake("report", call, peer, reportItems(peer, reports, this.#poison), deps));
+        const items = reportItems(peer, { sink: reports, keys: reportKeys, poison: this.#poison });
+        this.#take(new Intake("report", call, peer, items, deps));
       },
       Logs: (call) => {
         const peer = peerOf(call);

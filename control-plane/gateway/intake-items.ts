@@ -1,29 +1,36 @@
 /** What is in the batches of reports and logs, and where it goes. */
 import { InsituError } from "../../shared/errors.ts";
+import type { ReportPayload } from "../../shared/wire/attempt.ts";
 import type { LogBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
 import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
+import { type ReportSignature, reportBytes } from "../../shared/wire/report-signature.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { IntakeItem } from "./intake.ts";
 import { parseLogChunk, parseReport, parseSeq } from "./messages.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { LogSink, ReportSink } from "./ports.ts";
+import type { ReportKeys } from "./report-keys.ts";
 
 const BATCH_MAX_ITEMS = 10_000;
 
 /** A malformed report is set aside by itself; the others of its batch are kept. */
 export function reportItems(
   peer: Peer,
-  sink: ReportSink,
-  poison: PoisonSink,
+  { sink, keys, poison }: { sink: ReportSink; keys: ReportKeys; poison: PoisonSink },
 ): (batch: ReportBatch__Output) => IntakeItem[] {
   return (batch) =>
     bounded(batch.reports).map((report) => ({
       seq: parseSeq(report.seq),
       bytes: report.payload.length,
       async store() {
-        const read = () => parseReport(report.payload);
-        const parsed = await readOrKeep(read, { peer, subject: "report", data: report.payload, poison });
-        const verdict = await sink.accept(peer.id, parsed);
+        const read = async () => {
+          const parsed = parseReport(report.payload);
+          const signature = await keys.check(peer.id, report);
+          return { parsed, signed: signature && withPayload(signature, parsed, report.payload) };
+        };
+        const what = { peer, subject: "report", data: report.payload, poison };
+        const { parsed, signed } = await readOrKeep(read, what);
+        const verdict = await sink.accept(peer.id, parsed, signed);
         return verdict.accepted ? undefined : { code: verdict.code, message: verdict.message };
       },
     }));
@@ -47,6 +54,16 @@ export function logItems(
     }));
 }
 
+/** The payload itself, where it cannot be written again from what it said. */
+function withPayload(
+  signature: Omit<ReportSignature, "payload">,
+  report: ReportPayload,
+  payload: Uint8Array,
+): ReportSignature {
+  if (Buffer.compare(reportBytes(report), payload) === 0) return signature;
+  return { ...signature, payload: Buffer.from(payload).toString("utf8") };
+}
+
 function bounded<T>(items: T[]): T[] {
   if (items.length <= BATCH_MAX_ITEMS) return items;
   throw new InsituError(
@@ -57,12 +74,13 @@ function bounded<T>(items: T[]): T[] {
 
 /** What is malformed is refused for good, and the agent forgets it: a copy is kept before it is told. */
 async function readOrKeep<T>(
-  read: () => T,
+  read: () => T | Promise<T>,
   { peer, subject, data, poison }: { peer: Peer; subject: string; data: Uint8Array; poison: PoisonSink },
 ): Promise<T> {
   try {
-    return read();
+    return await read();
   } catch (err) {
+    if (!(err instanceof InsituError) || err.retryable) throw err; // it comes again
     await poison.put({ source: "gateway", subject, seq: null, from: peer.id, reason: reasonOf(err), data });
     throw err;
   }

@@ -11,9 +11,12 @@ import type { Version__Output } from "../../shared/wire/gen/insitu/agent/v1/Vers
 import { LOG_CHUNK_MAX_BYTES, PROTOCOL_MAJOR, REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import type { AgentHello, AgentPulse } from "../fleet/fleet-service.ts";
 import type { LogChunk } from "./ports.ts";
+import type { AnnouncedKey } from "./report-keys.ts";
 
 const HELD_MAX = 10_000;
 const LIST_MAX = 1_000;
+/** Of a public key in SPKI, and of a signature in DER. */
+const KEY_MAX_BYTES = 256;
 /** Compression can make a chunk a little larger. */
 const LOG_ENTRIES_MAX_BYTES = LOG_CHUNK_MAX_BYTES + 16 * 1024;
 
@@ -56,6 +59,7 @@ const Heartbeat = z.object({
   droppedLogBytes: Count,
   notTakingWork: Text,
   sitePolicy: SitePolicy,
+  refusedOffers: Count,
 });
 
 const LogChunkShape = z.object({
@@ -90,6 +94,15 @@ export function parseHello(message: Hello__Output): AgentHello {
     sandbox: hello.sandbox ?? null,
     software: (message.version?.software ?? "").slice(0, 1_000),
   };
+}
+
+const KeyBytes = z.instanceof(Uint8Array).refine((b) => b.length <= KEY_MAX_BYTES, "too large");
+const AnnouncedReportKey = z.object({ publicKey: KeyBytes, proof: KeyBytes });
+
+/** @throws InsituError `request.invalid`. */
+export function parseReportKey(message: Hello__Output): AnnouncedKey {
+  const { reportPublicKey: publicKey, reportKeyProof: proof } = message;
+  return parse(AnnouncedReportKey, { publicKey, proof }, "key of the hello");
 }
 
 /** @throws InsituError `request.invalid`. */

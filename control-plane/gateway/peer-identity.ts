@@ -9,6 +9,8 @@ export interface Peer {
   name: string;
   spkiSha256: string;
   notAfterMs: number;
+  /** As TLS showed it. */
+  certificateDer: Uint8Array;
 }
 
 /** Why a certificate names no agent. */
@@ -55,6 +57,7 @@ export function inspectPeer(
       id: agentId(agent),
       spkiSha256: createHash("sha256").update(spki).digest("hex"),
       notAfterMs,
+      certificateDer: Uint8Array.from(der),
     },
   };
 }

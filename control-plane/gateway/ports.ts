@@ -1,5 +1,6 @@
 /** What the gateway needs of the rest of the control plane. */
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 
 /** `environment/name`, from the certificate; never from a message. */
 export type AgentId = string;
@@ -7,8 +8,8 @@ export type AgentId = string;
 export type ReportVerdict = { accepted: true } | { accepted: false; code: string; message: string };
 
 export interface ReportSink {
-  /** Resolves after the report's consequences are durable. Safe to call again with the same report. */
-  accept(agent: AgentId, report: ReportPayload): Promise<ReportVerdict>;
+  /** `signed`: verified. Resolves after the report's consequences are durable. Safe to call again with the same report. */
+  accept(agent: AgentId, report: ReportPayload, signed?: ReportSignature): Promise<ReportVerdict>;
 }
 
 export interface HeartbeatVerdict {

@@ -336,6 +336,7 @@ describe("what comes twice, late or in the wrong order", () => {
       environment: "dream",
       sinceMs: 1,
       pulse: null,
+      refusedReports: { unsigned: 0, forged: 0 },
     } as const;
     const greeting = {
       software: "old",

@@ -11,10 +11,11 @@ import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { subjects } from "../../shared/wire/subjects.ts";
 import type { Fleet, Presence } from "../fleet/fleet-service.ts";
 import type { PoisonSink } from "../poison/ports.ts";
-import { checkVersion, parseHeartbeat, parseHello, parseRefusedOffer } from "./messages.ts";
+import { checkVersion, parseHeartbeat, parseHello, parseRefusedOffer, parseReportKey } from "./messages.ts";
 import type { OpenCall, OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper } from "./ports.ts";
+import type { ReportKeys } from "./report-keys.ts";
 import { failCall } from "./rpc-errors.ts";
 
 export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage>;
@@ -22,6 +23,7 @@ export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage
 export interface SessionDeps {
   fleet: Fleet;
   leases: LeaseKeeper;
+  reportKeys: ReportKeys;
   poison: PoisonSink;
   openCalls: OpenCalls;
   clock: Clock;
@@ -181,7 +183,8 @@ class Session implements OpenCall {
     if (this.#presence !== undefined) throw new InsituError("request.invalid", "hello came twice");
     checkVersion(message.version);
     const hello = parseHello(message);
-    const { fleet, leases } = this.#deps;
+    const { fleet, leases, reportKeys } = this.#deps;
+    reportKeys.announce(this.peer, parseReportKey(message));
     this.#sessions.set(this.peer.id, this);
     this.#presence = fleet.connected(this.peer, hello);
     this.#log.info(

@@ -17,7 +17,8 @@ function router(err: Error) {
     bus: { broadcast: () => undefined, send: () => undefined, request: () => Promise.reject(err) },
     inbox: { put: async (_shard, item) => void kept.push(item) },
     clock: systemClock,
-    refused: () => undefined,
+    verify: async () => undefined,
+    refused: async () => undefined,
     tell: () => false,
     stop: () => false,
   });

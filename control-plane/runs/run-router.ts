@@ -8,6 +8,7 @@ import { InsituError, InvariantError } from "../../shared/errors.ts";
 import { ParamValue } from "../../shared/model/spec.ts";
 import type { Clock } from "../../shared/system.ts";
 import { LeaseKey, type ReportPayload } from "../../shared/wire/attempt.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import type { Inbox, InboxItem, PeerBus, ShardView } from "../shards/ports.ts";
@@ -61,8 +62,10 @@ export interface RunRouterOptions {
   bus: PeerBus;
   inbox: Inbox;
   clock: Clock;
-  /** A report from the inbox that will never be accepted. */
-  refused(agent: string, report: ReportPayload, why: { code: string; message: string }): void;
+  /** Whether the agent signed it, as far as it signs. @throws report.unsigned, report.forged; else not now */
+  verify(item: InboxItem): Promise<void>;
+  /** A report from the inbox that will never be accepted. It leaves the inbox when this resolves. */
+  refused(item: InboxItem, why: { code: string; message: string }): Promise<void>;
   /** To an agent that is connected here. False when it is not. */
   tell(agent: string, verdict: HeartbeatVerdict): boolean;
   stop(agent: string, lease: LeaseKey, reason: string): boolean;
@@ -154,30 +157,36 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     }
   }
 
-  async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
+  async accept(agent: string, report: ReportPayload, signed?: ReportSignature): Promise<ReportVerdict> {
     const { runs, inbox } = this.#options;
     const { runId } = report.lease;
     try {
-      if (runs.owns(runId)) return await runs.accept(agent, report);
+      if (runs.owns(runId)) return await runs.accept(agent, report, signed);
     } catch (err) {
       // Of a run that was set aside it is kept there too, and tried again: sent again by the agent for ever, it would
       // hold up every later report of it.
       if (!isElsewhere(err) && !isStuck(err)) throw err;
     }
-    await inbox.put(shardOf(runId), { agent, report });
+    await inbox.put(shardOf(runId), { agent, report, ...(signed && { signed }) });
     return { accepted: true };
   }
 
   /** A report that another replica took in. False: it is not for us, and stays there for the owner. */
-  async acceptFromInbox({ agent, report }: InboxItem): Promise<boolean> {
-    const { runs, refused } = this.#options;
+  async acceptFromInbox(item: InboxItem): Promise<boolean> {
+    const { runs, verify, refused } = this.#options;
+    const { agent, report, signed } = item;
     if (!runs.owns(report.lease.runId)) return false;
     try {
-      const verdict = await runs.accept(agent, report);
-      if (!verdict.accepted) refused(agent, report, verdict);
+      await verify(item);
+      const verdict = await runs.accept(agent, report, signed);
+      if (!verdict.accepted) await refused(item, verdict);
       return true;
     } catch (err) {
       if (isElsewhere(err)) return false;
+      if (isForged(err)) {
+        await refused(item, err);
+        return true;
+      }
       throw err;
     }
   }
@@ -228,6 +237,10 @@ export class RunRouter implements ReportSink, LeaseKeeper {
     const answer = await this.#options.bus.request(owner, command, ANSWER_WITHIN_MS);
     return Answer.parse(answer);
   }
+}
+
+function isForged(err: unknown): err is InsituError {
+  return err instanceof InsituError && (err.code === "report.unsigned" || err.code === "report.forged");
 }
 
 /** The run cannot be decided by this release, whatever is tried. */

@@ -504,7 +504,8 @@ describe("what comes twice, late or in the wrong order", () => {
       },
       inbox: { put: () => Promise.resolve() },
       clock: systemClock,
-      refused: () => undefined,
+      verify: async () => undefined,
+      refused: async () => undefined,
       tell: () => false,
       stop: () => false,
     });

@@ -26,6 +26,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { ParamValue } from "../../shared/model/spec.ts";
 import { type Clock, idTimeMs, newId, newStop, type Random, type Timer } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { POOL_SHARD, SHARD_COUNT, shardOf } from "../../shared/wire/subjects.ts";
 import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from "../gateway/ports.ts";
 import { LeaseTable } from "../leases/lease-table.ts";
@@ -308,7 +309,7 @@ export class RunService implements ReportSink, LeaseKeeper {
   }
 
   /** @throws shard.elsewhere (retryable) when another replica decides for the run */
-  async accept(agent: string, report: ReportPayload): Promise<ReportVerdict> {
+  async accept(agent: string, report: ReportPayload, signed?: ReportSignature): Promise<ReportVerdict> {
     const { runId, stepId, attempt, epoch } = report.lease;
     if (!this.owns(runId)) throw elsewhere(runId);
     const actor = this.#actors.get(runId) ?? (await this.#reopenOwn(runId));
@@ -328,7 +329,13 @@ export class RunService implements ReportSink, LeaseKeeper {
     await actor.submit(
       report.kind === "started"
         ? { kind: "started", ...about }
-        : { kind: "finished", ...about, outcome: report.outcome, random: this.#options.random() },
+        : {
+            kind: "finished",
+            ...about,
+            outcome: report.outcome,
+            ...(signed && { signed }),
+            random: this.#options.random(),
+          },
     );
     return { accepted: true };
   }

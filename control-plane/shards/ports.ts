@@ -1,5 +1,6 @@
 /** What sharing the work between replicas needs of the world. */
 import type { ReportPayload } from "../../shared/wire/attempt.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import type { ClusterRecord } from "./shard-book.ts";
 
 /** The one record, with compare-and-set. Throws `conflict` when another replica was first. */
@@ -28,6 +29,8 @@ export interface PeerBus {
 export interface InboxItem {
   agent: string;
   report: ReportPayload;
+  /** By the agent. Verified when it was put there, and to be verified again: the store may have changed it. */
+  signed?: ReportSignature | undefined;
 }
 
 /** Reports that came to a replica which does not own the run's shard: durable before the agent is told. */

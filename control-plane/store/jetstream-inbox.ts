@@ -4,6 +4,7 @@ import type { Logger } from "pino";
 import { z } from "zod";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { Inbox, InboxItem } from "../shards/ports.ts";
@@ -19,7 +20,7 @@ const SWEEP_MS = 5_000;
 const GONE = new Set<number | undefined>([NO_MESSAGE_FOUND, 10_043, 10_057]);
 /** Sequences that are remembered as not to be looked at again. */
 const NOT_OURS_MAX = 10_000;
-const Item = z.object({ agent: z.string(), report: ReportPayload });
+const Item = z.object({ agent: z.string(), report: ReportPayload, signed: ReportSignature.optional() });
 /** What a report of a later release looks like to this one. */
 const LaterItem = z.looseObject({ agent: z.string(), report: z.looseObject({ lease: LeaseKey }) });
 

@@ -8,6 +8,7 @@
 import { assertNever, invariant } from "../errors.ts";
 import type { RetrySpec, StepSpec } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
+import type { ReportSignature } from "../wire/report-signature.ts";
 import { disconnectOf, outlivesItsLease, refuseResolution } from "./disconnection.ts";
 import type { RunEvent } from "./events.ts";
 import type { Effect, Input } from "./inputs.ts";
@@ -230,7 +231,16 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
   const current = draft.step(input.step);
   if (current.status !== "running" || current.epoch !== epoch || current.agent !== agent) {
     const { attempt } = input;
-    draft.emit({ kind: "attempt.fenced", atMs, step: input.step, attempt, epoch, agent, outcome });
+    draft.emit({
+      kind: "attempt.fenced",
+      atMs,
+      step: input.step,
+      attempt,
+      epoch,
+      agent,
+      outcome,
+      ...signatureOf(input),
+    });
     return;
   }
   draft.effects.push(
@@ -240,7 +250,7 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
   // What is started once is not offered again after that; a run that is cancelled offers nothing again.
   const again = !draft.spec(input.step).once || draft.state.cancel !== null;
   if (outcome.status === "interrupted" && again) {
-    lose(draft, input, current, "interrupted", outcome);
+    lose(draft, input, current, "interrupted", { outcome, ...signatureOf(input) });
     return;
   }
   conclude(draft, input, current);
@@ -249,7 +259,8 @@ function finished(draft: Draft, input: InputOf<"finished">): void {
 function conclude(draft: Draft, input: InputOf<"finished">, current: StepState): void {
   const { atMs, epoch, agent, outcome, random } = input;
   const { attempt } = current;
-  const base = { kind: "attempt.finished", atMs, step: input.step, attempt, epoch, agent, outcome } as const;
+  const about = { atMs, step: input.step, attempt, epoch, agent, outcome };
+  const base = { kind: "attempt.finished", ...about, ...signatureOf(input) } as const;
   if (outcome.status === "succeeded") {
     draft.emit({ ...base, retryAtMs: null });
     draft.emit({ kind: "step.succeeded", atMs, step: input.step });
@@ -268,6 +279,10 @@ function conclude(draft: Draft, input: InputOf<"finished">, current: StepState):
     return finishRunIfDone(draft, atMs);
   }
   failStep(draft, atMs, input.step, outcome.error?.code ?? outcome.status, describe(outcome));
+}
+
+function signatureOf({ signed }: InputOf<"finished">): { signed?: ReportSignature } {
+  return signed === undefined ? {} : { signed };
 }
 
 /** When another attempt follows the current one, which has failed; null: none does. */
@@ -384,11 +399,10 @@ function lose(
   input: { atMs: number; step: string },
   current: StepState,
   reason: "lease-expired" | "interrupted" | "disconnected",
-  outcome?: Outcome,
+  detail: { outcome?: Outcome; signed?: ReportSignature } = {},
 ): void {
   const { atMs } = input;
   const { attempt, epoch, agent } = current;
-  const detail = outcome ? { outcome } : {};
   draft.emit({ kind: "attempt.lost", atMs, step: input.step, attempt, epoch, agent, reason, ...detail });
   if (draft.state.cancel !== null) {
     draft.emit({ kind: "step.cancelled", atMs, step: input.step });

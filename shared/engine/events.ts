@@ -6,6 +6,7 @@
  */
 import type { DisconnectSpec, ParamValue } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
+import type { ReportSignature } from "../wire/report-signature.ts";
 import type { Decision } from "./disconnection.ts";
 
 export type StepStatus =
@@ -88,6 +89,8 @@ export type RunEvent =
       epoch: number;
       agent: string;
       outcome: Outcome;
+      /** By the agent over the report: `outcomeBytes` gives what it covers. Missing: its release did not sign. */
+      signed?: ReportSignature;
       /** Set when another attempt follows. */
       retryAtMs: number | null;
     }
@@ -132,6 +135,7 @@ export type RunEvent =
       retryAtMs?: number | null;
       /** What the agent said of an interrupted grant. */
       outcome?: Outcome;
+      signed?: ReportSignature;
     }
   /** An outcome under a superseded grant: kept as evidence, changes nothing. */
   | {
@@ -142,6 +146,7 @@ export type RunEvent =
       epoch: number;
       agent: string;
       outcome: Outcome;
+      signed?: ReportSignature;
     }
   | { kind: "step.failed"; atMs: number; step: string; code: string; message: string }
   | { kind: "step.succeeded"; atMs: number; step: string }

@@ -1,6 +1,7 @@
 /** What may happen to a run, and what it asks of the world. */
 import type { DisconnectSpec, ParamValue } from "../model/spec.ts";
 import type { Outcome } from "../wire/attempt.ts";
+import type { ReportSignature } from "../wire/report-signature.ts";
 import type { Decision } from "./disconnection.ts";
 import type { HoldReason } from "./events.ts";
 
@@ -43,6 +44,8 @@ export type Input = { atMs: number } & (
       epoch: number;
       agent: string;
       outcome: Outcome;
+      /** By the agent, where it signs. */
+      signed?: ReportSignature;
       /** In [0, 1): decides the jitter of a retry. */
       random: number;
     }

@@ -242,7 +242,8 @@ export class Replica implements ReplicaEnd, Host {
       bus,
       inbox,
       clock,
-      refused: (agent, report, why) => world.witness.rejected(agent, report, why.code),
+      verify: async () => undefined,
+      refused: async ({ agent, report }, why) => world.witness.rejected(agent, report, why.code),
       tell: (agent, verdict) => this.#tell(agent, verdict),
       stop: (agent, lease, reason) => {
         const connected = this.#agents.get(agent);

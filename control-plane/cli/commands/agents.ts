@@ -142,6 +142,8 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
   const leases = agent.leases.map(
     (lease) => `${lease.stepId} of run ${lease.runId}, attempt ${lease.attempt}, epoch ${lease.epoch}`,
   );
+  // A server of an earlier release says nothing of them.
+  const { unsigned = 0, forged = 0 } = agent.refusedReports ?? {};
   return [
     ["agent", agent.id],
     ["state", stateOf(agent)],
@@ -164,6 +166,9 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
     ["clock skew", agent.clockSkewMs === null ? "-" : `${agent.clockSkewMs} ms`],
     ["not sent yet", bytes(agent.spoolBytes)],
     ["logs given up", bytes(agent.droppedLogBytes)],
+    ["reports", agent.reports ?? "unsigned"],
+    ["reports refused", `${unsigned} not signed, ${forged} not as signed`],
+    ["offers refused", String(agent.refusedOffers ?? 0)],
     ["joined", instant(agent.enrolledAtMs)],
     ["certificate ends", instant(agent.certificateNotAfterMs)],
     ...(agent.revoked ? [["revoked", revocationOf(agent.revoked)] as [string, string]] : []),

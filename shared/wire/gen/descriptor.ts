@@ -262,6 +262,14 @@ export const DESCRIPTOR = {
                     "sandbox": {
                       "type": "Sandbox",
                       "id": 11
+                    },
+                    "reportPublicKey": {
+                      "type": "bytes",
+                      "id": 12
+                    },
+                    "reportKeyProof": {
+                      "type": "bytes",
+                      "id": 13
                     }
                   }
                 },
@@ -357,6 +365,10 @@ export const DESCRIPTOR = {
                     "sitePolicy": {
                       "type": "SitePolicy",
                       "id": 8
+                    },
+                    "refusedOffers": {
+                      "type": "uint64",
+                      "id": 9
                     }
                   }
                 },
@@ -576,6 +588,10 @@ export const DESCRIPTOR = {
                     "signature": {
                       "type": "bytes",
                       "id": 3
+                    },
+                    "keyId": {
+                      "type": "string",
+                      "id": 4
                     }
                   }
                 },

@@ -13,6 +13,7 @@ export interface Heartbeat {
   'droppedLogBytes'?: (number | string | Long);
   'notTakingWork'?: (string);
   'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
+  'refusedOffers'?: (number | string | Long);
 }
 
 export interface Heartbeat__Output {
@@ -24,4 +25,5 @@ export interface Heartbeat__Output {
   'droppedLogBytes': (string);
   'notTakingWork': (string);
   'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
+  'refusedOffers': (string);
 }

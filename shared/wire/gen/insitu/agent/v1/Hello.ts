@@ -17,6 +17,8 @@ export interface Hello {
   'natsUserKey'?: (string);
   'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
   'sandbox'?: (_insitu_agent_v1_Sandbox | null);
+  'reportPublicKey'?: (Buffer | Uint8Array | string);
+  'reportKeyProof'?: (Buffer | Uint8Array | string);
 }
 
 export interface Hello__Output {
@@ -31,4 +33,6 @@ export interface Hello__Output {
   'natsUserKey': (string);
   'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
   'sandbox': (_insitu_agent_v1_Sandbox__Output | null);
+  'reportPublicKey': (Buffer);
+  'reportKeyProof': (Buffer);
 }

@@ -6,10 +6,12 @@ export interface Report {
   'seq'?: (number | string | Long);
   'payload'?: (Buffer | Uint8Array | string);
   'signature'?: (Buffer | Uint8Array | string);
+  'keyId'?: (string);
 }
 
 export interface Report__Output {
   'seq': (string);
   'payload': (Buffer);
   'signature': (Buffer);
+  'keyId': (string);
 }

@@ -1,0 +1,53 @@
+/** Signs this agent's reports, with a key that is made on its host and never leaves it. */
+import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject, sign } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { agentUri } from "../../shared/wire/agent-uri.ts";
+import { reportKeyId, signedReport, signedReportKey } from "../../shared/wire/report-signature.ts";
+import { type Identity, writerInto } from "./identity.ts";
+
+const FILE = "report-key.pem";
+
+export interface ReportSigner {
+  /** For the hello: the key, and the proof by the key of the connection's certificate, PKCS#8. */
+  announcement(keyPem: Buffer): { reportPublicKey: Buffer; reportKeyProof: Buffer };
+  /** For a report with this payload. */
+  sign(payload: Uint8Array): { signature: Buffer; keyId: string };
+}
+
+/**
+ * With the key in `<stateDir>/identity/report-key.pem`, mode 0600. Where there is none, or a damaged one, a new one is
+ * made: the control plane learns it with the next hello, and what was signed before stays as it is.
+ */
+export function loadOrMakeReportSigner(
+  stateDir: string,
+  identity: Pick<Identity, "trustDomain" | "environment" | "name">,
+): ReportSigner {
+  const key = readKey(join(stateDir, "identity", FILE)) ?? makeKey(stateDir);
+  const uri = agentUri(identity.trustDomain, identity);
+  const spki = createPublicKey(key).export({ type: "spki", format: "der" });
+  const keyId = reportKeyId(spki);
+  return {
+    announcement: (keyPem) => ({
+      reportPublicKey: spki,
+      reportKeyProof: sign("sha256", signedReportKey(uri, spki), createPrivateKey(keyPem)),
+    }),
+    sign: (payload) => ({ signature: sign(null, signedReport(uri, payload), key), keyId }),
+  };
+}
+
+function makeKey(stateDir: string): KeyObject {
+  const { privateKey } = generateKeyPairSync("ed25519");
+  writerInto(join(stateDir, "identity"))(FILE, privateKey.export({ type: "pkcs8", format: "pem" }).toString());
+  return privateKey;
+}
+
+/** Undefined when there is none that signs. */
+function readKey(file: string): KeyObject | undefined {
+  try {
+    const key = createPrivateKey(readFileSync(file));
+    return key.asymmetricKeyType === "ed25519" ? key : undefined;
+  } catch {
+    return undefined; // none yet, or damaged: a new one serves as well
+  }
+}
