@@ -56,11 +56,10 @@ export const finished = (lease: LeaseKey) => ({ kind: "finished" as const, lease
 /** Signs as the control plane does. */
 export function offerSigner() {
   const { privateKey, publicKey } = generateKeyPairSync("ed25519");
-  const purpose = Buffer.from(`${OFFER_PURPOSE}\0`);
   return {
     publicKeyPem: Buffer.from(publicKey.export({ type: "spki", format: "pem" })),
-    sign: (payload: Uint8Array) =>
-      sign(null, Buffer.concat([purpose, payload]), privateKey).toString("base64"),
+    sign: (payload: Uint8Array, purpose: string = OFFER_PURPOSE) =>
+      sign(null, Buffer.concat([Buffer.from(`${purpose}\0`), payload]), privateKey).toString("base64"),
   };
 }
 

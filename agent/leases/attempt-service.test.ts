@@ -139,6 +139,22 @@ test.each<[string, (offer: Offer) => ReturnType<typeof messageOf>, RegExp]>([
     (offer) => messageOf(offer, { signature: offerSigner().sign(Buffer.from("x")) }),
     /signature/,
   ],
+  [
+    "that was changed after it was signed",
+    (offer) => {
+      const { signature } = messageOf(offer).message;
+      return messageOf({ ...offer, lease: leaseKey({ epoch: 2 }) }, { signature });
+    },
+    /signature/,
+  ],
+  [
+    "whose signature was made for a report",
+    (offer) => {
+      const payload = Buffer.from(JSON.stringify(offer));
+      return messageOf(offer, { signature: signer.sign(payload, "insitu.report.v1") });
+    },
+    /signature/,
+  ],
   ["with a signature that is no base64", (offer) => messageOf(offer, { signature: "%%%" }), /signature/],
   ["that is not JSON", (offer) => messageOf(offer, { payload: Buffer.from("{") }), /not JSON/],
   ["that lacks a field", (offer) => messageOf(offer, { payload: Buffer.from('{"v":1}') }), /^field /],
@@ -152,6 +168,15 @@ test.each<[string, (offer: Offer) => ReturnType<typeof messageOf>, RegExp]>([
   // The next one is asked for at once: a queue full of expired offers would never be emptied otherwise.
   expect(freed).toBe(1);
   expect(reports()).toEqual([]);
+});
+
+test("an offer that is replayed after a newer grant of its step is refused and counted", async () => {
+  const old = messageOf(offerOf());
+  await service.take(messageOf(offerOf({ lease: leaseKey({ epoch: 2 }) })).message);
+  await service.take(old.message);
+  expect(old.answers).toEqual(["discard"]);
+  expect([...service.refused]).toEqual([["epoch 1 is older than 2", 1]]);
+  expect(service.refusedOffers).toBe(1);
 });
 
 test("the same offer again is acknowledged and not started again", async () => {

@@ -24,7 +24,7 @@ import { createJoinTokens, JoinTokenRecord } from "../access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "../access/offer-signer.ts";
 import { loadOrCreatePki, type Pki } from "../access/pki.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "../fleet/agent-record.ts";
-import { createAgentRegistry } from "../fleet/agent-registry.ts";
+import { type AgentRegistry, createAgentRegistry } from "../fleet/agent-registry.ts";
 import { createFleet } from "../fleet/fleet-service.ts";
 import { ensureStreams } from "../store/jetstream.ts";
 import { openKv } from "../store/kv.ts";
@@ -110,9 +110,9 @@ export async function startWorld({
   await ensureStreams(await connection.jetstreamManager(), 1);
   const poison = await poisonOf(connection);
   const signer = await loadOrCreateOfferSigner(directory);
-  const reportKeysOf = (requireSigned = false) =>
+  const reportKeysOf = (requireSigned = false, over: AgentRegistry = registry) =>
     new ReportKeys({
-      registry,
+      registry: over,
       clock,
       log,
       trustDomain: TRUST_DOMAIN,

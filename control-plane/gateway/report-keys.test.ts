@@ -1,7 +1,9 @@
 /** Reports are what their agent signed. The attacker is a client with credentials of its own, or whoever runs the store. */
-import { generateKeyPairSync, type KeyObject, sign } from "node:crypto";
+import { generateKeyPairSync, type KeyObject, sign, X509Certificate } from "node:crypto";
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { InsituError } from "../../shared/errors.ts";
+import { systemClock } from "../../shared/system.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import type { ReportPayload } from "../../shared/wire/attempt.ts";
 import type { Ack__Output } from "../../shared/wire/gen/insitu/agent/v1/Ack.ts";
@@ -11,6 +13,8 @@ import {
   signedReport,
   signedReportKey,
 } from "../../shared/wire/report-signature.ts";
+import type { ReportKey } from "../fleet/agent-record.ts";
+import { type AgentRegistry, REPORT_KEYS_MAX } from "../fleet/agent-registry.ts";
 import type { InboxItem } from "../shards/ports.ts";
 import {
   hello,
@@ -23,6 +27,7 @@ import {
   TRUST_DOMAIN,
   type World,
 } from "./gateway.fixture.ts";
+import { inspectPeer } from "./peer-identity.ts";
 
 let world: World;
 let serial = 0;
@@ -233,6 +238,52 @@ describe("a hello", () => {
     await expect(openSession(client)).rejects.toThrow("has signed its reports");
     const { stream } = await openSession(client, signs.announcement);
     stream.end();
+  });
+
+  test("with a key too many is refused in words, and all of the keys before it sign", async () => {
+    const { id, client, identity } = await joined();
+    const [environment = "", name = ""] = id.split("/");
+    for (let keys = 1; keys <= REPORT_KEYS_MAX; keys++) {
+      const { stream } = await openSession(client, signer(environment, name, identity).announcement);
+      await expect.poll(() => world.registry.known(id)?.reportKeys.length).toBe(keys);
+      stream.end();
+    }
+    const { announcement } = signer(environment, name, identity);
+    await expect(openSession(client, announcement)).rejects.toThrow("remove it and join it anew");
+    expect((await world.registry.stored(id))?.reportKeys).toHaveLength(REPORT_KEYS_MAX);
+  });
+
+  test("whose key the store could not take yet loses no report: signed or not, it is neither taken nor refused", async () => {
+    const { id, identity, signs } = await joined();
+    const record = (await world.registry.stored(id))!;
+    const away = new InsituError("store.unavailable", "away", { retryable: true });
+    let storeIsAway = true;
+    const registry = {
+      known: () => record,
+      stored: async () => record,
+      addReportKey: async (_id: string, _spki: string, key: ReportKey) => {
+        if (storeIsAway) throw away;
+        return { ...record, reportKeys: [key] };
+      },
+    } as Partial<AgentRegistry> as AgentRegistry;
+    const keys = world.reportKeysOf(false, registry);
+    const verdict = inspectPeer(new X509Certificate(identity.certificatePem).raw, {
+      trustDomain: TRUST_DOMAIN,
+      nowMs: systemClock.wallMs(),
+    });
+    if (!verdict.ok) throw new Error(verdict.fault);
+    const { reportPublicKey: publicKey, reportKeyProof: proof } = signs.announcement;
+    keys.announce(verdict.peer, { publicKey, proof });
+    const report = signs.report(1, started("r1"));
+    const unsigned = { ...report, signature: Buffer.alloc(0), keyId: "" };
+    for (const sent of [report, unsigned])
+      await expect(keys.check(id, sent)).rejects.toMatchObject({
+        code: "store.unavailable",
+        retryable: true,
+      });
+    storeIsAway = false;
+    await expect(keys.check(id, report)).resolves.toMatchObject({ keyId: signs.keyId });
+    await expect(keys.check(id, unsigned)).rejects.toMatchObject({ code: "report.unsigned" });
   });
 
   test("without a key, of an agent that never signed, is let in, and its reports are shown as not signed", async () => {
