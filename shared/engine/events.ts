@@ -89,7 +89,7 @@ export type RunEvent =
       epoch: number;
       agent: string;
       outcome: Outcome;
-      /** By the agent over the report: `outcomeBytes` gives what it covers. Missing: its release did not sign. */
+      /** By the agent over the report: `reportBytes` gives what it covers, unless it has its own. Missing: its release did not sign. */
       signed?: ReportSignature;
       /** Set when another attempt follows. */
       retryAtMs: number | null;

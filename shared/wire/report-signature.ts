@@ -5,7 +5,7 @@
  */
 import { createHash, createPublicKey, type KeyObject, verify } from "node:crypto";
 import { z } from "zod";
-import { type LeaseKey, type Outcome, ReportPayload } from "./attempt.ts";
+import { ReportPayload } from "./attempt.ts";
 
 /** Signed is: purpose, zero byte, SPIFFE id of the agent, zero byte, payload as sent. Ed25519 (RFC 8032). */
 const REPORT_PURPOSE = "insitu.report.v1";
@@ -64,12 +64,6 @@ export function verifyReport(
 /** The payload of a report, as agents write it and as it can be written again from what a run's events say. */
 export function reportBytes(report: ReportPayload): Uint8Array {
   return Buffer.from(JSON.stringify(ReportPayload.parse(report)), "utf8");
-}
-
-/** What was signed of an outcome that stands in a run's history. */
-export function outcomeBytes(lease: LeaseKey, outcome: Outcome, signed: ReportSignature): Uint8Array {
-  if (signed.payload !== undefined) return Buffer.from(signed.payload, "utf8");
-  return reportBytes({ kind: "finished", lease, outcome });
 }
 
 function prefix(purpose: string, agentUri: string): Buffer {

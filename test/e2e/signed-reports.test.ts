@@ -13,7 +13,7 @@ import { runningTarget } from "../../control-plane/store/nats-target.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import type { Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
-import { outcomeBytes, reportKeyId, signedReport, verifyReport } from "../../shared/wire/report-signature.ts";
+import { reportBytes, reportKeyId, signedReport, verifyReport } from "../../shared/wire/report-signature.ts";
 import { STREAMS, shardOf, subjects } from "../../shared/wire/subjects.ts";
 import { Plant } from "../support/plant.ts";
 
@@ -114,7 +114,7 @@ test("whoever writes to NATS ends no attempt, and the signature of the one that 
     verifyReport(
       key,
       uri,
-      outcomeBytes(lease, outcome, end.signed!),
+      reportBytes({ kind: "finished", lease, outcome }),
       Buffer.from(end.signed!.signature, "base64"),
     );
   expect(end.signed?.payload).toBeUndefined();
