@@ -38,7 +38,10 @@ export function loadOrMakeReportSigner(
 
 function makeKey(stateDir: string): KeyObject {
   const { privateKey } = generateKeyPairSync("ed25519");
-  writerInto(join(stateDir, "identity"))(FILE, privateKey.export({ type: "pkcs8", format: "pem" }).toString());
+  writerInto(join(stateDir, "identity"))(
+    FILE,
+    privateKey.export({ type: "pkcs8", format: "pem" }).toString(),
+  );
   return privateKey;
 }
 

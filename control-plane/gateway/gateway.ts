@@ -235,7 +235,8 @@ class GrpcGateway implements Gateway {
   }
 
   #createServer(): Server {
-    const { registry, clock, log, pki, tokens, reports, reportKeys, logs, offerPublicKeyPem, validForMs } = this.#options;
+    const { registry, clock, log, pki, tokens, reports, reportKeys, logs, offerPublicKeyPem, validForMs } =
+      this.#options;
     const server = new Server({
       "grpc.max_receive_message_length": MESSAGE_MAX_BYTES,
       "grpc.max_concurrent_streams": 32,
