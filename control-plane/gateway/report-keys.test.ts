@@ -21,6 +21,7 @@ import {
   Inbox,
   type Keys,
   lease,
+  newKeys,
   openSession,
   Plane,
   startWorld,
@@ -190,7 +191,7 @@ describe("a report", () => {
     victim.stream.end();
   });
 
-  test("is taken under a former key of its agent and under its new one, but not once the agent was removed", async () => {
+  test("is taken under a former key of its agent and under its new one, but not once the agent was revoked", async () => {
     const { id, client, signs, identity } = await joined();
     await openSession(client, signs.announcement);
     const [environment = "", name = ""] = id.split("/");
@@ -204,7 +205,7 @@ describe("a report", () => {
     await world.registry.revoke(id, { by: "test", reason: "" });
     const again = new Inbox<Ack__Output>(client.Report() as never);
     expect((await again.end())?.code).toBe(status.PERMISSION_DENIED);
-    await world.enrolWith(await world.token(environment), name, { ...identity });
+    await world.enrolWith(await world.token(environment), name, await newKeys());
     expect((await world.registry.stored(id))?.reportKeys).toEqual([]);
   });
 });
@@ -249,7 +250,7 @@ describe("a hello", () => {
       stream.end();
     }
     const { announcement } = signer(environment, name, identity);
-    await expect(openSession(client, announcement)).rejects.toThrow("remove it and join it anew");
+    await expect(openSession(client, announcement)).rejects.toThrow("revoke it and join it anew");
     expect((await world.registry.stored(id))?.reportKeys).toHaveLength(REPORT_KEYS_MAX);
   });
 

@@ -172,7 +172,7 @@ export class ReportKeys {
     if (signedBefore) {
       throw new InsituError(
         "report.unsigned",
-        `the agent ${peer.id} has signed its reports, and now brings no key for them: start the release again that it ran before, or remove it and join it anew`,
+        `the agent ${peer.id} has signed its reports, and now brings no key for them: start the release again that it ran before, or revoke it and join it anew`,
       );
     }
     if (this.#options.requireSigned) {
