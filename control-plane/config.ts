@@ -93,7 +93,8 @@ Flags (environment variable, default)
   --context FILE          also write { server, token } there, for the command line
   --log-level LEVEL       debug, info, warn, error          (INSITU_LOG_LEVEL, info)
 
-More for an existing NATS: INSITU_NATS_CA_FILE, INSITU_AGENT_NATS_USER, INSITU_AGENT_NATS_PASSWORD.
+More for an existing NATS: INSITU_NATS_CA_FILE; with users in place of accounts INSITU_AGENT_NATS_USER, ..._PASSWORD.
+insitu nats init writes the configuration of a NATS with an account for each environment, and the secrets for it.
 The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
 
 Examples

@@ -19,10 +19,11 @@ import { advertisedHost, loopbackOf, serverCertificate } from "./host-names.ts";
 import type { ServerWorld } from "./server.ts";
 import { connectNats, ensureWorkConsumer, type NatsTarget, onReconnect } from "./store/jetstream.ts";
 import { openKv } from "./store/kv.ts";
+import { checkAccounts } from "./store/nats-accounts-check.ts";
 import { pushAccount } from "./store/nats-claims-push.ts";
 import { NatsDisk } from "./store/nats-disk.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
-import { embeddedDirectory, externalTarget } from "./store/nats-target.ts";
+import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "./store/nats-target.ts";
 import { canSyncAlways, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
 import { flushBeforeAnswer } from "./store/stream-disk.ts";
 
@@ -48,10 +49,37 @@ export async function openEngine(
   signal: AbortSignal,
   closers: Closers,
 ): Promise<Engine> {
-  if (config.natsUrl !== undefined) return await openPlain(config, world, closers);
+  if (config.natsUrl !== undefined) {
+    const operator = await externalOperator(config);
+    return operator
+      ? await openExternalAccounts(config, operator, world, closers)
+      : await openPlain(config, world, closers);
+  }
   const operator = await loadOrCreateNatsOperator(world.secrets);
   const embedded = await startEmbedded(config, world, operator, signal, closers);
   return await openAccounts({ ...embedded, operator }, world, closers);
+}
+
+/** A NATS that was configured with our accounts: on it they are what they are on one that we start. */
+async function openExternalAccounts(
+  config: ServerConfig,
+  operator: NatsOperator,
+  world: World,
+  closers: Closers,
+): Promise<Engine> {
+  const target = await externalTarget(config);
+  await checkAccounts(target, secretsOf(config));
+  const options = {
+    target,
+    agentServers: target.servers,
+    agentCaPem: target.caPem ?? "",
+    operator,
+    disk: undefined,
+  };
+  const engine = await openAccounts(options, world, closers);
+  sayWhatAPowerCutTakes(engine.connection, world.log);
+  world.log.info({}, "each environment has an account of its own on this NATS");
+  return engine;
 }
 
 /** A NATS of the operator's own, where all agents are one user: what isolates environments is theirs to set up. */

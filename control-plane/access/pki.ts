@@ -41,13 +41,20 @@ export interface AgentKey {
   publicKey: x509.PublicKey;
 }
 
+interface Names {
+  dns: readonly string[];
+  ips: readonly string[];
+}
+
 export interface Pki {
   readonly trustDomain: string;
   readonly caPem: string;
   /** `sha256:` and the hexadecimal SHA-256 of the root's SPKI. */
   caPin(): string;
   /** For `localhost`, `127.0.0.1`, `::1` and the names given. */
-  issueServerCertificate(names: { dns: readonly string[]; ips: readonly string[] }): Promise<CertificatePair>;
+  issueServerCertificate(names: Names): Promise<CertificatePair>;
+  /** The same for one that also connects to its like, and shows the certificate there. */
+  issuePeerCertificate(names: Names): Promise<CertificatePair>;
   /** @throws InsituError `request.invalid` when it is malformed, not signed by its own key, or of a kind we do not take. */
   readRequest(csrDer: Uint8Array): Promise<AgentKey>;
   /** @param validForMs instead of the time that the authority was opened with */
@@ -119,10 +126,15 @@ class CertificateAuthority implements Pki {
     return `sha256:${sha256(this.#root.publicKey.rawData)}`;
   }
 
-  async issueServerCertificate(names: {
-    dns: readonly string[];
-    ips: readonly string[];
-  }): Promise<CertificatePair> {
+  issueServerCertificate(names: Names): Promise<CertificatePair> {
+    return this.#issuePair(names, [SERVER_AUTH]);
+  }
+
+  issuePeerCertificate(names: Names): Promise<CertificatePair> {
+    return this.#issuePair(names, [SERVER_AUTH, CLIENT_AUTH]);
+  }
+
+  async #issuePair(names: Names, usages: string[]): Promise<CertificatePair> {
     const keys = await webcrypto.subtle.generateKey(P256, true, ["sign", "verify"]);
     const leaf = await this.#issue({
       publicKey: keys.publicKey,
@@ -130,7 +142,7 @@ class CertificateAuthority implements Pki {
       san: [...new Set(["localhost", ...names.dns])]
         .map((value): x509.JsonGeneralName => ({ type: "dns", value }))
         .concat([...new Set(["127.0.0.1", "::1", ...names.ips])].map((value) => ({ type: "ip", value }))),
-      usage: SERVER_AUTH,
+      usages,
       validityMs: this.#options.serverValidityMs ?? SERVER_VALIDITY_MS,
     });
     const keyPem = pem("PRIVATE KEY", await webcrypto.subtle.exportKey("pkcs8", keys.privateKey));
@@ -177,7 +189,7 @@ class CertificateAuthority implements Pki {
       publicKey: key.publicKey,
       subject: [{ OU: [agent.environment] }, { CN: [agent.name] }],
       san: [{ type: "url", value: agentUri(this.trustDomain, agent) }],
-      usage: CLIENT_AUTH,
+      usages: [CLIENT_AUTH],
       validityMs: validForMs,
     });
     return {
@@ -191,7 +203,7 @@ class CertificateAuthority implements Pki {
     publicKey: x509.PublicKey | webcrypto.CryptoKey;
     subject: x509.JsonName;
     san: x509.JsonGeneralNames;
-    usage: string;
+    usages: string[];
     validityMs: number;
   }): Promise<x509.X509Certificate> {
     const nowMs = this.#options.clock.wallMs();
@@ -209,7 +221,7 @@ class CertificateAuthority implements Pki {
         extensions: [
           new x509.BasicConstraintsExtension(false, undefined, true),
           new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-          new x509.ExtendedKeyUsageExtension([leaf.usage]),
+          new x509.ExtendedKeyUsageExtension(leaf.usages),
           new x509.SubjectAlternativeNameExtension(leaf.san),
           await x509.AuthorityKeyIdentifierExtension.create(this.#root.publicKey, false, webcrypto),
           await x509.SubjectKeyIdentifierExtension.create(leaf.publicKey, false, webcrypto),

@@ -7,6 +7,7 @@ import { RIGHTS, ROLES } from "../access/rights.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
+import { natsCommands } from "./nats-program.ts";
 import { FORMATS } from "./output.ts";
 import type { Screen } from "./terminal.ts";
 
@@ -103,6 +104,11 @@ function build(world: World, state: { code: number }): Command {
   agentCommands(program, act);
   accessCommands(program, act);
   backupCommands(program, act);
+  natsCommands(program, {
+    init: act(async () => (await import("./commands/nats.ts")).init),
+    examples,
+    collect,
+  });
   otherCommands(program, act, world);
   return program;
 }

@@ -3,7 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
-import { loadNatsOperator } from "../access/nats-operator.ts";
+import { loadNatsOperator, type NatsOperator } from "../access/nats-operator.ts";
 import { natsUrls, type ServerConfig } from "../config.ts";
 import { loopbackOf } from "../host-names.ts";
 import type { NatsTarget } from "./jetstream.ts";
@@ -66,17 +66,36 @@ export async function runningTarget(config: ServerConfig): Promise<Target> {
   };
 }
 
-/** User and password are those of the first address that has them. */
+/**
+ * Of a NATS that others run and that was given our accounts (`insitu nats init`). A user in its address says that it
+ * was not: there may be keys all the same, of a nats-server that this server had before.
+ */
+export async function externalOperator(
+  config: Pick<ServerConfig, "natsUrl" | "data" | "secrets">,
+): Promise<NatsOperator | undefined> {
+  return signedUrl(config) ? undefined : await loadNatsOperator(secretsOf(config));
+}
+
+/** User and password are those of the first address that has them; without, the keys of the accounts are shown. */
 export async function externalTarget(config: ServerConfig): Promise<Target> {
-  const urls = natsUrls(config.natsUrl!).map((url) => new URL(url));
-  const signed = urls.find(({ username }) => username !== "");
+  const signed = signedUrl(config);
+  const operator = await externalOperator(config);
   return {
-    servers: urls.map((url) => `${url.protocol}//${url.host}`),
+    servers: externalUrls(config).map((url) => `${url.protocol}//${url.host}`),
     ...(signed
       ? { user: decodeURIComponent(signed.username), password: decodeURIComponent(signed.password) }
       : {}),
+    ...(operator ? { credentials: operator.controlPlaneUser() } : {}),
     ...(config.natsCaFile ? { caPem: await readCa(config.natsCaFile) } : {}),
   };
+}
+
+function externalUrls({ natsUrl }: Pick<ServerConfig, "natsUrl">): URL[] {
+  return natsUrls(natsUrl!).map((url) => new URL(url));
+}
+
+function signedUrl(config: Pick<ServerConfig, "natsUrl">): URL | undefined {
+  return externalUrls(config).find(({ username }) => username !== "");
 }
 
 async function readCa(file: string): Promise<string> {

@@ -37,7 +37,7 @@ export interface TestNatsCluster extends AsyncDisposable {
 }
 
 /** Free ports of loopback. They are let go before the servers take them, so another process could come between. */
-async function freePorts(count: number): Promise<number[]> {
+export async function freePorts(count: number): Promise<number[]> {
   const holders = Array.from({ length: count }, () => createServer().listen(0, "127.0.0.1"));
   await Promise.all(holders.map((holder) => once(holder, "listening")));
   const ports = holders.map((holder) => (holder.address() as { port: number }).port);
@@ -45,41 +45,29 @@ async function freePorts(count: number): Promise<number[]> {
   return ports;
 }
 
-class Node implements TestNatsNode {
+/** A nats-server with a configuration that is written already. */
+export class NatsProcess implements TestNatsNode {
   readonly name: string;
   readonly url: string;
   readonly #binary: string;
   readonly #configFile: string;
-  readonly #monitorUrl: string;
+  readonly #monitorUrl: string | undefined;
   #child: ChildProcess | undefined;
 
+  /** @param options.monitorPort on loopback; without it nobody can ask whether it is healthy */
   constructor(options: {
     name: string;
+    url: string;
     binary: string;
-    directory: string;
-    ports: { client: number; route: number; monitor: number };
-    routes: readonly number[];
+    configFile: string;
+    monitorPort?: number;
   }) {
-    const { name, binary, directory, ports, routes } = options;
+    const { name, url, binary, configFile, monitorPort } = options;
     this.name = name;
-    this.url = `nats://127.0.0.1:${ports.client}`;
+    this.url = url;
     this.#binary = binary;
-    this.#configFile = join(directory, `${name}.conf.json`);
-    this.#monitorUrl = `http://127.0.0.1:${ports.monitor}`;
-    const config = {
-      server_name: name,
-      listen: `127.0.0.1:${ports.client}`,
-      http: `127.0.0.1:${ports.monitor}`,
-      max_payload: 8 * 1024 * 1024,
-      jetstream: { store_dir: join(directory, name) },
-      cluster: {
-        name: "test",
-        listen: `127.0.0.1:${ports.route}`,
-        routes: routes.map((port) => `nats://127.0.0.1:${port}`),
-      },
-      authorization: { users: [{ user: USER, password: PASSWORD }] },
-    };
-    writeFileSync(this.#configFile, JSON.stringify(config));
+    this.#configFile = configFile;
+    this.#monitorUrl = monitorPort === undefined ? undefined : `http://127.0.0.1:${monitorPort}`;
   }
 
   get running(): boolean {
@@ -125,6 +113,33 @@ class Node implements TestNatsNode {
   }
 }
 
+function clusterNode(options: {
+  name: string;
+  binary: string;
+  directory: string;
+  ports: { client: number; route: number; monitor: number };
+  routes: readonly number[];
+}): NatsProcess {
+  const { name, binary, directory, ports, routes } = options;
+  const configFile = join(directory, `${name}.conf.json`);
+  const config = {
+    server_name: name,
+    listen: `127.0.0.1:${ports.client}`,
+    http: `127.0.0.1:${ports.monitor}`,
+    max_payload: 8 * 1024 * 1024,
+    jetstream: { store_dir: join(directory, name) },
+    cluster: {
+      name: "test",
+      listen: `127.0.0.1:${ports.route}`,
+      routes: routes.map((port) => `nats://127.0.0.1:${port}`),
+    },
+    authorization: { users: [{ user: USER, password: PASSWORD }] },
+  };
+  writeFileSync(configFile, JSON.stringify(config));
+  const url = `nats://127.0.0.1:${ports.client}`;
+  return new NatsProcess({ name, url, binary, configFile, monitorPort: ports.monitor });
+}
+
 /** On free ports of loopback. Resolves when the cluster takes streams. */
 export async function startTestNatsCluster(size = 3): Promise<TestNatsCluster> {
   const directory = mkdtempSync(join(tmpdir(), "insitu-nats-cluster-"));
@@ -133,7 +148,7 @@ export async function startTestNatsCluster(size = 3): Promise<TestNatsCluster> {
   const routes = ports.slice(size, 2 * size);
   const nodes = Array.from({ length: size }, (_, i) => {
     const own = { client: ports[i]!, route: routes[i]!, monitor: ports[2 * size + i]! };
-    return new Node({ name: `n${i + 1}`, binary, directory, ports: own, routes });
+    return clusterNode({ name: `n${i + 1}`, binary, directory, ports: own, routes });
   });
   const onExit = (): void => void Promise.all(nodes.map((node) => node.kill()));
   process.on("exit", onExit);
