@@ -178,5 +178,6 @@ test(`${KILLS} kills at writes to disk: no outcome and no line lost, none twice,
   let killed = 0;
   for (const [i, at] of chosen.entries()) if (await round(`kill-${i}`, at)) killed += 1;
   if (process.env.INSITU_KILLS) console.log({ writes, points: points.length, kills: KILLS, killed });
-  expect(killed).toBeGreaterThan(KILLS * 0.8);
+  // Those at the last writes of one attempt may find that another makes a few less.
+  expect(killed).toBeGreaterThan(KILLS * 0.6);
 }, 3_600_000);

@@ -56,6 +56,7 @@ import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 import { refuseHalfRestored } from "./store/restore-mark.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
+import { whenReady } from "./store/when-ready.ts";
 
 const DRAIN_MS = 1_000;
 
@@ -109,7 +110,9 @@ async function open(
   const { connection } = engine;
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
   await refuseHalfRestored(await connection.jetstreamManager());
-  await ensureStreams(await connection.jetstreamManager(), replicas);
+  await whenReady({ connection, clock }, async () =>
+    ensureStreams(await connection.jetstreamManager({ checkAPI: false }), replicas),
+  );
 
   const poison = new PoisonStream({ connection, manager: await connection.jetstreamManager(), clock, log });
   closers.add("poison", () => poison.close());

@@ -14,6 +14,7 @@ import { lastMessageOf, passes } from "./jetstream.ts";
 import { publish } from "./publish.ts";
 import { flushed } from "./stream-disk.ts";
 import { readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
+import { whenReady } from "./when-ready.ts";
 
 export interface KvEntry<T> {
   key: string;
@@ -75,13 +76,15 @@ const OPERATION = "KV-Operation";
 
 /** Opens the bucket and creates it when it does not exist. The connection stays the caller's. */
 export async function openKv<T>(connection: NatsConnection, options: KvOptions<T>): Promise<KvStore<T>> {
-  const { bucket, prefix = "" } = options;
+  const { bucket, prefix = "", clock } = options;
   await attempt(bucket, "open", () =>
-    connection.jetstream().views.kv(bucket, {
-      history: options.history ?? 1,
-      replicas: options.replicas ?? 1,
-      ...(options.ttlMs === undefined ? {} : { ttl: options.ttlMs }),
-    }),
+    whenReady({ connection, clock }, () =>
+      connection.jetstream().views.kv(bucket, {
+        history: options.history ?? 1,
+        replicas: options.replicas ?? 1,
+        ...(options.ttlMs === undefined ? {} : { ttl: options.ttlMs }),
+      }),
+    ),
   );
   return new NatsKv({ ...options, prefix, connection, patienceMs: PATIENCE_MS });
 }

@@ -8,11 +8,8 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { BUCKETS, STREAMS } from "../../shared/wire/subjects.ts";
-import { errorCode, passes, refusedReplicas, STREAM_NOT_FOUND, storeError } from "./jetstream.ts";
-
-/** How long a start waits for JetStream, and for the leader of a stream whose number was raised. */
-const READY_MAX_MS = 30_000;
-const POLL_MS = 250;
+import { errorCode, refusedReplicas, STREAM_NOT_FOUND } from "./jetstream.ts";
+import { whenReady } from "./when-ready.ts";
 
 /** In the order in which they are raised. */
 const NAMES = [...Object.values(STREAMS), ...Object.values(BUCKETS).map((bucket) => `KV_${bucket}`)];
@@ -99,26 +96,6 @@ async function raise(
       throw new InsituError("store.unavailable", `${name} has no leader yet`, { retryable: true });
   });
   world.log.info({ stream: name, from, to }, "stream kept on more servers from now on");
-}
-
-/** Repeats what is safe to repeat while JetStream starts or elects a leader. */
-async function whenReady<T>({ connection, clock }: ReplicaWorld, call: () => Promise<T>): Promise<T> {
-  const giveUpAtMs = clock.monotonicMs() + READY_MAX_MS;
-  for (;;) {
-    try {
-      return await call();
-    } catch (err) {
-      if (!passes(err)) throw storeError(err, "streams");
-      if (clock.monotonicMs() > giveUpAtMs) {
-        throw new InsituError(
-          "store.unavailable",
-          `JetStream at ${connection.getServer()} did not answer for ${READY_MAX_MS / 1_000} s: is it enabled, and do more than half of the cluster's servers run?`,
-          { retryable: true, cause: err },
-        );
-      }
-      await clock.sleep(POLL_MS);
-    }
-  }
 }
 
 /** Addresses of the cluster, as far as the server tells its clients; undefined for one that is alone. */
