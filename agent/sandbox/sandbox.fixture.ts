@@ -1,5 +1,7 @@
 /** A sandbox for the agent's tests: the real one, or none. */
+
 import { systemClock } from "../../shared/system.ts";
+import type { AttemptIo } from "../executors/executor.ts";
 import { type HostFacts, probeHost } from "./box-host.ts";
 import { type GroupFacts, memoryOfHost, probeGroups } from "./group-host.ts";
 import { Sandbox } from "./sandbox.ts";
@@ -34,4 +36,16 @@ export async function realSandbox(options: {
     datasets: options.datasets ?? {},
     hidden: options.hidden ?? [],
   });
+}
+
+/** What a step says, all streams together. */
+export class Written implements AttemptIo {
+  text = "";
+  log(_stream: string, data: Buffer): boolean {
+    this.text += data.toString("utf8");
+    return true;
+  }
+  onDrain(): void {}
+  readonly storedOffset = 0;
+  dropped(): void {}
 }

@@ -16,25 +16,13 @@ import type { Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
 import { reportBytes, reportKeyId, signedReport, verifyReport } from "../../shared/wire/report-signature.ts";
 import { STREAMS, shardOf, subjects } from "../../shared/wire/subjects.ts";
 import { Plant } from "../support/plant.ts";
+import { outcome } from "../support/specs.ts";
 
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
 const LIMIT_MS = 60_000;
 const WHO = { environment: "site", name: "only" };
 
-const LIE: Outcome = {
-  status: "succeeded",
-  exitCode: 0,
-  signal: null,
-  error: null,
-  outputs: {},
-  artifacts: [],
-  egress: [],
-  logLastSeq: 0,
-  logBytes: 0,
-  logDroppedBytes: 0,
-  startedAtMs: 1,
-  finishedAtMs: 2,
-};
+const LIE: Outcome = outcome({ startedAtMs: 1, finishedAtMs: 2 });
 
 const isOf =
   <K extends RunEvent["kind"]>(kind: K) =>

@@ -7,11 +7,11 @@ import { chmodSync, existsSync, mkdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { leaseKey, offerOf, type TestDirectory, testDirectory } from "../../agent/agent.fixture.ts";
-import type { AttemptIo, Execution, ExecutionResult } from "../../agent/executors/executor.ts";
+import type { Execution, ExecutionResult } from "../../agent/executors/executor.ts";
 import { ProcessExecutor } from "../../agent/executors/process-executor.ts";
 import { probeGroups } from "../../agent/sandbox/group-host.ts";
 import { CONTROLLERS } from "../../agent/sandbox/group-plan.ts";
-import { realSandbox } from "../../agent/sandbox/sandbox.fixture.ts";
+import { realSandbox, Written } from "../../agent/sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../../agent/supervisor/supervisor.fixture.ts";
 import type { ResourcesSpec } from "../../shared/model/spec.ts";
 import { systemClock } from "../../shared/system.ts";
@@ -40,17 +40,6 @@ afterEach(async () => {
   await supervisors.stop();
   directory[Symbol.dispose]();
 });
-
-class Written implements AttemptIo {
-  text = "";
-  log(_stream: string, data: Buffer): boolean {
-    this.text += data.toString("utf8");
-    return true;
-  }
-  onDrain(): void {}
-  readonly storedOffset = 0;
-  dropped(): void {}
-}
 
 interface Wish {
   argv: string[];

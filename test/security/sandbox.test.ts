@@ -19,9 +19,9 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { leaseKey, offerOf, type TestDirectory, testDirectory } from "../../agent/agent.fixture.ts";
-import type { AttemptIo, ExecutionResult } from "../../agent/executors/executor.ts";
+import type { ExecutionResult } from "../../agent/executors/executor.ts";
 import { ProcessExecutor } from "../../agent/executors/process-executor.ts";
-import { NO_SANDBOX, realSandbox } from "../../agent/sandbox/sandbox.fixture.ts";
+import { NO_SANDBOX, realSandbox, Written } from "../../agent/sandbox/sandbox.fixture.ts";
 import { TestSupervisors } from "../../agent/supervisor/supervisor.fixture.ts";
 import { systemClock } from "../../shared/system.ts";
 import { stepSpec } from "../support/specs.ts";
@@ -55,17 +55,6 @@ afterEach(async () => {
   await supervisors.stop();
   directory[Symbol.dispose]();
 });
-
-class Written implements AttemptIo {
-  text = "";
-  log(_stream: string, data: Buffer): boolean {
-    this.text += data.toString("utf8");
-    return true;
-  }
-  onDrain(): void {}
-  readonly storedOffset = 0;
-  dropped(): void {}
-}
 
 interface Tried {
   said: string;
