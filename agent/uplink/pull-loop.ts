@@ -19,6 +19,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
+import { mendNatsTransport } from "../../shared/wire/nats-transport.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
 import { natsAddress } from "../network/address.ts";
 import type { Network } from "../network/network.ts";
@@ -133,6 +134,7 @@ export class PullLoop {
       maxPingOut: 2,
       ignoreAuthErrorAbort: true,
     };
+    mendNatsTransport();
     // The client comes back by itself; a connection that it has closed for good is opened anew here.
     let turn = 0;
     for (let retryMs = RETRY_MS; !this.#stop.signal.aborted; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {

@@ -20,6 +20,7 @@ import {
 } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import { tlsOf } from "../../shared/wire/nats-tls.ts";
+import { mendNatsTransport } from "../../shared/wire/nats-transport.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 
 /** Repeats of a message id within this time are stored once. Longer than any retry of ours goes on. */
@@ -70,6 +71,7 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
       : { authenticator: jwtAuthenticator(target.credentials.jwt, Buffer.from(target.credentials.seed)) }),
     ...tlsOf(target.servers, target.caPem ?? ""),
   };
+  mendNatsTransport();
   try {
     return await connect(options);
   } catch (err) {

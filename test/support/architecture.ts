@@ -96,6 +96,8 @@ const PURE_PACKAGES = new Set(["zod", "yaml", "@cedar-policy/cedar-wasm", "@hono
 /** Describes the gRPC service from a descriptor in memory; the sides open the sockets. */
 const SHARED_EXCEPTIONS = new Map([
   ["shared/wire/grpc.ts", new Set(["@grpc/grpc-js", "@grpc/proto-loader"])],
+  // Amends a class of the client; the sides open the connections.
+  ["shared/wire/nats-transport.ts", new Set(["nats"])],
 ]);
 const SYSTEM = "shared/system.ts";
 const LINES_MAX = 600;
