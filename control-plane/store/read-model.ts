@@ -17,10 +17,10 @@ import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
 import type { Page, RunQueries } from "../api/services.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
-import type { PlanSource, RunStore, StoredBatch } from "../runs/ports.ts";
+import type { PlanSource, RunStore } from "../runs/ports.ts";
 import { RunProjection } from "../runs/run-projection.ts";
 import type { RecoveredRun } from "../runs/run-service.ts";
-import { toBatch } from "./jetstream-run-store.ts";
+import { type Folded, RunFolds } from "./run-folds.ts";
 import { flushed } from "./stream-disk.ts";
 import { lastSeqOf, type StreamMessage, StreamTail, storedAtMsOf } from "./stream-reader.ts";
 
@@ -58,7 +58,7 @@ export class ReadModel implements RunQueries {
   readonly #runs: Database<StoredRun, string>;
   readonly #steps: Database<StepView, [string, number]>;
   readonly #meta: Database<number, string>;
-  readonly #active = new Map<string, RunProjection>();
+  readonly #folds: RunFolds;
   readonly #dirty = new Set<string>();
   readonly #listeners = new Map<string, Set<Listener>>();
   #waiters: { seq: number; resolve(): void }[] = [];
@@ -73,6 +73,9 @@ export class ReadModel implements RunQueries {
 
   constructor(options: ReadModelOptions) {
     this.#options = options;
+    const { store, plans } = options;
+    const versionOf = (runId: string): string | undefined => this.#runs.get(runId)?.summary.version;
+    this.#folds = new RunFolds({ store, plans, versionOf });
     this.#root = openRoot(options.directory);
     this.#runs = this.#root.openDB<StoredRun, string>({ name: "runs" });
     this.#steps = this.#root.openDB<StepView, [string, number]>({ name: "steps" });
@@ -122,7 +125,7 @@ export class ReadModel implements RunQueries {
   /** The runs that go on, as the stream has them at the call, for whoever decides for them. */
   async unfinished(): Promise<RecoveredRun[]> {
     await this.waitFor(await lastSeqOf(this.#options.connection, STREAMS.runs));
-    return [...this.#active.values()]
+    return [...this.#folds.whole()]
       .filter((run) => !run.terminal && run.state.runId !== "")
       .map((run) => ({ runId: run.state.runId, state: run.state, seq: run.seq }));
   }
@@ -150,7 +153,7 @@ export class ReadModel implements RunQueries {
   }
 
   get(runId: string): RunDetail | undefined {
-    const active = this.#active.get(runId);
+    const active = this.#folds.get(runId);
     if (active) return active.detail();
     const stored = this.#runs.get(runId);
     if (!stored) return undefined;
@@ -159,7 +162,7 @@ export class ReadModel implements RunQueries {
   }
 
   summary(runId: string): RunSummary | undefined {
-    return this.#active.get(runId)?.summary() ?? this.#runs.get(runId)?.summary;
+    return this.#folds.get(runId)?.summary() ?? this.#runs.get(runId)?.summary;
   }
 
   async *follow(
@@ -220,7 +223,7 @@ export class ReadModel implements RunQueries {
   }
 
   #ended(runId: string): boolean {
-    const active = this.#active.get(runId);
+    const active = this.#folds.get(runId);
     if (active) return active.terminal;
     const stored = this.#runs.get(runId);
     return stored !== undefined && isTerminalRun(stored.summary.status);
@@ -253,9 +256,11 @@ export class ReadModel implements RunQueries {
         } catch (err) {
           // As when they came: one run's history that is impossible keeps no replica from starting.
           this.#options.log.error({ err, runId: key, seq }, "run events not understood");
+          this.#folds.stop(key);
+          break;
         }
       }
-      this.#active.set(key, run);
+      this.#folds.set(key, run);
       this.#dirty.add(key);
     }
   }
@@ -268,9 +273,7 @@ export class ReadModel implements RunQueries {
       if (!(await this.#untilFlushed(taken.at(-1)!.seq))) return;
       for (const message of taken) {
         try {
-          const batch = toBatch(message);
-          if (batch.foreign !== undefined) throw new InsituError("internal", batch.foreign);
-          await this.#applyWhenAnswered(batch);
+          await this.#takeWhenAnswered(message);
         } catch (err) {
           if (this.#stop.signal.aborted) return;
           // A message from outside our own code is an event, not an assertion: the rest goes on.
@@ -304,49 +307,28 @@ export class ReadModel implements RunQueries {
   }
 
   /** Waits for a store that is away: to go on would lose what the message says. */
-  async #applyWhenAnswered(batch: StoredBatch): Promise<void> {
+  async #takeWhenAnswered(message: StreamMessage): Promise<void> {
     const { clock, log } = this.#options;
     for (;;) {
       try {
-        return await this.#apply(batch);
+        const folded = await this.#folds.take(message);
+        if (folded) this.#tell(folded);
+        return;
       } catch (thrown) {
         const err = InsituError.from(thrown);
         if (!err.retryable) throw err;
-        log.warn({ err, runId: batch.runId, seq: batch.seq }, "run events not read yet");
+        log.warn({ err, subject: message.subject, seq: message.seq }, "run events not read yet");
         await clock.sleep(RETRY_MS, this.#stop.signal);
       }
     }
   }
 
-  async #apply(batch: StoredBatch): Promise<void> {
-    let run = this.#active.get(batch.runId);
-    if (!run) {
-      const [first] = batch.events;
-      if (first?.kind === "run.created") {
-        run = new RunProjection(await this.#options.plans.load(first.version));
-      } else {
-        run = await this.#reopen(batch);
-      }
-      this.#active.set(batch.runId, run);
-    }
-    run.apply(batch.seq, batch.events);
-    this.#dirty.add(batch.runId);
-    if (batch.events[0]?.kind === "run.created")
-      this.#options.onCreated?.({ runId: batch.runId, state: run.state, seq: run.seq });
-    const listeners = this.#listeners.get(batch.runId);
-    if (listeners) for (const listener of listeners) listener(batch.seq, { v: 1, events: batch.events });
-  }
-
-  /** Events of a run that had ended: a fenced outcome that came late. */
-  async #reopen(batch: StoredBatch): Promise<RunProjection> {
-    const version = this.#runs.get(batch.runId)?.summary.version;
-    if (version === undefined)
-      throw new InsituError("internal", `events of run ${batch.runId} before run.created`);
-    const run = new RunProjection(await this.#options.plans.load(version));
-    for (const earlier of await this.#options.store.read(batch.runId, 0)) {
-      if (earlier.seq < batch.seq) run.apply(earlier.seq, earlier.events);
-    }
-    return run;
+  #tell({ runId, seq, events, run }: Folded): void {
+    this.#dirty.add(runId);
+    if (events[0]?.kind === "run.created")
+      this.#options.onCreated?.({ runId, state: run.state, seq: run.seq });
+    const listeners = this.#listeners.get(runId);
+    if (listeners) for (const listener of listeners) listener(seq, { v: 1, events: [...events] });
   }
 
   #advance({ seq, storedAtMs }: StreamMessage): void {
@@ -361,13 +343,13 @@ export class ReadModel implements RunQueries {
     if (this.#dirty.size === 0 && this.#seq === this.#flushedSeq) return;
     const seq = this.#seq;
     this.#root.transactionSync(() => {
-      for (const runId of this.#dirty) this.#write(runId, this.#active.get(runId)!);
+      for (const runId of this.#dirty) this.#write(runId, this.#folds.get(runId)!);
       this.#meta.putSync("seq", seq);
       this.#meta.putSync("storedAtMs", this.#storedAtMs);
     });
     this.#flushedSeq = seq;
     for (const runId of this.#dirty) {
-      if (this.#active.get(runId)?.terminal) this.#active.delete(runId);
+      if (this.#folds.get(runId)?.terminal) this.#folds.forget(runId);
     }
     this.#dirty.clear();
   }
