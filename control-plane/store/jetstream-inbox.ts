@@ -11,6 +11,7 @@ import type { Inbox, InboxItem } from "../shards/ports.ts";
 import { errorCode, NO_MESSAGE_FOUND } from "./jetstream.ts";
 import { publish } from "./publish.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
+import { whenReady } from "./when-ready.ts";
 
 /** Longer than a cluster takes to elect a leader. Then the agent is told to send it again. */
 const PATIENCE_MS = 20_000;
@@ -74,7 +75,8 @@ export class JetStreamInbox implements Inbox {
 
   /** Follows what arrives from now on, and comes back to what could not be dealt with when it did. */
   async start(): Promise<void> {
-    const fromSeq = (await lastSeqOf(this.#connection, STREAMS.inbox)) + 1;
+    const world = { connection: this.#connection, clock: this.#clock };
+    const fromSeq = (await whenReady(world, () => lastSeqOf(this.#connection, STREAMS.inbox))) + 1;
     this.#tail = new StreamTail({
       connection: this.#connection,
       stream: STREAMS.inbox,

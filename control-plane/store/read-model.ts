@@ -23,6 +23,7 @@ import type { RecoveredRun } from "../runs/run-service.ts";
 import { type Folded, RunFolds } from "./run-folds.ts";
 import { flushed } from "./stream-disk.ts";
 import { lastSeqOf, type StreamMessage, StreamTail, storedAtMsOf } from "./stream-reader.ts";
+import { whenReady } from "./when-ready.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
 const FORMAT = 2;
@@ -85,7 +86,7 @@ export class ReadModel implements RunQueries {
   /** Resolves when everything that was in the stream at the call is visible. */
   async start(): Promise<void> {
     const { connection, log, clock } = this.#options;
-    const lastSeq = await lastSeqOf(connection, STREAMS.runs);
+    const lastSeq = await whenReady({ connection, clock }, () => lastSeqOf(connection, STREAMS.runs));
     const known = this.#meta.get("seq") ?? 0;
     const format = this.#meta.get("format") ?? FORMAT;
     if (format !== FORMAT || (known > 0 && !(await this.#isOfStream(known)))) {
@@ -242,7 +243,8 @@ export class ReadModel implements RunQueries {
 
   /** False after a restore from a backup, too: the same sequences are of other events then. */
   async #isOfStream(seq: number): Promise<boolean> {
-    const atMs = await storedAtMsOf(this.#options.connection, STREAMS.runs, seq);
+    const { connection, clock } = this.#options;
+    const atMs = await whenReady({ connection, clock }, () => storedAtMsOf(connection, STREAMS.runs, seq));
     return atMs !== undefined && Math.abs(atMs - (this.#meta.get("storedAtMs") ?? 0)) <= SAME_TIME_MS;
   }
 

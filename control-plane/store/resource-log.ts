@@ -26,6 +26,7 @@ import type { PlanSource } from "../runs/ports.ts";
 import { type KvStore, openKv } from "./kv.ts";
 import { publish } from "./publish.ts";
 import { lastSeqOf, type StreamMessage, StreamTail } from "./stream-reader.ts";
+import { whenReady } from "./when-ready.ts";
 
 const head = { name: Name };
 const Change = z.union([
@@ -95,7 +96,7 @@ export class ResourceLog implements PlanSource, ResourceJournal {
       poison,
     });
     const opened = new ResourceLog(connection, versions, { clock, log, poison });
-    const lastSeq = await lastSeqOf(connection, STREAMS.resources);
+    const lastSeq = await whenReady({ connection, clock }, () => lastSeqOf(connection, STREAMS.resources));
     opened.#tail.start();
     await opened.#waitFor(lastSeq);
     return opened;
