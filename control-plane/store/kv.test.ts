@@ -84,6 +84,17 @@ describe("a bucket", () => {
     expect(await (await open(bucketName())).list()).toEqual([]);
   });
 
+  test("lists what is changed meanwhile", async () => {
+    const store = await open(bucketName());
+    let [revision, busy] = [await store.create("a", { n: 0 }), true];
+    const writing = (async () => {
+      for (let n = 1; busy; n++) revision = await store.update("a", { n }, revision);
+    })();
+    for (let round = 0; round < 100; round++) expect(await store.list()).toMatchObject([{ key: "a" }]);
+    busy = false;
+    await writing;
+  });
+
   test("stores with different prefixes do not see each other", async () => {
     const bucket = bucketName();
     const [left, right] = [await open(bucket, "left."), await open(bucket, "right.")];

@@ -45,7 +45,7 @@ export interface KvStore<T> {
   update(key: string, value: T, revision: number): Promise<number>;
   /** @throws InsituError `conflict` when a revision is given and is not the latest. */
   delete(key: string, revision?: number): Promise<void>;
-  /** Entries that the schema refuses are left out. */
+  /** Entries that the schema refuses are left out; one that is changed meanwhile is not. */
   list(): Promise<KvEntry<T>[]>;
   /** What is stored, then `current`, then changes as they come, until the signal aborts. */
   watch(signal: AbortSignal): AsyncIterable<KvChange<T>>;
@@ -219,16 +219,39 @@ class NatsKv<T> implements KvStore<T> {
   }
 
   async list(): Promise<KvEntry<T>[]> {
-    const found = new Map<string, KvEntry<T>>();
+    const found = new Map<string, KvChange<T> & { key: string }>();
     const { connection } = this.#options;
-    const stored = { connection, stream: `KV_${this.#bucket}`, filter: this.#all(), fromSeq: 1 };
-    for await (const message of readToEnd(stored)) {
+    const [stream, filter] = [`KV_${this.#bucket}`, this.#all()];
+    let readSeq = 0;
+    for await (const message of readToEnd({ connection, stream, filter, fromSeq: 1 })) {
+      readSeq = message.seq;
       const change = this.#change(message);
-      if (change.kind === "put") {
-        found.set(change.key, { key: change.key, value: change.value, revision: change.revision });
-      } else if (change.kind !== "current") found.delete(change.key);
+      if (change.kind !== "current") found.set(change.key, change);
     }
-    return [...found.values()];
+    const last = await attempt(this.#bucket, "list", () => lastMessageOf(connection, stream, filter));
+    // A key that was changed meanwhile has moved behind the end, and was at neither place when we were there.
+    if ((last?.seq ?? 0) > readSeq) {
+      for (const key of (await this.#keys()).filter((key) => !found.has(key))) {
+        const stored = await this.#stored(key);
+        const parsed = stored && !stored.deleted ? this.#decode(() => JSON.parse(stored.text)) : undefined;
+        if (parsed?.kind === "ok")
+          found.set(key, { kind: "put", key, value: parsed.value, revision: stored!.revision });
+      }
+    }
+    return [...found.values()].flatMap((change) =>
+      change.kind === "put" ? [{ key: change.key, value: change.value, revision: change.revision }] : [],
+    );
+  }
+
+  /** Of what the leader has, deleted ones too. */
+  async #keys(): Promise<string[]> {
+    const { connection } = this.#options;
+    const filter = this.#all();
+    const info = await attempt(this.#bucket, "keys", async () => {
+      const manager = await connection.jetstreamManager({ checkAPI: false });
+      return await manager.streams.info(`KV_${this.#bucket}`, { subjects_filter: filter });
+    });
+    return Object.keys(info.state.subjects ?? {}).map((subject) => subject.slice(filter.length - 1));
   }
 
   async *watch(signal: AbortSignal): AsyncGenerator<KvChange<T>> {
