@@ -297,6 +297,7 @@ async function open(
   const tokens = createJoinTokens({
     kv: tokenKv,
     clock,
+    log,
     environments: () => resourceLog.list("environment").map(({ name }) => name),
     format: ({ environment, secret }) =>
       encodeJoinToken({

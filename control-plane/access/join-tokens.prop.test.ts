@@ -21,6 +21,7 @@ test("a token never gives more uses than it has, none after it expired, and one 
         uses,
         approval: false,
         redemptions: [],
+        revoked: null,
       };
       for (const { nowMs, removedAtMs, ...who } of claims) {
         const before = record;

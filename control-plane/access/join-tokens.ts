@@ -6,14 +6,17 @@
  * another try and nothing else.
  */
 import { createHash } from "node:crypto";
+import type { Logger } from "pino";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
+import type { JoinTokenView } from "../api/schemas.ts";
 import type { JoinTokens } from "../api/services.ts";
-import { changeKv, type KvStore } from "../store/kv.ts";
-import type { AgentName } from "./spiffe.ts";
+import { changeKv, type KvEntry, type KvStore } from "../store/kv.ts";
+import { fingerprint } from "./join-requests.ts";
+import { type AgentName, agentId } from "./spiffe.ts";
 
 /** Bucket `join-tokens`, key: hexadecimal SHA-256 of the secret. */
 export const JoinTokenRecord = z.object({
@@ -27,6 +30,8 @@ export const JoinTokenRecord = z.object({
   /** Whether a person has to approve each agent that comes with it. */
   approval: z.boolean().default(false),
   redemptions: z.array(z.object({ agentName: Name, spkiSha256: z.string(), atMs: z.int() })),
+  /** Its `expiresAtMs` is the same moment then: replicas from before there were revocations refuse it for that. */
+  revoked: z.object({ atMs: z.int(), by: z.string() }).nullable().default(null),
 });
 export type JoinTokenRecord = z.infer<typeof JoinTokenRecord>;
 
@@ -35,13 +40,15 @@ export const JOIN_TOKEN_USES_MAX = 1_000;
 /** Of the bucket: tokens vanish some time after they can no longer be used. */
 export const JOIN_TOKEN_BUCKET_TTL_MS = JOIN_TOKEN_TTL_MAX_MS + 86_400_000;
 const SECRET_BYTES = 32;
+/** Digits of the hash that name a token to people: enough that no two of a bucket share them. */
+const ID_DIGITS = 16;
 const SECRET_PATTERN = /^[A-Za-z0-9_-]{43}$/;
 
-export type TokenFault = "unknown" | "expired" | "used" | "agent-removed";
+export type TokenFault = "unknown" | "expired" | "revoked" | "used" | "agent-removed";
 
 /** Whoever asks with a bad token learns this and no more; `details.fault` is for our log. */
 export const TOKEN_REFUSED =
-  "the join token is not valid: it is unknown, expired or used up; make a new one with insitu join-token create";
+  "the join token is not valid: it is unknown, expired, revoked or used up; make a new one with insitu join-token create";
 
 export interface TokenClaim {
   agentName: string;
@@ -60,12 +67,13 @@ export interface JoinTokenService extends JoinTokens {
   /** Gives the use back, when the registration it was for is known not to have happened. */
   release(secret: string, claim: TokenClaim): Promise<void>;
   /** Ends the tokens with which an agent of this name came: whoever has its host may have them. Gives how many. Safe twice. */
-  endThoseOf(agent: AgentName): Promise<number>;
+  endThoseOf(agent: AgentName, by: string): Promise<number>;
 }
 
 export interface JoinTokenDeps {
   kv: KvStore<JoinTokenRecord>;
   clock: Clock;
+  log: Logger;
   /** By name. */
   environments(): string[];
   /** The line that a person copies, made of the secret and where to bring it. */
@@ -73,7 +81,12 @@ export interface JoinTokenDeps {
 }
 
 export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
-  const { kv, clock } = deps;
+  const { kv, clock, log } = deps;
+  const known = async (id: string): Promise<KvEntry<JoinTokenRecord>> => {
+    const found = (await kv.list()).find(({ key }) => idOf(key) === id);
+    if (found === undefined) throw unknownId(id);
+    return found;
+  };
   return {
     async create(request) {
       refuseOddRequest(request, deps.environments());
@@ -89,15 +102,39 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
         uses: request.uses,
         approval: request.approval ?? false,
         redemptions: [],
+        revoked: null,
       });
-      return { token: deps.format({ environment: request.environment, secret }), expiresAtMs };
+      const token = deps.format({ environment: request.environment, secret });
+      return { id: idOf(keyOf(secret)), token, expiresAtMs };
+    },
+
+    async list() {
+      const nowMs = clock.wallMs();
+      return (await kv.list()).map((entry) => viewOf(entry, nowMs));
+    },
+
+    async get(id) {
+      return viewOf(await known(id), clock.wallMs());
+    },
+
+    async revoke(id, by) {
+      const { key } = await known(id);
+      const nowMs = clock.wallMs();
+      let isDone = false;
+      const { value } = await changeKv(kv, key, (record) => {
+        if (record === undefined) throw unknownId(id);
+        isDone = record.revoked === null && nowMs < record.expiresAtMs;
+        return isDone ? revoke(record, { atMs: nowMs, by }) : undefined;
+      });
+      if (isDone) log.warn({ joinToken: id, environment: value?.environment, by }, "join token revoked");
+      return viewOf({ key, value: value! }, nowMs);
     },
 
     async inspect(secret) {
       if (!SECRET_PATTERN.test(secret)) throw refused("unknown");
       const record = (await kv.get(keyOf(secret)))?.value;
       if (record === undefined) throw refused("unknown");
-      if (clock.wallMs() >= record.expiresAtMs) throw refused("expired", record);
+      if (clock.wallMs() >= record.expiresAtMs) throw refused(endOf(record), record);
       return record;
     },
 
@@ -119,7 +156,7 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
       });
     },
 
-    async endThoseOf({ environment, name }) {
+    async endThoseOf({ environment, name }, by) {
       const nowMs = clock.wallMs();
       const isIts = (record: JoinTokenRecord): boolean =>
         record.environment === environment &&
@@ -128,7 +165,7 @@ export function createJoinTokens(deps: JoinTokenDeps): JoinTokenService {
       const its = (await kv.list()).filter(({ value }) => isIts(value));
       for (const { key } of its) {
         await changeKv(kv, key, (record) =>
-          record !== undefined && isIts(record) ? { ...record, expiresAtMs: nowMs } : undefined,
+          record !== undefined && isIts(record) ? revoke(record, { atMs: nowMs, by }) : undefined,
         );
       }
       return its.length;
@@ -148,7 +185,7 @@ export function spend(
   at: { nowMs: number; removedAtMs: number | null },
 ): Spending {
   if (record === undefined) return { kind: "refused", fault: "unknown" };
-  if (at.nowMs >= record.expiresAtMs) return { kind: "refused", fault: "expired" };
+  if (at.nowMs >= record.expiresAtMs) return { kind: "refused", fault: endOf(record) };
   if (at.removedAtMs !== null && record.createdAtMs <= at.removedAtMs) {
     return { kind: "refused", fault: "agent-removed" };
   }
@@ -158,6 +195,50 @@ export function spend(
     kind: "spent",
     record: { ...record, redemptions: [...record.redemptions, { ...claim, atMs: at.nowMs }] },
   };
+}
+
+function endOf(record: JoinTokenRecord): TokenFault {
+  return record.revoked === null ? "expired" : "revoked";
+}
+
+/** Whoever comes after this is refused, also an agent that had a use and comes again for its answer. Pure. */
+function revoke(record: JoinTokenRecord, revoked: { atMs: number; by: string }): JoinTokenRecord {
+  return { ...record, expiresAtMs: revoked.atMs, revoked };
+}
+
+function viewOf(
+  { key, value }: Pick<KvEntry<JoinTokenRecord>, "key" | "value">,
+  nowMs: number,
+): JoinTokenView {
+  const { environment, createdBy, createdAtMs, expiresAtMs, uses, approval, redemptions, revoked } = value;
+  const usesLeft = Math.max(0, uses - redemptions.length);
+  const ended = nowMs >= expiresAtMs ? endOf(value) : undefined;
+  return {
+    id: idOf(key),
+    environment,
+    state:
+      ended === undefined ? (usesLeft > 0 ? "valid" : "used") : ended === "revoked" ? "revoked" : "expired",
+    approval,
+    uses,
+    usesLeft,
+    createdBy,
+    createdAtMs,
+    expiresAtMs,
+    revoked,
+    usedBy: redemptions.map(({ agentName, spkiSha256, atMs }) => ({
+      agent: agentId({ environment, name: agentName }),
+      fingerprint: fingerprint(spkiSha256),
+      atMs,
+    })),
+  };
+}
+
+function idOf(key: string): string {
+  return key.slice(0, ID_DIGITS);
+}
+
+function unknownId(id: string): InsituError {
+  return new InsituError("not-found", `there is no join token ${id}; \`insitu join-token list\` shows them`);
 }
 
 function sameClaim(a: TokenClaim, b: TokenClaim): boolean {

@@ -25,7 +25,7 @@ export async function revokeAgent(
 ): Promise<void> {
   const { environment, name, by, reason } = request;
   const agent = { environment, name };
-  const endedTokens = await tokens.endThoseOf(agent);
+  const endedTokens = await tokens.endThoseOf(agent, by);
   const record = await registry.revoke(agentId(agent), { by, reason });
   if (record.removedBy === by && record.removedReason === reason)
     log.warn({ agentId: agentId(agent), by, reason, endedTokens }, "agent revoked");

@@ -206,7 +206,18 @@ export class FakeServices implements ApiServices {
   };
   readonly servers: ApiServices["servers"] = { list: () => [] };
   readonly joinTokens: ApiServices["joinTokens"] = {
-    create: async ({ environment, ttlMs }) => ({ token: `insitu-join.${environment}`, expiresAtMs: ttlMs }),
+    create: async ({ environment, ttlMs }) => ({
+      id: "0123456789abcdef",
+      token: `insitu-join.${environment}`,
+      expiresAtMs: ttlMs,
+    }),
+    list: async () => [],
+    get: async (id) => {
+      throw new InsituError("not-found", `there is no join token ${id}`);
+    },
+    revoke: async (id) => {
+      throw new InsituError("not-found", `there is no join token ${id}`);
+    },
   };
   readonly joinRequests: ApiServices["joinRequests"] = {
     list: async () => [],

@@ -277,7 +277,11 @@ describe("the fleet", () => {
     const { call } = testApi();
     const made = await call("/v1/join-tokens", { json: { environment: "hq" } });
     expect(made.status).toBe(201);
-    expect(await made.json()).toEqual({ token: "insitu-join.hq", expiresAtMs: 3_600_000 });
+    expect(await made.json()).toEqual({
+      id: "0123456789abcdef",
+      token: "insitu-join.hq",
+      expiresAtMs: 3_600_000,
+    });
     expect((await call("/v1/join-tokens", { json: { environment: "hq", uses: 0 } })).status).toBe(400);
   });
 
@@ -299,7 +303,7 @@ describe("the description", () => {
     };
     expect(document.openapi).toBe("3.1.0");
     const operations = Object.values(document.paths).flatMap((path) => Object.values(path));
-    expect(operations.length).toBe(40);
+    expect(operations.length).toBe(43);
     expect(new Set(operations.map((operation) => operation.operationId)).size).toBe(operations.length);
     for (const operation of operations) expect(operation.responses).toHaveProperty("default");
   });

@@ -13,6 +13,7 @@ import {
   JoinRequestView,
   JoinTokenBody,
   JoinTokenView,
+  NewJoinTokenView,
   pageOf,
   RevokeAgentBody,
   ServerView,
@@ -75,7 +76,42 @@ const createToken = createRoute({
   summary: "A token with which agents join an environment",
   description: "Shown once. No Idempotency-Key here: the answer is a secret and is not kept.",
   request: { body: jsonBody(JoinTokenBody) },
-  responses: { 201: json(JoinTokenView, "The token"), ...problems },
+  responses: { 201: json(NewJoinTokenView, "The token"), ...problems },
+});
+
+const listTokens = createRoute({
+  ...needs("agents:admit"),
+  method: "get",
+  path: "/v1/join-tokens",
+  operationId: "listJoinTokens",
+  tags: ["fleet"],
+  summary: "Join tokens of the last 31 days, without their secrets",
+  request: { query: z.object({ limit: limit(1000), cursor: Cursor }) },
+  responses: { 200: json(pageOf(JoinTokenView), "A page"), ...problems },
+});
+
+const TokenId = z.object({ id: z.string().max(64) });
+
+const getToken = createRoute({
+  ...needs("agents:admit"),
+  method: "get",
+  path: "/v1/join-tokens/{id}",
+  operationId: "getJoinToken",
+  tags: ["fleet"],
+  summary: "One join token, and which agents came with it",
+  request: { params: TokenId },
+  responses: { 200: json(JoinTokenView, "The token"), ...problems },
+});
+
+const revokeToken = createRoute({
+  ...needs("agents:admit"),
+  method: "delete",
+  path: "/v1/join-tokens/{id}",
+  operationId: "revokeJoinToken",
+  tags: ["fleet"],
+  summary: "Revoke a join token; it lets nobody in from then on, and agents that came with it stay",
+  request: { params: TokenId },
+  responses: { 200: json(JoinTokenView, "The token as it is now"), ...problems },
 });
 
 const listRequests = createRoute({
@@ -150,4 +186,17 @@ export function fleetRoutes(
     const token = await joinTokens.create({ ...c.req.valid("json"), by: c.get("caller") });
     return c.json(token, 201);
   });
+
+  app.openapi(listTokens, async (c) =>
+    c.json(
+      pageByKey(await joinTokens.list(), ({ id }) => id, { list: "join tokens", ...c.req.valid("query") }),
+      200,
+    ),
+  );
+
+  app.openapi(getToken, async (c) => c.json(await joinTokens.get(c.req.valid("param").id), 200));
+
+  app.openapi(revokeToken, async (c) =>
+    c.json(await joinTokens.revoke(c.req.valid("param").id, c.get("caller")), 200),
+  );
 }

@@ -373,7 +373,35 @@ export const JoinDecisionBody = z
   })
   .openapi("DecideJoinRequest");
 
-export const JoinTokenView = z.object({ token: z.string(), expiresAtMs: AtMs }).openapi("JoinToken");
+export const NewJoinTokenView = z
+  .object({ id: z.string(), token: z.string(), expiresAtMs: AtMs })
+  .openapi("NewJoinToken");
+export type NewJoinTokenView = z.infer<typeof NewJoinTokenView>;
+
+export const JoinTokenView = z
+  .object({
+    id: z.string().openapi({ description: "The beginning of the SHA-256 of its secret" }),
+    environment: z.string(),
+    state: z.enum(["valid", "used", "expired", "revoked"]),
+    approval: z.boolean(),
+    uses: z.int(),
+    usesLeft: z.int(),
+    createdBy: z.string(),
+    createdAtMs: AtMs,
+    expiresAtMs: AtMs,
+    revoked: z.object({ atMs: AtMs, by: z.string() }).nullable(),
+    usedBy: z
+      .array(
+        z.object({
+          agent: z.string(),
+          fingerprint: z.string().openapi({ description: "Of the key that it came with" }),
+          atMs: AtMs,
+        }),
+      )
+      .openapi({ description: "Of a token that asks for approval: also who waits for it, or was denied" }),
+  })
+  .openapi("JoinToken");
+export type JoinTokenView = z.infer<typeof JoinTokenView>;
 
 export const ApiTokenBody = z
   .strictObject({

@@ -11,8 +11,10 @@ import type {
   ApiTokenView,
   AppliedChange,
   JoinRequestView,
+  JoinTokenView,
   LogLine,
   NewApiTokenView,
+  NewJoinTokenView,
   PlanView,
   RunDetail,
   RunSummary,
@@ -130,10 +132,13 @@ export interface JoinTokens {
     /** Whether a person has to approve each agent. */
     approval?: boolean;
     by: string;
-  }): Promise<{
-    token: string;
-    expiresAtMs: number;
-  }>;
+  }): Promise<NewJoinTokenView>;
+  /** Those of the last 31 days, also when they are used up, expired or revoked. In no order. */
+  list(): Promise<JoinTokenView[]>;
+  /** Throws `not-found`. */
+  get(id: string): Promise<JoinTokenView>;
+  /** Lets nobody in from then on; agents that came with it stay. Idempotent. Throws `not-found`. */
+  revoke(id: string, by: string): Promise<JoinTokenView>;
 }
 
 export interface JoinRequests {

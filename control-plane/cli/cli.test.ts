@@ -350,6 +350,60 @@ describe("logs", () => {
   });
 });
 
+describe("join tokens", () => {
+  const AT_MS = 1_700_000_000_000;
+  const valid = {
+    id: "0f3a9c27d1e4b586",
+    environment: "hq",
+    state: "valid",
+    approval: false,
+    uses: 3,
+    usesLeft: 2,
+    createdBy: "ada",
+    createdAtMs: AT_MS,
+    expiresAtMs: AT_MS + 3_600_000,
+    revoked: null,
+    usedBy: [{ agent: "hq/one", fingerprint: "sha256:ab", atMs: AT_MS + 1 }],
+  };
+  const revoked = { ...valid, id: "1f", state: "revoked", revoked: { atMs: AT_MS + 2, by: "bob\u001b[2J" } };
+
+  test("are listed while they let somebody in, with --all also afterwards", async () => {
+    await using server = await SmallServer.start({ "GET /v1/join-tokens": page([revoked, valid]) });
+    const some = await insitu(["join-token", "list"], { server: server.url });
+    expect(some.stdout).toMatch(/0f3a9c27d1e4b586 +hq +valid +2\/3/);
+    expect(some.stdout).not.toContain("revoked");
+    const all = await insitu(["join-token", "list", "--all", "-o", "json"], { server: server.url });
+    expect(JSON.parse(all.stdout)).toEqual([revoked, valid]);
+    const none = await insitu(["join-token", "list", "--environment", "lab"], { server: server.url });
+    expect(none.stderr).toContain("No join token lets anybody in now");
+  });
+
+  test("are shown with who made them and who came with them, and revoked by their id", async () => {
+    await using server = await SmallServer.start({
+      "GET /v1/join-tokens/1f": json(revoked),
+      "DELETE /v1/join-tokens/1f": json(revoked),
+    });
+    const shown = await insitu(["join-token", "show", "1f"], { server: server.url });
+    expect(shown.stdout).toMatch(/uses left +2 of 3\n/);
+    expect(shown.stdout).toMatch(/made .* by ada\n/);
+    expect(shown.stdout).toMatch(/used by +hq\/one at .*, with the key sha256:ab\n/);
+    expect(shown.stdout).not.toContain("\u001b");
+    const done = await insitu(["join-token", "revoke", "1f"], { server: server.url });
+    expect(done).toMatchObject({ code: 0, stdout: "join token 1f is revoked\n" });
+    expect(done.stderr).toContain("hq/one");
+  });
+
+  test("whose whole text is given in place of the id are refused, and sent nowhere", async () => {
+    await using server = await SmallServer.start({});
+    const { code, stderr } = await insitu(["join-token", "revoke", "insitu1.c2VjcmV0"], {
+      server: server.url,
+    });
+    expect(code).toBe(2);
+    expect(stderr).toContain("keep it out of command lines");
+    expect(server.received).toEqual([]);
+  });
+});
+
 describe("help and completion", () => {
   test("the exit codes of the table are the documented ones", async () => {
     const { stdout } = await insitu(["help", "exit-codes"]);

@@ -10,8 +10,10 @@ import type {
   AppliedChange,
   CanIView,
   JoinRequestView,
+  JoinTokenView,
   LogLine,
   NewApiTokenView,
+  NewJoinTokenView,
   PlanView,
   PoisonDetail,
   PoisonView,
@@ -256,8 +258,20 @@ export class ApiClient {
   createJoinToken(
     request: { environment: string; ttlMs: number; uses: number; approval: boolean },
     signal: AbortSignal,
-  ): Promise<{ token: string; expiresAtMs: number }> {
+  ): Promise<NewJoinTokenView> {
     return this.#http.json({ method: "POST", path: "/v1/join-tokens", body: request, signal });
+  }
+
+  listJoinTokens(signal: AbortSignal): Promise<JoinTokenView[]> {
+    return this.#all<JoinTokenView>("/v1/join-tokens", {}, signal);
+  }
+
+  getJoinToken(id: string, signal: AbortSignal): Promise<JoinTokenView> {
+    return this.#get(`/v1/join-tokens/${encodeURIComponent(id)}`, signal);
+  }
+
+  revokeJoinToken(id: string, signal: AbortSignal): Promise<JoinTokenView> {
+    return this.#http.json({ method: "DELETE", path: `/v1/join-tokens/${encodeURIComponent(id)}`, signal });
   }
 
   whoAmI(signal: AbortSignal): Promise<WhoAmIView> {

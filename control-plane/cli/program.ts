@@ -367,6 +367,7 @@ function agentCommands(program: Command, act: Act): void {
   examples(dropPoison, ["insitu poison drop 3"]);
   examples(poison, ["insitu poison list", "insitu poison show 3"]);
 
+  const joinTokens = () => import("./commands/join-tokens.ts");
   const tokens = program.command("join-token").description("let new agents join");
   const create = tokens
     .command("create")
@@ -375,13 +376,30 @@ function agentCommands(program: Command, act: Act): void {
     .option("--ttl <duration>", "how long it is good", "1h")
     .option("--uses <n>", "how many agents may use it", "1")
     .option("--approval", "each agent waits until somebody approves it (`insitu agents approve`)")
-    .action(act(async () => (await commands()).createJoinToken));
+    .action(act(async () => (await joinTokens()).create));
   examples(create, [
     "insitu join-token create --environment hq",
     "insitu join-token create --environment hq --ttl 10m --uses 3",
     "insitu join-token create --environment hq --ttl 24h --approval",
   ]);
-  examples(tokens, ["insitu join-token create --environment hq"]);
+  const listTokens = tokens
+    .command("list")
+    .description("join tokens that let somebody in, without their secrets")
+    .option("--environment <name>", "only those of one environment")
+    .option("--all", "also those of the last 31 days that are used up, expired or revoked")
+    .action(act(async () => (await joinTokens()).list));
+  examples(listTokens, ["insitu join-token list", "insitu join-token list --all --environment hq"]);
+  const showToken = tokens
+    .command("show <id>")
+    .description("one join token: who made it, what is left of it, and which agents came with it")
+    .action(act(async () => (await joinTokens()).show));
+  examples(showToken, ["insitu join-token show 0f3a9c27d1e4b586"]);
+  const revokeToken = tokens
+    .command("revoke <id>")
+    .description("a join token lets nobody in any more; agents that came with it stay")
+    .action(act(async () => (await joinTokens()).revoke));
+  examples(revokeToken, ["insitu join-token revoke 0f3a9c27d1e4b586"]);
+  examples(tokens, ["insitu join-token create --environment hq", "insitu join-token list"]);
 }
 
 function accessCommands(program: Command, act: Act): void {

@@ -81,6 +81,57 @@ describe("a join token", () => {
     expect(world.registry.known("dream/b3")).toBeUndefined();
   });
 
+  test("that is revoked lets nobody in, also not who came with it before; what joined stays", async () => {
+    const made = await world.tokens.create({ environment: "dream", ttlMs: 60_000, uses: 3, by: "ada" });
+    const keys = await newKeys();
+    const answer = await world.enrolWith(made.token, "early", keys);
+    expect(await world.tokens.get(made.id)).toMatchObject({
+      state: "valid",
+      environment: "dream",
+      usesLeft: 2,
+      createdBy: "ada",
+      revoked: null,
+      usedBy: [{ agent: "dream/early", fingerprint: expect.stringMatching(/^sha256:[0-9a-f]{64}$/) }],
+    });
+    expect(JSON.stringify(await world.tokens.list())).not.toContain(made.token);
+
+    const revoked = await world.tokens.revoke(made.id, "bob");
+    expect(revoked).toMatchObject({ id: made.id, state: "revoked", usesLeft: 2, revoked: { by: "bob" } });
+    // Again, by another: the first stays.
+    expect(await world.tokens.revoke(made.id, "eve")).toEqual(revoked);
+    await expect(world.enrolWith(made.token, "late", await newKeys())).rejects.toMatchObject(refusedToken);
+    expect(lastFault()).toBe("revoked");
+    await expect(world.enrolWith(made.token, "early", keys)).rejects.toMatchObject(refusedToken);
+    expect(world.registry.known("dream/late")).toBeUndefined();
+    const identity = { keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() };
+    (await openSession(world.client(identity))).stream.end();
+    await expect(world.tokens.revoke("0".repeat(16), "bob")).rejects.toMatchObject({ code: "not-found" });
+  });
+
+  test("that two replicas spend and revoke at once counts each use, and gives none after the revocation", async () => {
+    const other = await world.otherTokens();
+    const made = await world.tokens.create({ environment: "dream", ttlMs: 60_000, uses: 4, by: "ada" });
+    const claim = (n: number) => ({ agentName: `race-${n}`, spkiSha256: "0".repeat(64) });
+    const spent = await Promise.allSettled(
+      Array.from({ length: 6 }, (_, n) =>
+        (n % 2 === 0 ? other : world.tokens).redeem(made.token, claim(n), null),
+      ),
+    );
+    expect(spent.filter(({ status }) => status === "fulfilled")).toHaveLength(4);
+    expect(await other.get(made.id)).toMatchObject({ state: "used", usesLeft: 0 });
+
+    const next = await other.create({ environment: "dream", ttlMs: 60_000, uses: 9, by: "ada" });
+    const tries = [0, 1, 2, 3].map((n) => world.tokens.redeem(next.token, claim(n), null));
+    const [revoked, ...uses] = await Promise.allSettled([other.revoke(next.id, "bob"), ...tries]);
+    expect(revoked).toMatchObject({ status: "fulfilled" });
+    const after = await world.tokens.get(next.id);
+    expect(after).toMatchObject({ state: "revoked", revoked: { by: "bob" } });
+    expect(after.usedBy).toHaveLength(uses.filter(({ status }) => status === "fulfilled").length);
+    await expect(world.tokens.redeem(next.token, claim(9), null)).rejects.toMatchObject({
+      details: { fault: "revoked" },
+    });
+  });
+
   test("with three uses lets in three of ten that come at once", async () => {
     const token = await world.token("biscoe", 3);
     const tries = await Promise.allSettled(

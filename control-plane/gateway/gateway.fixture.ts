@@ -90,12 +90,15 @@ export async function startWorld({
     schema: SeenRecord,
   });
   const fleet = createFleet({ registry, seen, clock, log, share: () => undefined });
-  const tokens = createJoinTokens({
-    kv: tokenStore,
-    clock,
-    environments: () => ["biscoe", "dream"],
-    format: ({ secret }) => secret,
-  });
+  const tokensOver = (kv: typeof tokenStore) =>
+    createJoinTokens({
+      kv,
+      clock,
+      log,
+      environments: () => ["biscoe", "dream"],
+      format: ({ secret }) => secret,
+    });
+  const tokens = tokensOver(tokenStore);
   const joinRequests = createJoinRequests({
     kv: await openKv(connection, {
       clock,
@@ -224,6 +227,9 @@ export async function startWorld({
     reportKeysOf,
     client,
     enrolWith,
+    /** Of another replica. */
+    otherTokens: async () =>
+      tokensOver(await openKv(connection, { clock, bucket: BUCKETS.joinTokens, schema: JoinTokenRecord })),
     token: async (environment = "dream", uses = 1, ttlMs = 60_000) =>
       (await tokens.create({ environment, ttlMs, uses, by: "test" })).token,
     /** Joins as an agent does. */

@@ -1,8 +1,8 @@
-/** `insitu agents …` and `insitu join-token create`. */
+/** `insitu agents …`. */
 import { InsituError } from "../../../shared/errors.ts";
 import type { AgentView, JoinRequestView } from "../../api/schemas.ts";
 import { EXIT } from "../exit-codes.ts";
-import { type Invocation, parseCount, parseDuration } from "../invocation.ts";
+import type { Invocation } from "../invocation.ts";
 import { fieldLines } from "../output.ts";
 import { bytes, duration, type Hue, instant, oneLine } from "../text.ts";
 
@@ -218,33 +218,4 @@ function stateHue(agent: AgentView): Hue {
 
 function ago(atMs: number | null, nowMs: number): string {
   return atMs === null ? "never" : `${duration(nowMs - atMs)} ago`;
-}
-
-export async function createJoinToken(
-  invocation: Invocation,
-  _args: string[],
-  {
-    environment,
-    ttl,
-    uses,
-    approval,
-  }: { environment: string; ttl: string; uses: string; approval?: boolean },
-): Promise<number> {
-  const request = {
-    environment,
-    ttlMs: parseDuration(ttl, "--ttl"),
-    uses: parseCount(uses, "--uses"),
-    approval: approval === true,
-  };
-  const client = await invocation.client();
-  const token = await client.createJoinToken(request, invocation.signal);
-  const { output } = invocation;
-  if (!output.people) {
-    await output.data(token);
-    return EXIT.ok;
-  }
-  await output.line(token.token);
-  await output.note(`Valid until ${instant(token.expiresAtMs)}. On a host at ${environment}:
-  insitu-agent run --state-dir ./state --join-token -     (paste the token, then Ctrl-D)`);
-  return EXIT.ok;
 }
