@@ -12,10 +12,10 @@ import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
+import { openAuthority } from "./access/authority.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
-import { loadOrCreatePki } from "./access/pki.ts";
 import { revokeAgent } from "./access/revocation.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
 import { anyAccess, tokenAccess } from "./api/access.ts";
@@ -102,7 +102,7 @@ async function open(
   const replicaId = (
     await loadOrCreateSecret(join(config.data, "replica-id"), () => `${replicaName()}-${newSecret(4)}\n`)
   ).trim();
-  const pki = await loadOrCreatePki({ directory: secrets, trustDomain: config.trustDomain, clock });
+  const pki = await openAuthority({ directory: secrets, trustDomain: config.trustDomain, clock });
   const signer = await loadOrCreateOfferSigner(secrets);
   const apiToken = await loadOrCreateApiToken(secrets);
 
@@ -166,7 +166,7 @@ async function open(
     clock,
     log,
     trustDomain: pki.trustDomain,
-    caPem: pki.caPem,
+    pki,
     requireSigned: config.requireSignedReports,
     onRefused: (agent, code) => fleet.refusedReport(agent, code),
   });

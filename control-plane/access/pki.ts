@@ -1,7 +1,7 @@
 /**
- * The certificate authority of the gateway and its agents.
+ * One issuer of certificates for the gateway and its agents: a root, or an intermediate below one that is kept elsewhere.
  *
- * One root, ECDSA P-256. What an agent's certificate says is decided here: of its request only the public key is used.
+ * ECDSA P-256. What an agent's certificate says is decided here: of its request only the public key is used.
  */
 import "reflect-metadata"; // @peculiar/x509 needs it first, and does not bring it along.
 import {
@@ -21,14 +21,14 @@ import { loadOrCreateSecret, loadSecret } from "./secret-file.ts";
 import { type AgentName, TRUST_DOMAIN_PATTERN } from "./spiffe.ts";
 
 export interface CertificatePair {
-  /** Leaf, then the root: an agent that joins compares the root with its pin. */
+  /** Leaf, intermediates, then the root: an agent that joins compares the root with its pin. */
   chainPem: string;
   keyPem: string;
   notAfterMs: number;
 }
 
 export interface AgentCertificate {
-  /** The leaf. */
+  /** Leaf, then intermediates. */
   certificatePem: string;
   notAfterMs: number;
   /** SHA-256 of the public key's SPKI, hexadecimal: what the registry knows the agent by. */
@@ -48,8 +48,9 @@ interface Names {
 
 export interface Pki {
   readonly trustDomain: string;
+  /** Roots to trust, one or more. */
   readonly caPem: string;
-  /** `sha256:` and the hexadecimal SHA-256 of the root's SPKI. */
+  /** `sha256:` and the hexadecimal SHA-256 of the SPKI of the root that server certificates lead to. */
   caPin(): string;
   /** For `localhost`, `127.0.0.1`, `::1` and the names given. */
   issueServerCertificate(names: Names): Promise<CertificatePair>;
@@ -59,6 +60,14 @@ export interface Pki {
   readRequest(csrDer: Uint8Array): Promise<AgentKey>;
   /** @param validForMs instead of the time that the authority was opened with */
   issueAgentCertificate(agent: AgentName, key: AgentKey, validForMs?: number): Promise<AgentCertificate>;
+}
+
+/** A root key, or that of an intermediate, with its certificates. */
+export interface IssuerPair {
+  /** EC P-256, PKCS#8. */
+  keyPem: string;
+  /** Of the key first; then whatever leads to the root, which is last. */
+  chainPem: string;
 }
 
 export interface PkiOptions {
@@ -97,28 +106,59 @@ export async function loadOrCreatePki(options: PkiOptions): Promise<Pki> {
       `${certificatePath} is there but its key ${keyPath} is not: restore the key from a backup, or delete the certificate to begin a new authority (every agent must then join again)`,
     );
   }
-  const keyPem = await loadOrCreateSecret(keyPath, async () => {
-    const keys = await webcrypto.subtle.generateKey(P256, true, ["sign", "verify"]);
-    return pem("PRIVATE KEY", await webcrypto.subtle.exportKey("pkcs8", keys.privateKey));
-  });
+  const keyPem = await loadOrCreateSecret(keyPath, createIssuerKey);
   const keys = await importKeys(keyPath, keyPem);
   const caPem = await loadOrCreateSecret(certificatePath, () => issueRoot(keys, options));
   checkRoot({ keyPem, caPem, path: certificatePath, nowMs: options.clock.wallMs() });
   return new CertificateAuthority(keys, caPem, options);
 }
 
+/** A new root of its own name, which nothing trusts yet. */
+export async function createRoot(options: Pick<PkiOptions, "trustDomain" | "clock">): Promise<IssuerPair> {
+  const keyPem = await createIssuerKey();
+  const keys = await importKeys("the new key", keyPem);
+  // Two roots of one name would leave it to each TLS library which of them it tries.
+  const suffix = ` ${new Date(options.clock.wallMs()).toISOString().slice(0, 16)}Z`;
+  return { keyPem, chainPem: await issueRoot(keys, options, suffix) };
+}
+
+/** EC P-256, PKCS#8 in PEM. */
+export async function createIssuerKey(): Promise<string> {
+  const keys = await webcrypto.subtle.generateKey(P256, true, ["sign", "verify"]);
+  return pem("PRIVATE KEY", await webcrypto.subtle.exportKey("pkcs8", keys.privateKey));
+}
+
+/** @param path names the key in errors @throws InsituError `internal` when the two do not belong together */
+export async function openIssuer(pair: IssuerPair, path: string, options: PkiOptions): Promise<Pki> {
+  const keys = await importKeys(path, pair.keyPem);
+  checkRoot({ keyPem: pair.keyPem, caPem: pair.chainPem, path, nowMs: options.clock.wallMs() });
+  return new CertificateAuthority(keys, pair.chainPem, options);
+}
+
 class CertificateAuthority implements Pki {
   readonly trustDomain: string;
   readonly caPem: string;
   readonly #keys: webcrypto.CryptoKeyPair;
+  readonly #issuer: x509.X509Certificate;
   readonly #root: x509.X509Certificate;
+  /** Between a leaf and the root. */
+  readonly #intermediatesPem: string;
+  /** The end of the one of the chain that ends first. */
+  readonly #notAfterMs: number;
   readonly #options: PkiOptions;
 
-  constructor(keys: webcrypto.CryptoKeyPair, caPem: string, options: PkiOptions) {
+  constructor(keys: webcrypto.CryptoKeyPair, chainPem: string, options: PkiOptions) {
+    const chain = readChain(chainPem);
     this.trustDomain = options.trustDomain;
-    this.caPem = caPem;
+    this.#issuer = chain[0]!;
+    this.#root = chain.at(-1)!;
+    this.caPem = chain.length === 1 ? chainPem : `${this.#root.toString("pem")}\n`;
+    this.#intermediatesPem = chain
+      .slice(0, -1)
+      .map((certificate) => `${certificate.toString("pem")}\n`)
+      .join("");
+    this.#notAfterMs = Math.min(...chain.map(({ notAfter }) => notAfter.getTime()));
     this.#keys = keys;
-    this.#root = new x509.X509Certificate(caPem);
     this.#options = options;
   }
 
@@ -146,7 +186,7 @@ class CertificateAuthority implements Pki {
       validityMs: this.#options.serverValidityMs ?? SERVER_VALIDITY_MS,
     });
     const keyPem = pem("PRIVATE KEY", await webcrypto.subtle.exportKey("pkcs8", keys.privateKey));
-    const chainPem = `${leaf.toString("pem")}\n${this.caPem}`;
+    const chainPem = `${leaf.toString("pem")}\n${this.#intermediatesPem}${this.caPem}`;
     checkPair(leaf.toString("pem"), keyPem);
     return { chainPem, keyPem, notAfterMs: leaf.notAfter.getTime() };
   }
@@ -193,7 +233,7 @@ class CertificateAuthority implements Pki {
       validityMs: validForMs,
     });
     return {
-      certificatePem: `${leaf.toString("pem")}\n`,
+      certificatePem: `${leaf.toString("pem")}\n${this.#intermediatesPem}`,
       notAfterMs: leaf.notAfter.getTime(),
       spkiSha256: key.spkiSha256,
     };
@@ -211,10 +251,10 @@ class CertificateAuthority implements Pki {
       {
         serialNumber: serial(),
         subject: leaf.subject,
-        issuer: this.#root.subject,
+        issuer: this.#issuer.subject,
         notBefore: new Date(nowMs - BACKDATE_MS),
-        // Never beyond the root: a chain that outlives it is refused by both sides anyway.
-        notAfter: new Date(Math.min(nowMs + leaf.validityMs, this.#root.notAfter.getTime())),
+        // Never beyond its issuers: a leaf that outlives them is refused by both sides anyway.
+        notAfter: new Date(Math.min(nowMs + leaf.validityMs, this.#notAfterMs)),
         publicKey: leaf.publicKey,
         signingKey: this.#keys.privateKey,
         signingAlgorithm: P256,
@@ -223,7 +263,7 @@ class CertificateAuthority implements Pki {
           new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
           new x509.ExtendedKeyUsageExtension(leaf.usages),
           new x509.SubjectAlternativeNameExtension(leaf.san),
-          await x509.AuthorityKeyIdentifierExtension.create(this.#root.publicKey, false, webcrypto),
+          await x509.AuthorityKeyIdentifierExtension.create(this.#issuer.publicKey, false, webcrypto),
           await x509.SubjectKeyIdentifierExtension.create(leaf.publicKey, false, webcrypto),
         ],
       },
@@ -232,12 +272,21 @@ class CertificateAuthority implements Pki {
   }
 }
 
-async function issueRoot(keys: webcrypto.CryptoKeyPair, options: PkiOptions): Promise<string> {
+/** Certificates of a PEM text, in order. @throws Error when one cannot be read */
+function readChain(chainPem: string): x509.X509Certificate[] {
+  return x509.PemConverter.decode(chainPem).map((der) => new x509.X509Certificate(der));
+}
+
+async function issueRoot(
+  keys: webcrypto.CryptoKeyPair,
+  options: Pick<PkiOptions, "trustDomain" | "clock">,
+  suffix = "",
+): Promise<string> {
   const nowMs = options.clock.wallMs();
   const root = await x509.X509CertificateGenerator.createSelfSigned(
     {
       serialNumber: serial(),
-      name: [{ O: ["Insitu"] }, { CN: [`Insitu root of ${options.trustDomain}`] }],
+      name: [{ O: ["Insitu"] }, { CN: [`Insitu root of ${options.trustDomain}${suffix}`] }],
       notBefore: new Date(nowMs - BACKDATE_MS),
       notAfter: new Date(nowMs + CA_VALIDITY_MS),
       keys,

@@ -36,10 +36,12 @@ export interface AgentRegistry extends AsyncDisposable {
   confirm(id: string): Promise<void>;
   /**
    * Reports signed with the key are this agent's from now on, announced under the certificate's key `spkiSha256`. Durable
-   * when it resolves; does nothing when the key is known.
+   * when it resolves. A key that is known is vouched for by this certificate from now on.
    * @throws InsituError `unavailable` (retryable) when the agent was replaced, or has `REPORT_KEYS_MAX` keys
    */
   addReportKey(id: string, spkiSha256: string, key: ReportKey): Promise<AgentRecord>;
+  /** Notes which roots the agent trusts, and whose certificate it has. Does nothing when that is known. */
+  noteTrust(id: string, trust: Pick<AgentRecord, "roots" | "issuer">): Promise<void>;
   /** Its certificate opens nothing from now on. Of two, the first stays on the record. @throws InsituError `not-found`. */
   revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord>;
   /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
@@ -140,6 +142,8 @@ class Registry implements AgentRegistry {
         removedReason: "",
         revokedKeys: current?.revokedKeys ?? [],
         reportKeys: isSameAgent(current, certificate) ? current.reportKeys : [],
+        roots: isSameAgent(current, certificate) ? current.roots : null,
+        issuer: isSameAgent(current, certificate) ? current.issuer : null,
       };
     });
     return this.#learn(id, value!, revision);
@@ -196,12 +200,28 @@ class Registry implements AgentRegistry {
     const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) => {
       if (current === undefined || !keysOf(current).includes(spkiSha256))
         throw new InsituError("unavailable", `the agent ${id} was replaced meanwhile`, { retryable: true });
-      if (current.reportKeys.some((known) => known.id === key.id)) return undefined;
+      const known = current.reportKeys.find((other) => other.id === key.id);
+      if (known?.certificate === key.certificate) return undefined;
+      if (known)
+        return { ...current, reportKeys: current.reportKeys.map((other) => (other === known ? key : other)) };
       if (current.reportKeys.length >= REPORT_KEYS_MAX)
         throw new InsituError("unavailable", tooManyReportKeys(id), { retryable: true });
       return { ...current, reportKeys: [...current.reportKeys, key] };
     });
     return this.#learn(id, value!, revision);
+  }
+
+  async noteTrust(id: string, trust: Pick<AgentRecord, "roots" | "issuer">): Promise<void> {
+    const isNoted = (record: AgentRecord): boolean =>
+      record.issuer === trust.issuer && String(record.roots) === String(trust.roots);
+    const known = this.known(id);
+    if (known !== undefined && isNoted(known)) return;
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) =>
+      current === undefined || current.removedAtMs !== null || isNoted(current)
+        ? undefined
+        : { ...current, ...trust },
+    );
+    if (value !== undefined) this.#learn(id, value, revision);
   }
 
   async revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord> {

@@ -19,10 +19,11 @@ import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { BUCKETS } from "../../shared/wire/subjects.ts";
 import { startTestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
+import { openAuthority } from "../access/authority.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "../access/join-requests.ts";
 import { createJoinTokens, JoinTokenRecord } from "../access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "../access/offer-signer.ts";
-import { loadOrCreatePki, type Pki } from "../access/pki.ts";
+import type { Pki } from "../access/pki.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "../fleet/agent-record.ts";
 import { type AgentRegistry, createAgentRegistry } from "../fleet/agent-registry.ts";
 import { createFleet } from "../fleet/fleet-service.ts";
@@ -69,7 +70,7 @@ export async function startWorld({
   const log: Logger = pino({ level: "debug" }, { write: (line) => void logLines.push(JSON.parse(line)) });
   const clock = systemClock;
   const caDirectory = join(directory, "ca");
-  const pki = await loadOrCreatePki({ directory: caDirectory, trustDomain: TRUST_DOMAIN, clock });
+  const pki = await openAuthority({ directory: caDirectory, trustDomain: TRUST_DOMAIN, clock });
   const tokenStore = await openKv(connection, { clock, bucket: BUCKETS.joinTokens, schema: JoinTokenRecord });
   const openRegistry = async () =>
     createAgentRegistry({
@@ -119,7 +120,7 @@ export async function startWorld({
       clock,
       log,
       trustDomain: TRUST_DOMAIN,
-      caPem: pki.caPem,
+      pki,
       requireSigned,
       onRefused: (agent, code) => fleet.refusedReport(agent, code),
     });

@@ -1,4 +1,5 @@
 /** The gRPC server that agents call: one port, TLS, everything but Enrol and Recover behind a client certificate. */
+import { X509Certificate } from "node:crypto";
 import { Server } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
@@ -6,11 +7,11 @@ import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1/AgentGateway.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
+import type { ChangingPki } from "../access/authority.ts";
 import type { ValidFor } from "../access/enrolment.ts";
 import type { JoinRequestService } from "../access/join-requests.ts";
 import type { JoinTokenService } from "../access/join-tokens.ts";
 import type { NatsIdentity } from "../access/nats-identity.ts";
-import type { Pki } from "../access/pki.ts";
 import { agentId } from "../access/spiffe.ts";
 import { keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
@@ -47,7 +48,7 @@ export interface GatewayOptions {
   clock: Clock;
   random: Random;
   log: Logger;
-  pki: Pki;
+  pki: ChangingPki;
   tokens: JoinTokenService;
   joinRequests: JoinRequestService;
   registry: AgentRegistry;
@@ -127,6 +128,10 @@ class GrpcGateway implements Gateway {
   #port = 0;
   #sweep: Timer | undefined;
   #unsubscribe: (() => void) | undefined;
+  #unsubscribePki: (() => void) | undefined;
+  /** Whether certificates of open calls may have lost their issuer since they were looked at. */
+  #recheckIssuers = false;
+  #servingPin = "";
   #draining = false;
   #closed: Promise<void> | undefined;
 
@@ -138,6 +143,7 @@ class GrpcGateway implements Gateway {
       fleet: options.fleet,
       leases: options.leases,
       reportKeys: options.reportKeys,
+      rootNews: options,
       poison: this.#poison,
       openCalls: this.#openCalls,
       clock: options.clock,
@@ -177,6 +183,8 @@ class GrpcGateway implements Gateway {
       const why = notAdmitted(id, revoked ? "revoked" : "replaced");
       this.#openCalls.failAgent(id, keysOf(record), why);
     });
+    this.#unsubscribePki = pki.onChange(() => this.#onAuthority());
+    this.#onAuthority();
     this.#log.info({ host: listen.host, port: this.#port }, "gateway listens");
   }
 
@@ -203,6 +211,7 @@ class GrpcGateway implements Gateway {
     this.#sessions.endAll();
     this.#sweep?.cancel();
     this.#unsubscribe?.();
+    this.#unsubscribePki?.();
     await this.#rotating;
     const server = this.#server;
     if (server === undefined) return;
@@ -243,9 +252,7 @@ class GrpcGateway implements Gateway {
       // Finds connections that died without a word. No max_connection_age: with keepalive it would cut streams.
       "grpc.keepalive_time_ms": 30_000,
       "grpc.keepalive_timeout_ms": 10_000,
-      interceptors: [
-        requireAgent({ registry, clock, log, trustDomain: pki.trustDomain, closing: () => this.#refusal() }),
-      ],
+      interceptors: [requireAgent({ registry, clock, log, pki, closing: () => this.#refusal() })],
     });
     const deps = {
       openCalls: this.#openCalls,
@@ -338,15 +345,33 @@ class GrpcGateway implements Gateway {
     return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, renewAtMs };
   }
 
+  /** The sweep does the rest, within a second. */
+  #onAuthority(): void {
+    const { pki } = this.#options;
+    this.#credentials?.trust(pki.caPem);
+    this.#recheckIssuers = true;
+    if (this.#servingPin !== pki.caPin()) this.#rotateAtMs = 0;
+  }
+
+  /** Undefined: its issuer is trusted still. */
+  #disowned({ id, certificateDer }: Peer): InsituError | undefined {
+    if (this.#options.pki.issuerOf(new X509Certificate(certificateDer)) !== undefined) return undefined;
+    return new InsituError("auth.denied", `the issuer of the certificate of ${id} was retired: join again`);
+  }
+
   #onSweep(): void {
     const { clock, registry } = this.#options;
     const wallMs = clock.wallMs();
+    const recheck = this.#recheckIssuers;
+    this.#recheckIssuers = false;
     this.#openCalls.sweep({
       wallMs,
       monotonicMs: clock.monotonicMs(),
       // One that was let in at the very moment of a revocation had no call yet that could be ended.
-      refusal: ({ id }) =>
-        typeof registry.known(id)?.removedAtMs === "number" ? notAdmitted(id, "revoked") : undefined,
+      refusal: (peer) => {
+        if (typeof registry.known(peer.id)?.removedAtMs === "number") return notAdmitted(peer.id, "revoked");
+        return recheck ? this.#disowned(peer) : undefined;
+      },
     });
     if (wallMs < this.#rotateAtMs) return;
     this.#rotateAtMs = Number.POSITIVE_INFINITY; // until the new one says when
@@ -364,6 +389,7 @@ class GrpcGateway implements Gateway {
 
   async #issueCertificate() {
     const { clock, pki, serverNames = { dns: [], ips: [] } } = this.#options;
+    this.#servingPin = pki.caPin();
     const pair = await pki.issueServerCertificate(serverNames);
     const nowMs = clock.wallMs();
     this.#rotateAtMs = nowMs + (pair.notAfterMs - nowMs) * ROTATE_AT;

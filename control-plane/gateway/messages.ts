@@ -4,6 +4,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { Digest, Name } from "../../shared/model/names.ts";
 import { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
 import type { Heartbeat__Output } from "../../shared/wire/gen/insitu/agent/v1/Heartbeat.ts";
+import type { HeldRoots__Output } from "../../shared/wire/gen/insitu/agent/v1/HeldRoots.ts";
 import type { Hello__Output } from "../../shared/wire/gen/insitu/agent/v1/Hello.ts";
 import type { LogChunk__Output } from "../../shared/wire/gen/insitu/agent/v1/LogChunk.ts";
 import type { RefusedOffer__Output } from "../../shared/wire/gen/insitu/agent/v1/RefusedOffer.ts";
@@ -12,6 +13,7 @@ import { LOG_CHUNK_MAX_BYTES, PROTOCOL_MAJOR, REPORT_MAX_BYTES } from "../../sha
 import type { AgentHello, AgentPulse } from "../fleet/fleet-service.ts";
 import type { LogChunk } from "./ports.ts";
 import type { AnnouncedKey } from "./report-keys.ts";
+import type { HeldRoots } from "./root-news.ts";
 
 const HELD_MAX = 10_000;
 const LIST_MAX = 1_000;
@@ -103,6 +105,15 @@ const AnnouncedReportKey = z.object({ publicKey: KeyBytes, proof: KeyBytes });
 export function parseReportKey(message: Hello__Output): AnnouncedKey {
   const { reportPublicKey: publicKey, reportKeyProof: proof } = message;
   return parse(AnnouncedReportKey, { publicKey, proof }, "key of the hello");
+}
+
+const Roots = z
+  .object({ revision: Count, pins: z.array(z.string().regex(/^sha256:[0-9a-f]{64}$/)).max(64) })
+  .nullish();
+
+/** Null from an agent that says nothing of them. @throws InsituError `request.invalid`. */
+export function parseRoots(message: HeldRoots__Output | null | undefined): HeldRoots | null {
+  return parse(Roots, message, "roots") ?? null;
 }
 
 /** @throws InsituError `request.invalid`. */

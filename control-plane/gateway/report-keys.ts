@@ -17,6 +17,7 @@ import {
   signedReportKey,
   verifyReport,
 } from "../../shared/wire/report-signature.ts";
+import type { ChangingPki } from "../access/authority.ts";
 import { type AgentRecord, keysOf, type ReportKey } from "../fleet/agent-record.ts";
 import { type AgentRegistry, REPORT_KEYS_MAX, tooManyReportKeys } from "../fleet/agent-registry.ts";
 import type { InboxItem } from "../shards/ports.ts";
@@ -42,7 +43,7 @@ export interface ReportKeysOptions {
   clock: Clock;
   log: Logger;
   trustDomain: string;
-  caPem: string;
+  pki: Pick<ChangingPki, "issuerOf" | "onChange">;
   /** Whether reports of agents that have no key are refused too. */
   requireSigned: boolean;
   /** A report was refused for good. */
@@ -58,15 +59,16 @@ interface Announced {
 
 export class ReportKeys {
   readonly #options: ReportKeysOptions;
-  readonly #ca: X509Certificate;
   /** Of each agent that spoke to this replica: what it announced last. The store may not have it yet. */
   readonly #announced = new Map<string, Announced>();
   /** What became of looking at a stored key: the key, or null when nothing vouches for it. */
-  readonly #looked = new WeakMap<ReportKey, KeyObject | null>();
+  #looked = new WeakMap<ReportKey, KeyObject | null>();
 
   constructor(options: ReportKeysOptions) {
     this.#options = options;
-    this.#ca = new X509Certificate(options.caPem);
+    options.pki.onChange(() => {
+      this.#looked = new WeakMap();
+    });
   }
 
   /**
@@ -90,8 +92,11 @@ export class ReportKeys {
         "the proof for the key that signs reports is not by the key of this connection's certificate",
       );
     }
-    if (known.some(({ id }) => id === key.id)) return;
-    if (known.length >= REPORT_KEYS_MAX) throw new InsituError("limit.exceeded", tooManyReportKeys(peer.id));
+    const current = known.find(({ id }) => id === key.id);
+    // A certificate of another issuer vouches for it from now on: the former one may be retired.
+    if (current && this.#issuerOf(current) === this.#issuerOf(key)) return;
+    if (!current && known.length >= REPORT_KEYS_MAX)
+      throw new InsituError("limit.exceeded", tooManyReportKeys(peer.id));
     const announced: Announced = { spkiSha256: peer.spkiSha256, key };
     this.#announced.set(peer.id, announced);
     this.#store(peer.id, announced).catch(() => {
@@ -225,11 +230,15 @@ export class ReportKeys {
     const verdict = inspectPeer(der, { trustDomain, nowMs: stored.addedAtMs });
     if (!verdict.ok || verdict.peer.id !== agent || reportKeyId(spki) !== stored.id) return undefined;
     const certificate = new X509Certificate(der);
-    if (!certificate.verify(this.#ca.publicKey)) return undefined;
+    if (this.#options.pki.issuerOf(certificate) === undefined) return undefined;
     const message = signedReportKey(this.#uriOf(agent), spki);
     if (!verify("sha256", message, certificate.publicKey, Buffer.from(stored.proof, "base64")))
       return undefined;
     return readReportKey(spki);
+  }
+
+  #issuerOf({ certificate }: ReportKey): string | undefined {
+    return this.#options.pki.issuerOf(new X509Certificate(Buffer.from(certificate, "base64")));
   }
 
   #uriOf(agent: string): string {

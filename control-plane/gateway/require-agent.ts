@@ -1,4 +1,5 @@
 /** The one place that decides who may call what. Deny by default: only Enrol and Recover are open. */
+import { X509Certificate } from "node:crypto";
 import {
   type Metadata,
   ServerInterceptingCall,
@@ -9,6 +10,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
+import type { ChangingPki } from "../access/authority.ts";
 import { type AgentRecord, keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import { inspectPeer, type Peer } from "./peer-identity.ts";
@@ -24,7 +26,7 @@ export interface RequireAgentDeps {
   registry: AgentRegistry;
   clock: Clock;
   log: Logger;
-  trustDomain: string;
+  pki: Pick<ChangingPki, "trustDomain" | "issuerOf">;
   /** Says why no new call is taken now, or undefined. */
   closing(): InsituError | undefined;
 }
@@ -74,9 +76,13 @@ async function admit(
   const address = call.getPeer();
   // Empty unless TLS verified the certificate against our authority.
   const certificate = call.getAuthContext().sslPeerCertificate?.raw;
-  const verdict = inspectPeer(certificate, { trustDomain: deps.trustDomain, nowMs: deps.clock.wallMs() });
-  if (!verdict.ok) {
-    deps.log.warn({ method, address, fault: verdict.fault }, "call without an agent's certificate refused");
+  const { pki, clock } = deps;
+  const verdict = inspectPeer(certificate, { trustDomain: pki.trustDomain, nowMs: clock.wallMs() });
+  // TLS knows roots alone, and takes up sessions of before: what an issuer that was retired has signed is refused here.
+  const isIssued = verdict.ok && pki.issuerOf(new X509Certificate(verdict.peer.certificateDer)) !== undefined;
+  if (!verdict.ok || !isIssued) {
+    const fault = verdict.ok ? "issuer" : verdict.fault;
+    deps.log.warn({ method, address, fault }, "call without an agent's certificate refused");
     throw new InsituError(
       "auth.missing",
       "this call needs the client certificate that the agent got when it joined; none came, or it is expired, of another authority or not an agent's: join again with a new token",

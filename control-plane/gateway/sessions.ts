@@ -11,11 +11,19 @@ import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { subjects } from "../../shared/wire/subjects.ts";
 import type { Fleet, Presence } from "../fleet/fleet-service.ts";
 import type { PoisonSink } from "../poison/ports.ts";
-import { checkVersion, parseHeartbeat, parseHello, parseRefusedOffer, parseReportKey } from "./messages.ts";
+import {
+  checkVersion,
+  parseHeartbeat,
+  parseHello,
+  parseRefusedOffer,
+  parseReportKey,
+  parseRoots,
+} from "./messages.ts";
 import type { OpenCall, OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper } from "./ports.ts";
 import type { ReportKeys } from "./report-keys.ts";
+import { type HeldRoots, RootNews, type RootNewsDeps } from "./root-news.ts";
 import { failCall } from "./rpc-errors.ts";
 
 export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage>;
@@ -24,6 +32,7 @@ export interface SessionDeps {
   fleet: Fleet;
   leases: LeaseKeeper;
   reportKeys: ReportKeys;
+  rootNews: RootNewsDeps;
   poison: PoisonSink;
   openCalls: OpenCalls;
   clock: Clock;
@@ -101,6 +110,7 @@ class Session implements OpenCall {
   #accessDueMs = Number.POSITIVE_INFINITY;
   /** Said once. */
   #accessTrouble = "";
+  readonly #rootNews: RootNews;
 
   constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
     this.#call = call;
@@ -109,6 +119,7 @@ class Session implements OpenCall {
     this.#sessions = sessions;
     this.#log = deps.log.child({ agentId: peer.id });
     this.#lastHeardMs = deps.clock.monotonicMs();
+    this.#rootNews = new RootNews(deps.rootNews, peer);
   }
 
   begin(): void {
@@ -199,6 +210,12 @@ class Session implements OpenCall {
     // What it still holds is renewed at once: the time it was away must not count twice.
     const verdict = leases.heartbeat(this.peer.id, hello.held);
     for (const { lease, reason } of verdict.cancels) this.send({ cancel: { lease, reason } });
+    this.#onRoots(parseRoots(message.roots));
+  }
+
+  #onRoots(held: HeldRoots | null): void {
+    const roots = this.#rootNews.heard(held);
+    if (roots !== undefined) this.send({ roots });
   }
 
   #onHeartbeat(message: NonNullable<AgentMessage__Output["heartbeat"]>): void {
@@ -220,6 +237,7 @@ class Session implements OpenCall {
         gateways: changed ? gateways : [],
       },
     });
+    this.#onRoots(parseRoots(message.roots));
   }
 
   /** Never rejects: without the store, the agent goes on with the access that it has, and the next heartbeat asks again. */

@@ -11,6 +11,8 @@ export interface GatewayCredentials {
   readonly credentials: ServerCredentials;
   /** New connections get this certificate; open ones stay as they are. The pair must have been checked. */
   replace(pair: CertificatePair): void;
+  /** Of agents that connect from now on, certificates of these roots are accepted. */
+  trust(caPem: string): void;
 }
 
 /**
@@ -30,11 +32,11 @@ export function gatewayCredentials(caPem: string, pair: CertificatePair): Gatewa
       "this version of @grpc/grpc-js cannot ask for client certificates without requiring them: install the version in package-lock.json",
     );
   }
-  return { credentials, replace: (next) => provider.replace(next) };
+  return { credentials, replace: (next) => provider.replace(next), trust: (next) => provider.trust(next) };
 }
 
 class MemoryProvider implements Provider {
-  readonly #ca: Buffer;
+  #ca: Buffer;
   #pair: CertificatePair;
   readonly #caListeners = new Set<CaListener>();
   readonly #identityListeners = new Set<IdentityListener>();
@@ -47,6 +49,11 @@ class MemoryProvider implements Provider {
   replace(pair: CertificatePair): void {
     this.#pair = pair;
     for (const listener of this.#identityListeners) this.#tell(listener);
+  }
+
+  trust(caPem: string): void {
+    this.#ca = Buffer.from(caPem);
+    for (const listener of this.#caListeners) listener({ caCertificate: this.#ca });
   }
 
   // The library registers its listeners before it can hear them, so the first call comes a tick later.

@@ -13,6 +13,7 @@ import type { EnrolResponse as _insitu_agent_v1_EnrolResponse, EnrolResponse__Ou
 import type { Goodbye as _insitu_agent_v1_Goodbye, Goodbye__Output as _insitu_agent_v1_Goodbye__Output } from './insitu/agent/v1/Goodbye.ts';
 import type { Heartbeat as _insitu_agent_v1_Heartbeat, Heartbeat__Output as _insitu_agent_v1_Heartbeat__Output } from './insitu/agent/v1/Heartbeat.ts';
 import type { HeartbeatReply as _insitu_agent_v1_HeartbeatReply, HeartbeatReply__Output as _insitu_agent_v1_HeartbeatReply__Output } from './insitu/agent/v1/HeartbeatReply.ts';
+import type { HeldRoots as _insitu_agent_v1_HeldRoots, HeldRoots__Output as _insitu_agent_v1_HeldRoots__Output } from './insitu/agent/v1/HeldRoots.ts';
 import type { Hello as _insitu_agent_v1_Hello, Hello__Output as _insitu_agent_v1_Hello__Output } from './insitu/agent/v1/Hello.ts';
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from './insitu/agent/v1/Lease.ts';
 import type { LogBatch as _insitu_agent_v1_LogBatch, LogBatch__Output as _insitu_agent_v1_LogBatch__Output } from './insitu/agent/v1/LogBatch.ts';
@@ -27,6 +28,8 @@ import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Outpu
 import type { RenewResponse as _insitu_agent_v1_RenewResponse, RenewResponse__Output as _insitu_agent_v1_RenewResponse__Output } from './insitu/agent/v1/RenewResponse.ts';
 import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent_v1_Report__Output } from './insitu/agent/v1/Report.ts';
 import type { ReportBatch as _insitu_agent_v1_ReportBatch, ReportBatch__Output as _insitu_agent_v1_ReportBatch__Output } from './insitu/agent/v1/ReportBatch.ts';
+import type { Roots as _insitu_agent_v1_Roots, Roots__Output as _insitu_agent_v1_Roots__Output } from './insitu/agent/v1/Roots.ts';
+import type { RootsSignature as _insitu_agent_v1_RootsSignature, RootsSignature__Output as _insitu_agent_v1_RootsSignature__Output } from './insitu/agent/v1/RootsSignature.ts';
 import type { Sandbox as _insitu_agent_v1_Sandbox, Sandbox__Output as _insitu_agent_v1_Sandbox__Output } from './insitu/agent/v1/Sandbox.ts';
 import type { ServerMessage as _insitu_agent_v1_ServerMessage, ServerMessage__Output as _insitu_agent_v1_ServerMessage__Output } from './insitu/agent/v1/ServerMessage.ts';
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from './insitu/agent/v1/SitePolicy.ts';
@@ -53,6 +56,7 @@ export interface ProtoGrpcType {
         Goodbye: MessageTypeDefinition<_insitu_agent_v1_Goodbye, _insitu_agent_v1_Goodbye__Output>
         Heartbeat: MessageTypeDefinition<_insitu_agent_v1_Heartbeat, _insitu_agent_v1_Heartbeat__Output>
         HeartbeatReply: MessageTypeDefinition<_insitu_agent_v1_HeartbeatReply, _insitu_agent_v1_HeartbeatReply__Output>
+        HeldRoots: MessageTypeDefinition<_insitu_agent_v1_HeldRoots, _insitu_agent_v1_HeldRoots__Output>
         Hello: MessageTypeDefinition<_insitu_agent_v1_Hello, _insitu_agent_v1_Hello__Output>
         Lease: MessageTypeDefinition<_insitu_agent_v1_Lease, _insitu_agent_v1_Lease__Output>
         LogBatch: MessageTypeDefinition<_insitu_agent_v1_LogBatch, _insitu_agent_v1_LogBatch__Output>
@@ -67,6 +71,8 @@ export interface ProtoGrpcType {
         RenewResponse: MessageTypeDefinition<_insitu_agent_v1_RenewResponse, _insitu_agent_v1_RenewResponse__Output>
         Report: MessageTypeDefinition<_insitu_agent_v1_Report, _insitu_agent_v1_Report__Output>
         ReportBatch: MessageTypeDefinition<_insitu_agent_v1_ReportBatch, _insitu_agent_v1_ReportBatch__Output>
+        Roots: MessageTypeDefinition<_insitu_agent_v1_Roots, _insitu_agent_v1_Roots__Output>
+        RootsSignature: MessageTypeDefinition<_insitu_agent_v1_RootsSignature, _insitu_agent_v1_RootsSignature__Output>
         Sandbox: MessageTypeDefinition<_insitu_agent_v1_Sandbox, _insitu_agent_v1_Sandbox__Output>
         ServerMessage: MessageTypeDefinition<_insitu_agent_v1_ServerMessage, _insitu_agent_v1_ServerMessage__Output>
         SitePolicy: MessageTypeDefinition<_insitu_agent_v1_SitePolicy, _insitu_agent_v1_SitePolicy__Output>

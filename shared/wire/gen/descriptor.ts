@@ -270,6 +270,23 @@ export const DESCRIPTOR = {
                     "reportKeyProof": {
                       "type": "bytes",
                       "id": 13
+                    },
+                    "roots": {
+                      "type": "HeldRoots",
+                      "id": 14
+                    }
+                  }
+                },
+                "HeldRoots": {
+                  "fields": {
+                    "revision": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "pins": {
+                      "rule": "repeated",
+                      "type": "string",
+                      "id": 2
                     }
                   }
                 },
@@ -369,6 +386,10 @@ export const DESCRIPTOR = {
                     "refusedOffers": {
                       "type": "uint64",
                       "id": 9
+                    },
+                    "roots": {
+                      "type": "HeldRoots",
+                      "id": 10
                     }
                   }
                 },
@@ -400,7 +421,8 @@ export const DESCRIPTOR = {
                         "heartbeatReply",
                         "cancel",
                         "drain",
-                        "natsAccess"
+                        "natsAccess",
+                        "roots"
                       ]
                     }
                   },
@@ -424,6 +446,43 @@ export const DESCRIPTOR = {
                     "natsAccess": {
                       "type": "NatsAccess",
                       "id": 5
+                    },
+                    "roots": {
+                      "type": "Roots",
+                      "id": 6
+                    }
+                  }
+                },
+                "Roots": {
+                  "fields": {
+                    "revision": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "caPem": {
+                      "type": "bytes",
+                      "id": 2
+                    },
+                    "issuerPin": {
+                      "type": "string",
+                      "id": 3
+                    },
+                    "signatures": {
+                      "rule": "repeated",
+                      "type": "RootsSignature",
+                      "id": 4
+                    }
+                  }
+                },
+                "RootsSignature": {
+                  "fields": {
+                    "signerPem": {
+                      "type": "bytes",
+                      "id": 1
+                    },
+                    "signature": {
+                      "type": "bytes",
+                      "id": 2
                     }
                   }
                 },

@@ -2,6 +2,7 @@
 
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
+import type { HeldRoots as _insitu_agent_v1_HeldRoots, HeldRoots__Output as _insitu_agent_v1_HeldRoots__Output } from '../../../insitu/agent/v1/HeldRoots.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Heartbeat {
@@ -14,6 +15,7 @@ export interface Heartbeat {
   'notTakingWork'?: (string);
   'sitePolicy'?: (_insitu_agent_v1_SitePolicy | null);
   'refusedOffers'?: (number | string | Long);
+  'roots'?: (_insitu_agent_v1_HeldRoots | null);
 }
 
 export interface Heartbeat__Output {
@@ -26,4 +28,5 @@ export interface Heartbeat__Output {
   'notTakingWork': (string);
   'sitePolicy': (_insitu_agent_v1_SitePolicy__Output | null);
   'refusedOffers': (string);
+  'roots': (_insitu_agent_v1_HeldRoots__Output | null);
 }

@@ -4,6 +4,7 @@ import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_ag
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
 import type { Sandbox as _insitu_agent_v1_Sandbox, Sandbox__Output as _insitu_agent_v1_Sandbox__Output } from '../../../insitu/agent/v1/Sandbox.ts';
+import type { HeldRoots as _insitu_agent_v1_HeldRoots, HeldRoots__Output as _insitu_agent_v1_HeldRoots__Output } from '../../../insitu/agent/v1/HeldRoots.ts';
 
 export interface Hello {
   'version'?: (_insitu_agent_v1_Version | null);
@@ -19,6 +20,7 @@ export interface Hello {
   'sandbox'?: (_insitu_agent_v1_Sandbox | null);
   'reportPublicKey'?: (Buffer | Uint8Array | string);
   'reportKeyProof'?: (Buffer | Uint8Array | string);
+  'roots'?: (_insitu_agent_v1_HeldRoots | null);
 }
 
 export interface Hello__Output {
@@ -35,4 +37,5 @@ export interface Hello__Output {
   'sandbox': (_insitu_agent_v1_Sandbox__Output | null);
   'reportPublicKey': (Buffer);
   'reportKeyProof': (Buffer);
+  'roots': (_insitu_agent_v1_HeldRoots__Output | null);
 }

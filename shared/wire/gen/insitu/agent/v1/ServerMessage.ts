@@ -5,6 +5,7 @@ import type { HeartbeatReply as _insitu_agent_v1_HeartbeatReply, HeartbeatReply_
 import type { Cancel as _insitu_agent_v1_Cancel, Cancel__Output as _insitu_agent_v1_Cancel__Output } from '../../../insitu/agent/v1/Cancel.ts';
 import type { Drain as _insitu_agent_v1_Drain, Drain__Output as _insitu_agent_v1_Drain__Output } from '../../../insitu/agent/v1/Drain.ts';
 import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _insitu_agent_v1_NatsAccess__Output } from '../../../insitu/agent/v1/NatsAccess.ts';
+import type { Roots as _insitu_agent_v1_Roots, Roots__Output as _insitu_agent_v1_Roots__Output } from '../../../insitu/agent/v1/Roots.ts';
 
 export interface ServerMessage {
   'welcome'?: (_insitu_agent_v1_Welcome | null);
@@ -12,7 +13,8 @@ export interface ServerMessage {
   'cancel'?: (_insitu_agent_v1_Cancel | null);
   'drain'?: (_insitu_agent_v1_Drain | null);
   'natsAccess'?: (_insitu_agent_v1_NatsAccess | null);
-  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess";
+  'roots'?: (_insitu_agent_v1_Roots | null);
+  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess"|"roots";
 }
 
 export interface ServerMessage__Output {
@@ -21,5 +23,6 @@ export interface ServerMessage__Output {
   'cancel'?: (_insitu_agent_v1_Cancel__Output | null);
   'drain'?: (_insitu_agent_v1_Drain__Output | null);
   'natsAccess'?: (_insitu_agent_v1_NatsAccess__Output | null);
-  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess";
+  'roots'?: (_insitu_agent_v1_Roots__Output | null);
+  'message'?: "welcome"|"heartbeatReply"|"cancel"|"drain"|"natsAccess"|"roots";
 }
