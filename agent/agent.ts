@@ -7,12 +7,14 @@ import { join } from "node:path";
 import type { Logger } from "pino";
 import { type Clock, newSecret, type Random, type Timer } from "../shared/system.ts";
 import type { NatsAccess__Output } from "../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
+import type { Roots__Output } from "../shared/wire/gen/insitu/agent/v1/Roots.ts";
 import type { Welcome__Output } from "../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import type { AgentConfig } from "./config.ts";
 import type { Identity } from "./enrolment/identity.ts";
 import { Renewal } from "./enrolment/renewal.ts";
 import { loadOrMakeReportSigner } from "./enrolment/report-key.ts";
+import { acceptRoots, type HeldRoots, pinsOf, saveRoots } from "./enrolment/trusted-roots.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
@@ -58,6 +60,7 @@ export class Agent {
   readonly #reader = new OfferReader();
   readonly #policy: SitePolicy | undefined;
   readonly #userKey: UserKey;
+  #roots: { trustDomain: string; held: HeldRoots };
   #pulls: PullLoop | undefined;
   #accessText = "";
   #timer: Timer | undefined;
@@ -96,6 +99,8 @@ export class Agent {
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
     this.#userKey = loadOrMakeUserKey(join(config.stateDir, "nats-user.json"));
     this.#reader.setKey(identity.offerPublicKeyPem);
+    const { trustDomain, caPem, roots } = identity;
+    this.#roots = { trustDomain, held: { ...roots, caPem } };
     this.#supervisors = new Supervisors({
       clock: world.clock,
       stateDir: config.stateDir,
@@ -160,6 +165,7 @@ export class Agent {
         refusedOffers: () => this.#attempts.refusedOffers,
         welcomed: (welcome) => this.#welcomed(welcome),
         natsAccess: (access) => this.#natsAccess(access),
+        roots: (told) => this.#takeRoots(told),
         cancel: (lease, reason) => {
           if (this.#attempts.stop(lease, "cancelled", reason))
             this.#log.info({ ...lease, reason }, "attempt cancelled");
@@ -297,6 +303,22 @@ export class Agent {
 
   #natsAccess({ caPem, ...rest }: NatsAccess__Output): void {
     this.#pullFrom({ ...rest, caPem: Buffer.from(caPem).toString("utf8") });
+  }
+
+  /** What connections are open goes on; the certificate is renewed at once when its issuer is another by now. */
+  #takeRoots(told: Roots__Output): void {
+    const { trustDomain } = this.#roots;
+    try {
+      const roots = acceptRoots(this.#roots.held, told, { trustDomain, nowMs: this.#centreNowMs() });
+      if (roots === undefined) return;
+      saveRoots(join(this.#config.stateDir, "identity"), roots);
+      this.#roots = { trustDomain, held: roots };
+      this.#log.info({ revision: roots.revision, roots: pinsOf(roots.caPem) }, "roots to trust have changed");
+      this.#uplink.useRoots(roots);
+      this.#renewal.useRoots(roots);
+    } catch (err) {
+      this.#log.error({ err }, "roots to trust are not changed");
+    }
   }
 
   #pullFrom(told: NatsAccess): void {

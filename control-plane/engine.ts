@@ -278,8 +278,9 @@ async function natsCertificate(pki: Pki, config: ServerConfig, directory: string
   const files = {
     certFile: join(directory, "nats.crt.pem"),
     keyFile: join(directory, "nats.key.pem"),
-    caFile: join(directory, "ca.crt.pem"),
+    caFile: join(directory, "nats.ca.pem"),
   };
+  await writeFile(files.caFile, pki.caPem, { mode: 0o600 });
   await writeFile(files.certFile, pair.cert, { mode: 0o600 });
   await writeFile(files.keyFile, pair.key, { mode: 0o600 });
   return files;

@@ -13,11 +13,20 @@ import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
 import { openAuthority } from "./access/authority.ts";
+import { AuthorityRecord } from "./access/authority-book.ts";
+import { AuthorityFiles } from "./access/authority-files.ts";
+import {
+  AUTHORITY_PREFIX,
+  AuthorityService,
+  REPLICA_KEYS_PREFIX,
+  ReplicaKeys,
+} from "./access/authority-service.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
 import { revokeAgent } from "./access/revocation.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
+import { agentId } from "./access/spiffe.ts";
 import { anyAccess, tokenAccess } from "./api/access.ts";
 import { createApi } from "./api/api.ts";
 import { loadConsole } from "./api/console.ts";
@@ -150,6 +159,37 @@ async function open(
   const registry = createAgentRegistry({ kv: agents, clock, log });
   closers.add("agent registry", () => registry.close());
   await registry.start(signal);
+  const authority: AuthorityService = new AuthorityService({
+    kv: await openKv(connection, {
+      ...buckets,
+      bucket: BUCKETS.agents,
+      schema: AuthorityRecord,
+      prefix: AUTHORITY_PREFIX,
+    }),
+    replicaKeys: await openKv(connection, {
+      ...buckets,
+      bucket: BUCKETS.agents,
+      schema: ReplicaKeys,
+      prefix: REPLICA_KEYS_PREFIX,
+    }),
+    authority: pki,
+    files: new AuthorityFiles(secrets),
+    clock,
+    log,
+    replicaId,
+    replicas: () =>
+      shards
+        .list()
+        .filter(({ alive }) => alive)
+        .map(({ id }) => id),
+    agents: () =>
+      registry
+        .list()
+        .filter(({ removedAtMs }) => removedAtMs === null)
+        .map((record) => ({ id: agentId(record), roots: record.roots, issuer: record.issuer })),
+  });
+  closers.add("authority", () => authority.close());
+  await authority.start();
   const fleet: Fleet = createFleet({
     registry,
     seen,
@@ -230,7 +270,7 @@ async function open(
       software: `insitu ${SOFTWARE_VERSION}`,
       startedAtMs: clock.wallMs(),
     },
-    fingerprint: createHash("sha256").update(pki.caPin()).update(signer.publicKeyPem).digest("hex"),
+    fingerprint: createHash("sha256").update(authority.firstPin).update(signer.publicKeyPem).digest("hex"),
     async own(epochs, epochFloor) {
       const unfinished = await reads.unfinished();
       runs.own(
@@ -401,6 +441,7 @@ async function open(
       servers: shards,
       joinTokens: tokens,
       joinRequests,
+      authority,
       tokens: apiTokens,
       poison,
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),

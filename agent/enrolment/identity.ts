@@ -1,10 +1,12 @@
 /** The agent's identity on disk: key, certificate, roots and who it is. Made by enrolment, read at every start. */
 import { createPrivateKey, generateKeyPairSync, X509Certificate } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
+import { writerInto } from "./identity-files.ts";
+import { loadRoots } from "./trusted-roots.ts";
 
 const IdentityFile = z.object({
   v: z.literal(1),
@@ -23,12 +25,15 @@ export interface Identity {
   trustDomain: string;
   keyPem: Buffer;
   certificatePem: Buffer;
+  /** Roots, one or more. */
   caPem: Buffer;
+  /** Which those are: revision 0 is what the enrolment gave. See trusted-roots.ts. */
+  roots: { revision: number; issuerPin: string };
   offerPublicKeyPem: Buffer;
   notAfterMs: number;
 }
 
-export type NewIdentity = Omit<Identity, "id" | "notAfterMs">;
+export type NewIdentity = Omit<Identity, "id" | "notAfterMs" | "roots">;
 
 /** P-256, as Node names it. */
 const CURVE = "prime256v1";
@@ -39,6 +44,7 @@ const FILES = {
   ca: "ca.pem",
   offerKey: "offer-key.pem",
   who: "identity.json",
+  roots: "roots.json",
   /** Key and certificate in one, while they take the place of the former two. */
   pair: "pair.pem",
 };
@@ -65,7 +71,7 @@ export function loadIdentity(stateDir: string): Identity | undefined {
       trustDomain: who.trustDomain,
       keyPem,
       certificatePem,
-      caPem: read(FILES.ca),
+      ...rootsIn(directory, () => read(FILES.ca)),
       offerPublicKeyPem: read(FILES.offerKey),
       notAfterMs: Date.parse(certificate.validTo),
     };
@@ -76,6 +82,13 @@ export function loadIdentity(stateDir: string): Identity | undefined {
       cause: err,
     });
   }
+}
+
+function rootsIn(directory: string, enrolled: () => Buffer): Pick<Identity, "caPem" | "roots"> {
+  const kept = loadRoots(directory);
+  if (kept === undefined) return { caPem: enrolled(), roots: { revision: 0, issuerPin: "" } };
+  const { caPem, ...roots } = kept;
+  return { caPem, roots };
 }
 
 /**
@@ -106,22 +119,11 @@ function readKey(file: string): Buffer | undefined {
   }
 }
 
-type Write = (file: string, content: Buffer | string) => void;
-
-/** Writes into the directory of the identity, whole files, readable by the agent's user alone. */
-export function writerInto(directory: string): Write {
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
-  return (file, content) => {
-    writeFileSync(join(directory, `.${file}`), content, { mode: 0o600, flush: true } as Parameters<
-      typeof writeFileSync
-    >[2]);
-    renameSync(join(directory, `.${file}`), join(directory, file));
-  };
-}
-
 /** Written so that a crash leaves either no identity or a whole one. */
 export function saveIdentity(stateDir: string, identity: NewIdentity): void {
   const write = writerInto(join(stateDir, "identity"));
+  // Of an identity that was here before: another control plane's, perhaps.
+  rmSync(join(stateDir, "identity", FILES.roots), { force: true });
   write(FILES.key, identity.keyPem);
   write(FILES.certificate, identity.certificatePem);
   write(FILES.ca, identity.caPem);

@@ -8,6 +8,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { certificateRequest } from "./certificate-request.ts";
 import { type Identity, newKey, replacePair } from "./identity.ts";
+import { type HeldRoots, isFromIssuer, isVouchedFor } from "./trusted-roots.ts";
 
 /** The longest time between two looks: a clock that was set, or a host that slept, is noticed by then. */
 const LOOK_MS = 60_000;
@@ -17,6 +18,8 @@ const EXPIRED_LOOK_MS = 10_000;
 const FIRST_LOOK_MS = 5_000;
 /** Of its life; the last third is for a site that is cut off. */
 const RENEW_AT = 2 / 3;
+/** After a renewal that gave no certificate of the issuer that was named: a control plane that was restored has another. */
+const MOVE_AGAIN_MS = 3_600_000;
 
 export interface RenewalOptions {
   clock: Clock;
@@ -42,6 +45,8 @@ export class Renewal {
   #renewing: Promise<void> | undefined;
   #closed = false;
   #trouble = "";
+  /** When it renewed for the sake of another issuer. */
+  #movedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: RenewalOptions) {
     this.#options = options;
@@ -58,7 +63,7 @@ export class Renewal {
     this.#timer?.cancel();
     if (this.#closed) return;
     const { clock, connected, nowMs } = this.#options;
-    const waitMs = renewAtMs(this.#identity.certificatePem) - nowMs();
+    const waitMs = this.#dueAtMs() - nowMs();
     const isExpired = nowMs() >= this.#identity.notAfterMs;
     const againMs = isExpired ? EXPIRED_LOOK_MS : LOOK_MS;
     this.#timer = clock.after(waitMs > 0 ? Math.min(waitMs, againMs) : againMs, () => this.look());
@@ -66,6 +71,20 @@ export class Renewal {
     this.#renewing = this.#renew(isExpired).finally(() => {
       this.#renewing = undefined;
     });
+  }
+
+  /** At once when certificates come from another issuer by now. */
+  #dueAtMs(): number {
+    const { certificatePem, caPem, roots } = this.#identity;
+    const atMs = renewAtMs(certificatePem);
+    if (isFromIssuer(certificatePem, { ...roots, caPem })) return atMs;
+    return Math.min(atMs, this.#movedAtMs + MOVE_AGAIN_MS);
+  }
+
+  /** On disk already. A certificate that the new roots do not vouch for is renewed at once. */
+  useRoots({ caPem, ...roots }: HeldRoots): void {
+    this.#identity = { ...this.#identity, caPem, roots };
+    this.look();
   }
 
   /** Resolves when no request is on its way. */
@@ -88,7 +107,11 @@ export class Renewal {
       const ask = isExpired ? recover : request;
       const certificatePem = await ask(certificateRequest(former.name, keyPem));
       if (this.#closed) return;
-      const next = renewedIdentity(former, { keyPem, certificatePem });
+      // The roots may have changed since it was asked.
+      const present = this.#identity;
+      const next = renewedIdentity(present, { keyPem, certificatePem }, this.#options.nowMs());
+      if (!isFromIssuer(present.certificatePem, { ...present.roots, caPem: present.caPem }))
+        this.#movedAtMs = this.#options.nowMs();
       replacePair(stateDir, next);
       this.#identity = next;
       this.#trouble = "";
@@ -112,7 +135,11 @@ export function renewAtMs(certificatePem: Buffer): number {
 }
 
 /** @throws InsituError `auth.denied` when the answer is no certificate for this agent and this key, or is none that helps */
-function renewedIdentity(former: Identity, pair: { keyPem: Buffer; certificatePem: Buffer }): Identity {
+function renewedIdentity(
+  former: Identity,
+  pair: { keyPem: Buffer; certificatePem: Buffer },
+  nowMs: number,
+): Identity {
   const refuse = (why: string): never => {
     throw new InsituError("auth.denied", `the renewed certificate is not used: ${why}`);
   };
@@ -120,8 +147,11 @@ function renewedIdentity(former: Identity, pair: { keyPem: Buffer; certificatePe
   if (!next.checkPrivateKey(createPrivateKey(pair.keyPem))) refuse("it is for another key");
   if (next.subjectAltName !== new X509Certificate(former.certificatePem).subjectAltName)
     refuse(`it is for ${next.subjectAltName}`);
-  if (!next.verify(new X509Certificate(former.caPem).publicKey)) refuse("another authority has issued it");
+  if (!isVouchedFor(pair.certificatePem, former.caPem, nowMs)) refuse("another authority has issued it");
   const notAfterMs = Date.parse(next.validTo);
-  if (!(notAfterMs > former.notAfterMs)) refuse(`it ends no later than the present one, at ${next.validTo}`);
+  // One of another issuer helps also when it ends earlier: the former one is worth nothing soon.
+  const isMove = !isFromIssuer(former.certificatePem, { ...former.roots, caPem: former.caPem });
+  if (!(notAfterMs > (isMove ? nowMs : former.notAfterMs)))
+    refuse(`it ends no later than the present one, at ${next.validTo}`);
   return { ...former, ...pair, notAfterMs };
 }

@@ -4,7 +4,8 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import { reportKeyId, signedReport, signedReportKey } from "../../shared/wire/report-signature.ts";
-import { type Identity, writerInto } from "./identity.ts";
+import type { Identity } from "./identity.ts";
+import { writerInto } from "./identity-files.ts";
 
 const FILE = "report-key.pem";
 

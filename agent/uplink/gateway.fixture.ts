@@ -207,6 +207,7 @@ export async function createAuthority(): Promise<Authority> {
       keyPem: Buffer.from(agent.keyPem),
       certificatePem: Buffer.from(agent.certificatePem),
       caPem: Buffer.from(ca.toString("pem")),
+      roots: { revision: 0, issuerPin: "" },
       offerPublicKeyPem: Buffer.alloc(0),
       notAfterMs: nowMs + 3_600_000,
       ...change,

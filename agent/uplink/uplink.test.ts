@@ -57,6 +57,7 @@ class Side implements AgentSide {
     },
     natsUserKey: "U1",
   });
+  roots = () => undefined;
   held = () => this.leases;
   freeSlots = () => 2 - this.leases.length;
   notTakingWork = () => this.reason;

@@ -13,12 +13,14 @@ import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts
 import type { NatsAccess__Output } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { RenewResponse__Output } from "../../shared/wire/gen/insitu/agent/v1/RenewResponse.ts";
 import type { ReportBatch } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
+import type { Roots__Output } from "../../shared/wire/gen/insitu/agent/v1/Roots.ts";
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
 import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { ReportSigner } from "../enrolment/report-key.ts";
+import { type HeldRoots, pinsOf } from "../enrolment/trusted-roots.ts";
 import type { Journal, StoredReport } from "../journal/journal.ts";
 import type { LogChunkRecord } from "../journal/log-chunk.ts";
 import { hostAndPort } from "../network/address.ts";
@@ -62,6 +64,8 @@ export interface AgentSide {
   welcomed(welcome: Welcome__Output): void;
   /** Where work is pulled from now on, and as whom. */
   natsAccess(access: NatsAccess__Output): void;
+  /** Which roots the control plane wants trusted from now on. */
+  roots(told: Roots__Output): void;
   cancel(lease: LeaseKey, reason: string): void;
   superseded(lease: LeaseKey): void;
   /** The control plane has confirmed that it is this agent's. */
@@ -98,6 +102,8 @@ type SessionStream = ClientDuplexStream<AgentMessage, ServerMessage__Output>;
 export class Uplink {
   readonly #options: UplinkOptions;
   #identity: Identity;
+  /** Of the roots of the identity. */
+  #pins: string[];
   /** Of the connection that there is. */
   #client: Client | undefined;
   /** To another identity. */
@@ -117,6 +123,7 @@ export class Uplink {
   constructor(options: UplinkOptions) {
     this.#options = options;
     this.#identity = options.identity;
+    this.#pins = pinsOf(options.identity.caPem);
     const { journal, log, signer } = options;
     this.#reports = new Delivery(
       reportSource(journal, signer, () => this.#afterReports()),
@@ -156,6 +163,13 @@ export class Uplink {
 
   #deadline(): { deadline: number } {
     return { deadline: this.#options.clock.wallMs() + RENEW_TIMEOUT_MS };
+  }
+
+  /** From the next connection on. What is open stays. */
+  useRoots({ caPem, ...roots }: HeldRoots): void {
+    this.#identity = { ...this.#identity, caPem, roots };
+    this.#pins = pinsOf(caPem);
+    this.beat();
   }
 
   /** Connects anew with it, at once; steps, leases and what is not delivered are not touched by that. */
@@ -318,9 +332,14 @@ export class Uplink {
       instanceId,
       held: side.held(),
       sitePolicy: side.sitePolicy() ?? null,
+      roots: this.#heldRoots(),
       ...signer.announcement(this.#identity.keyPem),
       ...side.hello(),
     };
+  }
+
+  #heldRoots(): { revision: number; pins: string[] } {
+    return { revision: this.#identity.roots.revision, pins: this.#pins };
   }
 
   /** Undefined when the two sides understand each other. */
@@ -359,6 +378,7 @@ export class Uplink {
         notTakingWork: side.notTakingWork(),
         sitePolicy: side.sitePolicy() ?? null,
         refusedOffers: side.refusedOffers(),
+        roots: this.#heldRoots(),
       },
     });
   }
@@ -395,6 +415,9 @@ export class Uplink {
       }
       case "natsAccess":
         side.natsAccess(message.natsAccess!);
+        return;
+      case "roots":
+        side.roots(message.roots!);
         return;
       case "drain":
         this.#reconnectAfterMs = message.drain!.reconnectAfterMs;

@@ -32,6 +32,8 @@ export interface SignedRoots {
 export interface ChangingPki extends Pki {
   /** Undefined while nothing was ever changed: an agent's roots of its enrolment hold. */
   readonly roots: SignedRoots | undefined;
+  /** Id of the issuer of server certificates. */
+  readonly servingId: string;
   /** Id of the issuer of the certificate; undefined: of none that is trusted. */
   issuerOf(certificate: X509Certificate): string | undefined;
   /** Called after each change. Gives the way to stop. */
@@ -122,6 +124,10 @@ export class Authority implements ChangingPki {
 
   caPin(): string {
     return this.#serving().caPin();
+  }
+
+  get servingId(): string {
+    return serving(this.#record).id;
   }
 
   get roots(): SignedRoots | undefined {

@@ -19,6 +19,7 @@ export const RIGHTS = [
   "agents:admit",
   "agents:revoke",
   "tokens:manage",
+  "authority:manage",
   "poison:manage",
 ] as const;
 export type Right = (typeof RIGHTS)[number];

@@ -225,6 +225,11 @@ export class FakeServices implements ApiServices {
       throw new InsituError("not-found", `nobody waits as ${name}`);
     },
   };
+  readonly authority: ApiServices["authority"] = new Proxy({} as ApiServices["authority"], {
+    get: () => () => {
+      throw new InsituError("conflict", "no issuer waits to be activated");
+    },
+  });
   readonly tokens: ApiServices["tokens"] = {
     create: async ({ by, ttlMs, ...asked }) => {
       const times = { createdAtMs: 1, expiresAtMs: 1 + ttlMs, lastUsedAtMs: null, revokedAtMs: null };

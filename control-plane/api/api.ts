@@ -5,6 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { newId } from "../../shared/system.ts";
 import { authenticate } from "./access.ts";
 import { accessRoutes } from "./access-routes.ts";
+import { authorityRoutes } from "./authority-routes.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { ApiEnv, ApiOptions, RouteDeps } from "./context.ts";
 import { fleetRoutes } from "./fleet-routes.ts";
@@ -64,6 +65,7 @@ export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   runRoutes(app, deps);
   fleetRoutes(app, deps);
   accessRoutes(app, deps);
+  authorityRoutes(app, deps);
   poisonRoutes(app, deps);
   checkGuards(app);
 }

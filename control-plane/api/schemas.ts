@@ -403,6 +403,48 @@ export const JoinTokenView = z
   .openapi("JoinToken");
 export type JoinTokenView = z.infer<typeof JoinTokenView>;
 
+const Deed = z.object({ atMs: AtMs, by: z.string() }).nullable();
+
+export const AuthorityView = z
+  .object({
+    revision: z.int().openapi({ description: "Grows with each change; 1: nothing was ever changed" }),
+    issuers: z
+      .array(
+        z.object({
+          id: z.string(),
+          state: z.enum(["next", "active", "former", "retired"]),
+          serving: z.boolean().openapi({ description: "Whether servers show certificates of it" }),
+          rootPin: z.string().openapi({ description: "SHA-256 of the public key of its root" }),
+          subject: z.string().nullable().openapi({ description: "Null: its files are not at this replica" }),
+          intermediate: z.boolean().nullable(),
+          pin: z.string().nullable().openapi({ description: "SHA-256 of its own public key" }),
+          notAfterMs: AtMs.nullable(),
+          added: Deed,
+          activated: Deed,
+          retired: Deed,
+          trustedBy: z.int().openapi({ description: "Agents that have said that they trust its root" }),
+          certificates: z.int().openapi({ description: "Agents that came last with a certificate of it" }),
+        }),
+      )
+      .openapi({ description: "The oldest first" }),
+    agents: z.int().openapi({ description: "That are enrolled and not revoked" }),
+    behind: z.array(z.string()).openapi({
+      description:
+        "Some of those that do not trust the newest root, or have no certificate of the active issuer",
+    }),
+    behindCount: z.int(),
+    caPem: z.string().openapi({ description: "The roots to trust" }),
+  })
+  .openapi("Authority");
+export type AuthorityView = z.infer<typeof AuthorityView>;
+
+export const ActivateIssuerBody = z
+  .strictObject({ force: z.boolean().default(false) })
+  .openapi("ActivateIssuer");
+export const RetireIssuerBody = z
+  .strictObject({ id: z.string().max(64), force: z.boolean().default(false) })
+  .openapi("RetireIssuer");
+
 export const ApiTokenBody = z
   .strictObject({
     name: Name,

@@ -10,6 +10,7 @@ import type {
   AgentView,
   ApiTokenView,
   AppliedChange,
+  AuthorityView,
   JoinRequestView,
   JoinTokenView,
   LogLine,
@@ -154,6 +155,16 @@ export interface JoinRequests {
   }): Promise<void>;
 }
 
+export interface AuthorityCommands {
+  show(): AuthorityView;
+  /** Adds a root that everybody comes to trust. Throws `conflict` while another one waits to be activated. */
+  rotate(by: string): Promise<AuthorityView>;
+  /** Certificates of agents come from the added one from now on. Throws `conflict` while agents do not trust it. */
+  activate(request: { force: boolean; by: string }): Promise<AuthorityView>;
+  /** Nobody trusts it any more, and its key is destroyed. Idempotent. Throws `conflict` while agents need it, `not-found`. */
+  retire(request: { id: string; force: boolean; by: string }): Promise<AuthorityView>;
+}
+
 export interface ApiTokens {
   /** `token` is the secret, shown once. Throws `conflict` for a name that is or was taken. */
   create(request: {
@@ -179,6 +190,7 @@ export interface ApiServices {
   servers: ServerQueries;
   joinTokens: JoinTokens;
   joinRequests: JoinRequests;
+  authority: AuthorityCommands;
   tokens: ApiTokens;
   poison: PoisonDesk;
   /** Name → ok, for /readyz. */

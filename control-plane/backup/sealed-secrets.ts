@@ -58,7 +58,9 @@ export async function readSecrets(directory: string): Promise<Secrets> {
     if (!entry.isFile() || name.endsWith(".new")) continue;
     secrets[name] = await readFile(path, "utf8");
   }
-  if (secrets["ca.key.pem"] === undefined || secrets["offer-key.pem"] === undefined) {
+  // The first authority's key is gone when it was retired.
+  const hasAuthority = Object.keys(secrets).some((name) => /^ca(-[0-9a-f]+)?\.key\.pem$/.test(name));
+  if (!hasAuthority || secrets["offer-key.pem"] === undefined) {
     throw new InsituError(
       "not-found",
       `${directory} does not hold a server's secrets; name the directory with --data or --secrets, as for insitu server`,

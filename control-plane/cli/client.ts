@@ -8,6 +8,7 @@ import type {
   AgentView,
   ApiTokenView,
   AppliedChange,
+  AuthorityView,
   CanIView,
   JoinRequestView,
   JoinTokenView,
@@ -272,6 +273,20 @@ export class ApiClient {
 
   revokeJoinToken(id: string, signal: AbortSignal): Promise<JoinTokenView> {
     return this.#http.json({ method: "DELETE", path: `/v1/join-tokens/${encodeURIComponent(id)}`, signal });
+  }
+
+  authority(signal: AbortSignal): Promise<AuthorityView> {
+    return this.#get("/v1/authority", signal);
+  }
+
+  /** Not repeated on a broken connection: whether it was done, `authority` says. */
+  changeAuthority(
+    change: "rotate" | "activate" | "retire",
+    body: object | undefined,
+    signal: AbortSignal,
+  ): Promise<AuthorityView> {
+    const path = `/v1/authority/${change}`;
+    return this.#http.json({ method: "POST", path, ...(body && { body }), signal });
   }
 
   whoAmI(signal: AbortSignal): Promise<WhoAmIView> {

@@ -103,6 +103,7 @@ function build(world: World, state: { code: number }): Command {
   runCommands(program, act);
   agentCommands(program, act);
   accessCommands(program, act);
+  authorityCommands(program, act);
   backupCommands(program, act);
   natsCommands(program, {
     init: act(async () => (await import("./commands/nats.ts")).init),
@@ -400,6 +401,39 @@ function agentCommands(program: Command, act: Act): void {
     .action(act(async () => (await joinTokens()).revoke));
   examples(revokeToken, ["insitu join-token revoke 0f3a9c27d1e4b586"]);
   examples(tokens, ["insitu join-token create --environment hq", "insitu join-token list"]);
+}
+
+function authorityCommands(program: Command, act: Act): void {
+  const commands = () => import("./commands/ca.ts");
+  const ca = program.command("ca").description("who issues the certificates of servers and agents");
+  examples(
+    ca,
+    ["insitu ca show", "insitu ca rotate", "insitu ca activate", "insitu ca retire 0f3a9c27d1e4b586"],
+    "Three steps, between which agents come along by themselves: docs/runbooks/ca-rotation.md.",
+  );
+  const show = ca
+    .command("show")
+    .description("the issuers, which agents have come along, and what to do next")
+    .option("--pem", "print the roots to trust, in PEM")
+    .action(act(async () => (await commands()).show));
+  examples(show, ["insitu ca show", "insitu ca show --pem > ca.pem"]);
+  const rotate = ca
+    .command("rotate")
+    .description("first step: make a new root, which agents come to trust beside the present one")
+    .action(act(async () => (await commands()).rotate));
+  examples(rotate, ["insitu ca rotate"]);
+  const activate = ca
+    .command("activate")
+    .description("second step: certificates of agents come from the new issuer; agents renew at once")
+    .option("--force", "also while agents have not said that they trust its root")
+    .action(act(async () => (await commands()).activate));
+  examples(activate, ["insitu ca activate"]);
+  const retire = ca
+    .command("retire <issuer>")
+    .description("third step: nobody trusts the issuer any more, and its key is destroyed")
+    .option("--force", "also while agents need it: they have to join again")
+    .action(act(async () => (await commands()).retire));
+  examples(retire, ["insitu ca retire 0f3a9c27d1e4b586"]);
 }
 
 function accessCommands(program: Command, act: Act): void {

@@ -131,7 +131,7 @@ class GrpcGateway implements Gateway {
   #unsubscribePki: (() => void) | undefined;
   /** Whether certificates of open calls may have lost their issuer since they were looked at. */
   #recheckIssuers = false;
-  #servingPin = "";
+  #servingId = "";
   #draining = false;
   #closed: Promise<void> | undefined;
 
@@ -350,7 +350,7 @@ class GrpcGateway implements Gateway {
     const { pki } = this.#options;
     this.#credentials?.trust(pki.caPem);
     this.#recheckIssuers = true;
-    if (this.#servingPin !== pki.caPin()) this.#rotateAtMs = 0;
+    if (this.#servingId !== pki.servingId) this.#rotateAtMs = 0;
   }
 
   /** Undefined: its issuer is trusted still. */
@@ -389,7 +389,7 @@ class GrpcGateway implements Gateway {
 
   async #issueCertificate() {
     const { clock, pki, serverNames = { dns: [], ips: [] } } = this.#options;
-    this.#servingPin = pki.caPin();
+    this.#servingId = pki.servingId;
     const pair = await pki.issueServerCertificate(serverNames);
     const nowMs = clock.wallMs();
     this.#rotateAtMs = nowMs + (pair.notAfterMs - nowMs) * ROTATE_AT;
