@@ -174,6 +174,7 @@ async function open(
     }),
     authority: pki,
     files: new AuthorityFiles(secrets),
+    serverNames: namesOf(config),
     clock,
     log,
     replicaId,

@@ -89,12 +89,10 @@ const KINDS: Record<string, readonly Reference[]> = {
   "server heartbeatReply": [CONTROL],
   "server cancel": [CONTROL, [ATTEMPTS, "a cancel reaches exactly the epoch that it names"]],
   "server roots": [
-    [
-      "agent/enrolment/trusted-roots.test.ts",
-      "what is not newer is passed over, whoever has signed it",
-    ],
+    ["agent/enrolment/trusted-roots.test.ts", "what is not newer is passed over, whoever has signed it"],
   ],
   "server natsAccess": [CONTROL],
+
   "server drain": [[UPLINK, "asked to drain twice, it comes back once"]],
   "stream RUNS": [
     [

@@ -72,6 +72,15 @@ export class AuthorityFiles {
     return undefined;
   }
 
+  /** One that waits for its certificates. */
+  async pendingKey(): Promise<string | undefined> {
+    for (const name of await this.#keyNames()) {
+      const path = join(this.#directory, name);
+      if ((await loadSecret(certificatePathOf(path))) === undefined) return await loadSecret(path);
+    }
+    return undefined;
+  }
+
   /** Without certificates. Gives its id. */
   async addKey(keyPem: string): Promise<string> {
     const id = idOfKey(keyPem);

@@ -23,8 +23,9 @@ import {
   serving,
   waiting,
 } from "./authority-book.ts";
-import { type AuthorityFiles, type IssuerFiles, pinOf } from "./authority-files.ts";
-import { createRoot } from "./pki.ts";
+import { readIssuerChain, tryIssuer } from "./authority-chain.ts";
+import { type AuthorityFiles, type IssuerFiles, issuerId, pinOf } from "./authority-files.ts";
+import { createIssuerKey, createRoot, openIssuer, requestForIssuer } from "./pki.ts";
 
 /** Bucket `agents`, key `authority-replica.<id>`: which issuers' keys a replica has. */
 export const ReplicaKeys = z.object({ v: z.literal(1), held: z.array(IssuerId).max(64) });
@@ -44,6 +45,8 @@ export interface AuthorityServiceOptions {
   clock: Clock;
   log: Logger;
   replicaId: string;
+  /** Beside localhost. */
+  serverNames: { dns: string[]; ips: string[] };
   /** Ids of the living ones, also this one. */
   replicas(): string[];
   /** That are enrolled and not revoked. */
@@ -140,6 +143,35 @@ export class AuthorityService implements AuthorityCommands {
     this.#refuseSecond();
     const made = await files.add(await createRoot({ trustDomain, clock }));
     return await this.#add(made, by);
+  }
+
+  /** The same until its certificate has come: a request that was lost is asked for again. */
+  async request(): Promise<{ id: string; requestPem: string }> {
+    const { authority, files } = this.#options;
+    this.#refuseSecond();
+    const keyPem = (await files.pendingKey()) ?? (await createIssuerKey());
+    const id = await files.addKey(keyPem);
+    const { trustDomain } = authority;
+    return { id, requestPem: await requestForIssuer(keyPem, { trustDomain, id }) };
+  }
+
+  async import({ chainPem, by }: { chainPem: string; by: string }): Promise<AuthorityView> {
+    const { authority, clock, files, serverNames } = this.#options;
+    const chain = readIssuerChain(chainPem, clock.wallMs());
+    const id = issuerId(chain[0]!);
+    const keyPem = await files.keyOf(id);
+    if (keyPem === undefined) {
+      throw new InsituError(
+        "request.invalid",
+        `the chain is not taken: its first certificate is for the key ${id}, which this server does not have: have the request of \`insitu ca request\` signed, and put that certificate first`,
+      );
+    }
+    if (authority.issuers.some((issuer) => issuer.id === id))
+      throw new InsituError("conflict", `the issuer ${id} is there already`);
+    this.#refuseSecond();
+    const pair = { keyPem, chainPem: chain.map((certificate) => certificate.toString()).join("") };
+    await tryIssuer(await openIssuer(pair, `the key ${id}`, authority.options), serverNames);
+    return await this.#add(await files.add(pair), by);
   }
 
   async activate({ force, by }: { force: boolean; by: string }): Promise<AuthorityView> {

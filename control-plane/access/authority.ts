@@ -54,7 +54,7 @@ interface Issuer {
 
 export class Authority implements ChangingPki {
   readonly trustDomain: string;
-  readonly #options: PkiOptions;
+  readonly options: PkiOptions;
   readonly #files: AuthorityFiles;
   readonly #listeners = new Set<() => void>();
   /** That are trusted and whose files are here, the oldest first. */
@@ -64,7 +64,7 @@ export class Authority implements ChangingPki {
 
   private constructor(options: PkiOptions, files: AuthorityFiles, first: Issuer) {
     this.trustDomain = options.trustDomain;
-    this.#options = options;
+    this.options = options;
     this.#files = files;
     this.#issuers = [first];
     this.#record = firstRecord(first.files);
@@ -104,7 +104,7 @@ export class Authority implements ChangingPki {
     for (const { id, rootPin } of trusted(record)) {
       const its = files.find((found) => found.id === id && found.rootPin === rootPin);
       if (its === undefined) missing.push(id);
-      else issuers.push({ files: its, pki: await openIssuer(its.pair, its.keyPath, this.#options) });
+      else issuers.push({ files: its, pki: await openIssuer(its.pair, its.keyPath, this.options) });
     }
     if (issuers.length === 0) return missing;
     this.#record = record;

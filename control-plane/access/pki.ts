@@ -128,6 +128,26 @@ export async function createIssuerKey(): Promise<string> {
   return pem("PRIVATE KEY", await webcrypto.subtle.exportKey("pkcs8", keys.privateKey));
 }
 
+/** What an operator has signed with a root of their own; PEM. @param id of the key, for the name */
+export async function requestForIssuer(
+  keyPem: string,
+  { trustDomain, id }: { trustDomain: string; id: string },
+): Promise<string> {
+  const request = await x509.Pkcs10CertificateRequestGenerator.create(
+    {
+      name: [{ O: ["Insitu"] }, { CN: [`Insitu issuer ${id} of ${trustDomain}`] }],
+      keys: await importKeys("the key of the request", keyPem),
+      signingAlgorithm: P256,
+      extensions: [
+        new x509.BasicConstraintsExtension(true, 0, true),
+        new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+      ],
+    },
+    webcrypto,
+  );
+  return `${request.toString("pem")}\n`;
+}
+
 /** @param path names the key in errors @throws InsituError `internal` when the two do not belong together */
 export async function openIssuer(pair: IssuerPair, path: string, options: PkiOptions): Promise<Pki> {
   const keys = await importKeys(path, pair.keyPem);

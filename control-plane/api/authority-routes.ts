@@ -3,7 +3,13 @@ import { createRoute, type OpenAPIHono } from "@hono/zod-openapi";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { needs } from "./guard.ts";
 import { json, jsonBody, problems } from "./routes.ts";
-import { ActivateIssuerBody, AuthorityView, RetireIssuerBody } from "./schemas.ts";
+import {
+  ActivateIssuerBody,
+  AuthorityView,
+  ImportIssuerBody,
+  IssuerRequestView,
+  RetireIssuerBody,
+} from "./schemas.ts";
 
 const tags = ["authority"];
 const answer = { 200: json(AuthorityView, "The authority as it is now"), ...problems };
@@ -26,6 +32,28 @@ const rotate = createRoute({
   tags,
   summary: "Add a root; agents come to trust it, and nothing else changes yet",
   description: "Needs no Idempotency-Key: while one waits to be activated, there is no other.",
+  responses: answer,
+});
+
+const request = createRoute({
+  ...needs("authority:manage"),
+  method: "post",
+  path: "/v1/authority/request",
+  operationId: "requestIssuer",
+  tags,
+  summary: "A certificate request for an intermediate, to be signed with a root that is kept elsewhere",
+  description: "Needs no Idempotency-Key: it is the same until the certificate has come.",
+  responses: { 200: json(IssuerRequestView, "The request"), ...problems },
+});
+
+const importChain = createRoute({
+  ...needs("authority:manage"),
+  method: "post",
+  path: "/v1/authority/import",
+  operationId: "importIssuer",
+  tags,
+  summary: "Add the intermediate whose certificate was signed; agents come to trust its root",
+  request: { body: jsonBody(ImportIssuerBody) },
   responses: answer,
 });
 
@@ -55,6 +83,10 @@ const retire = createRoute({
 export function authorityRoutes(app: OpenAPIHono<ApiEnv>, { authority }: RouteDeps): void {
   app.openapi(show, (c) => c.json(authority.show(), 200));
   app.openapi(rotate, async (c) => c.json(await authority.rotate(c.get("caller")), 200));
+  app.openapi(request, async (c) => c.json(await authority.request(), 200));
+  app.openapi(importChain, async (c) =>
+    c.json(await authority.import({ ...c.req.valid("json"), by: c.get("caller") }), 200),
+  );
   app.openapi(activate, async (c) =>
     c.json(await authority.activate({ ...c.req.valid("json"), by: c.get("caller") }), 200),
   );

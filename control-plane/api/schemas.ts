@@ -438,6 +438,18 @@ export const AuthorityView = z
   .openapi("Authority");
 export type AuthorityView = z.infer<typeof AuthorityView>;
 
+export const IssuerRequestView = z
+  .object({ id: z.string(), requestPem: z.string() })
+  .openapi("IssuerRequest");
+export const ImportIssuerBody = z
+  .strictObject({
+    chainPem: z
+      .string()
+      .max(65_536)
+      .openapi({ description: "The signed certificate, then its issuers, the root last" }),
+  })
+  .openapi("ImportIssuer");
+
 export const ActivateIssuerBody = z
   .strictObject({ force: z.boolean().default(false) })
   .openapi("ActivateIssuer");

@@ -159,6 +159,10 @@ export interface AuthorityCommands {
   show(): AuthorityView;
   /** Adds a root that everybody comes to trust. Throws `conflict` while another one waits to be activated. */
   rotate(by: string): Promise<AuthorityView>;
+  /** For a certificate request that an operator signs with a root of their own. */
+  request(): Promise<{ id: string; requestPem: string }>;
+  /** Adds the issuer whose certificate and root come back. Throws `request.invalid`, which says what is wrong with the chain. */
+  import(request: { chainPem: string; by: string }): Promise<AuthorityView>;
   /** Certificates of agents come from the added one from now on. Throws `conflict` while agents do not trust it. */
   activate(request: { force: boolean; by: string }): Promise<AuthorityView>;
   /** Nobody trusts it any more, and its key is destroyed. Idempotent. Throws `conflict` while agents need it, `not-found`. */

@@ -281,12 +281,16 @@ export class ApiClient {
 
   /** Not repeated on a broken connection: whether it was done, `authority` says. */
   changeAuthority(
-    change: "rotate" | "activate" | "retire",
+    change: "rotate" | "activate" | "retire" | "import",
     body: object | undefined,
     signal: AbortSignal,
   ): Promise<AuthorityView> {
     const path = `/v1/authority/${change}`;
     return this.#http.json({ method: "POST", path, ...(body && { body }), signal });
+  }
+
+  requestIssuer(signal: AbortSignal): Promise<{ id: string; requestPem: string }> {
+    return this.#http.json({ method: "POST", path: "/v1/authority/request", signal });
   }
 
   whoAmI(signal: AbortSignal): Promise<WhoAmIView> {

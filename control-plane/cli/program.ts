@@ -422,6 +422,20 @@ function authorityCommands(program: Command, act: Act): void {
     .description("first step: make a new root, which agents come to trust beside the present one")
     .action(act(async () => (await commands()).rotate));
   examples(rotate, ["insitu ca rotate"]);
+  const request = ca
+    .command("request")
+    .description("first step with a root of your own: a request for an intermediate, to be signed with it")
+    .action(act(async () => (await commands()).request));
+  examples(
+    request,
+    ["insitu ca request > insitu.csr"],
+    "The key of the intermediate is made at the server and stays there: docs/runbooks/ca-rotation.md.",
+  );
+  const imported = ca
+    .command("import <file>")
+    .description('the certificate that was signed, then those above it, the root last; "-": standard input')
+    .action(act(async () => (await commands()).importChain));
+  examples(imported, ["insitu ca import chain.pem", "cat insitu.crt root.crt | insitu ca import -"]);
   const activate = ca
     .command("activate")
     .description("second step: certificates of agents come from the new issuer; agents renew at once")

@@ -1,4 +1,5 @@
 /** How one authority takes the other's place, with the programs as they are shipped. */
+import { execFileSync } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -107,4 +108,66 @@ test("one root takes the other's place while a step runs, which notices nothing;
     /another authority/,
   );
   expect(await call({ ...old, caPem: Buffer.from(formerCa) })).toMatch(/UNAVAILABLE/);
+});
+
+test("a root that never was on the server takes over, with an intermediate there; agents join and work below it", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST, serverFlags: ["--heartbeat", "300"] });
+  await plant.startServer();
+  await plant.apply(SITE, PIPELINE);
+  await plant.startAgent("site", "a1");
+  const [first] = (await authority(plant)).issuers;
+  const file = (name: string): string => join(plant.directory, name);
+  const cli = (...args: string[]): string =>
+    execFileSync(process.execPath, [join(DIST, "insitu.js"), ...args], {
+      encoding: "utf8",
+      env: { ...process.env, INSITU_SERVER: plant.url, INSITU_TOKEN: plant.token },
+    });
+  const openssl = (...args: string[]) =>
+    execFileSync("openssl", args, { cwd: plant.directory, stdio: "pipe" });
+
+  writeFileSync(file("insitu.csr"), cli("ca", "request"));
+  openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "root.key");
+  const subject = ["-subj", "/CN=Offline Root", "-addext", "basicConstraints=critical,CA:TRUE"];
+  openssl("req", "-x509", "-new", "-key", "root.key", "-days", "3650", ...subject, "-out", "root.crt");
+  writeFileSync(
+    file("ext"),
+    "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign",
+  );
+  const from = [
+    "-CA",
+    "root.crt",
+    "-CAkey",
+    "root.key",
+    "-CAcreateserial",
+    "-extfile",
+    "ext",
+    "-days",
+    "365",
+  ];
+  openssl("x509", "-req", "-in", "insitu.csr", ...from, "-out", "signed.crt");
+  const root = readFileSync(file("root.crt"), "utf8");
+  writeFileSync(file("chain.pem"), readFileSync(file("signed.crt"), "utf8") + root);
+  expect(cli("ca", "import", file("chain.pem"))).toContain("next, intermediate");
+  await plant.until(async () => (await authority(plant)).behindCount === 0);
+  cli("ca", "activate");
+  await plant.until(async () => (await authority(plant)).issuers[1]!.certificates === 1);
+  cli("ca", "retire", first!.id);
+  expect(cli("ca", "show", "--pem").trim()).toBe(root.trim());
+
+  await plant.startAgent("site", "a2");
+  await plant.until(async () => (await authority(plant)).issuers[1]!.certificates === 2);
+  const { gatewayPort } = plant;
+  const ended = once(plant.server!, "exit");
+  plant.server!.kill("SIGTERM");
+  await ended;
+  await plant.startServer({ gatewayPort });
+  const connected = async (): Promise<number> => {
+    const { items } = (await plant.call("GET", "/v1/agents")) as { items: { connected: boolean }[] };
+    return items.filter((agent) => agent.connected).length;
+  };
+  await plant.until(async () => (await connected()) === 2);
+  const { id } = await plant.start("p");
+  expect((await plant.events(id, () => false)).at(-1)).toMatchObject({ status: "succeeded" });
 });

@@ -1,4 +1,7 @@
 /** `insitu ca …`. */
+import { readFile } from "node:fs/promises";
+import { resolve } from "node:path";
+import { InsituError } from "../../../shared/errors.ts";
 import type { AuthorityView } from "../../api/schemas.ts";
 import { EXIT } from "../exit-codes.ts";
 import type { Invocation } from "../invocation.ts";
@@ -26,6 +29,43 @@ export async function rotate(invocation: Invocation): Promise<number> {
   const client = await invocation.client();
   const view = await client.changeAuthority("rotate", undefined, invocation.signal);
   return await print(invocation, view);
+}
+
+export async function request(invocation: Invocation): Promise<number> {
+  const { output } = invocation;
+  const client = await invocation.client();
+  const made = await client.requestIssuer(invocation.signal);
+  if (!output.people) {
+    await output.data(made);
+    return EXIT.ok;
+  }
+  for (const line of made.requestPem.trimEnd().split("\n")) await output.line(line);
+  await output.note(
+    "Have it signed as a CA with pathlen 0, and bring the certificate back with those above it, the root last: `insitu ca import FILE`.",
+  );
+  return EXIT.ok;
+}
+
+export async function importChain(invocation: Invocation, [file = ""]: string[]): Promise<number> {
+  const { world } = invocation;
+  const path = resolve(world.settings.cwd, file);
+  const chainPem = await (file === "-" ? world.terminal.readStdin() : readFile(path, "utf8")).catch((err) => {
+    const reason = (err as NodeJS.ErrnoException).code ?? String(err);
+    throw new InsituError("request.invalid", `${path} cannot be read (${reason})`, { cause: err });
+  });
+  if (chainPem.includes("PRIVATE KEY"))
+    throw new InsituError(
+      "request.invalid",
+      `${file} holds a private key, which belongs nowhere but where it was made: give the certificates alone`,
+    );
+  const client = await invocation.client();
+  try {
+    const view = await client.changeAuthority("import", { chainPem }, invocation.signal);
+    return await print(invocation, view);
+  } catch (err) {
+    if (!(err instanceof InsituError) || err.code !== "request.invalid") throw err;
+    throw new InsituError(err.code, `${file}: ${err.message}`, { cause: err });
+  }
 }
 
 export async function activate(
