@@ -126,8 +126,12 @@ async function meet(of: {
     server.on("secureConnection", (accepted) => {
       accepted.on("error", (err) => resolve(err.message));
       // A string at run time, whatever its type says.
-      if (!accepted.authorized) resolve(`the certificate of an agent is refused: ${accepted.authorizationError}`);
-      else accepted.end(".");
+      if (!accepted.authorized) {
+        const code = String(accepted.authorizationError);
+        resolve(
+          `the agent's certificate is refused (${code}): name constraints must allow URIs of spiffe://`,
+        );
+      } else accepted.end(".");
     });
     server.emit("connection", far);
     const servername = isIP(host) === 0 ? host : "";
