@@ -19,6 +19,8 @@ export interface TestIssuer extends TestLeaf {
   pin: string;
   intermediate(name: string): Promise<TestIssuer>;
   leaf(name: string): Promise<TestLeaf>;
+  /** For the key of the request, with this URI as its name. */
+  sign(csrDer: Uint8Array, uri: string): Promise<string>;
 }
 
 /** A root's chain is the root. */
@@ -54,14 +56,19 @@ async function issuer(
       const leaf = await certificate({ name: other, above: self, keys: own, ca: false });
       return { keyPem: await pemOf(own), chainPem: leaf + below };
     },
+    sign: async (csrDer, uri) => {
+      const { publicKey } = new x509.Pkcs10CertificateRequest(new Uint8Array(csrDer));
+      return (await certificate({ name: "a1", above: self, keys: { publicKey }, ca: false, uri })) + below;
+    },
   };
 }
 
 async function certificate(of: {
   name: string;
   above: Above;
-  keys: webcrypto.CryptoKeyPair;
+  keys: { publicKey: webcrypto.CryptoKey | x509.PublicKey };
   ca: boolean;
+  uri?: string;
 }): Promise<string> {
   const nowMs = systemClock.wallMs();
   const made = await x509.X509CertificateGenerator.create(
@@ -74,7 +81,10 @@ async function certificate(of: {
       publicKey: of.keys.publicKey,
       signingKey: of.above.keys.privateKey,
       signingAlgorithm: P256,
-      extensions: [new x509.BasicConstraintsExtension(of.ca, undefined, true)],
+      extensions: [
+        new x509.BasicConstraintsExtension(of.ca, undefined, true),
+        ...(of.uri ? [new x509.SubjectAlternativeNameExtension([{ type: "url", value: of.uri }])] : []),
+      ],
     },
     webcrypto as never,
   );

@@ -1,9 +1,11 @@
 import { createPublicKey, X509Certificate } from "node:crypto";
 import { expect, test } from "vitest";
-import type { Clock } from "../../shared/system.ts";
+import { type Clock, systemClock } from "../../shared/system.ts";
 import { quiet, testDirectory } from "../agent.fixture.ts";
+import { newRoot } from "../issuers.fixture.ts";
 import { createAuthority } from "../uplink/gateway.fixture.ts";
-import { type Identity, loadIdentity, saveIdentity } from "./identity.ts";
+import { certificateRequest } from "./certificate-request.ts";
+import { type Identity, loadIdentity, newKey, saveIdentity } from "./identity.ts";
 import { Renewal, renewAtMs } from "./renewal.ts";
 
 const authority = await createAuthority();
@@ -21,6 +23,49 @@ function pending() {
   } as unknown as Clock;
   return { clock, state };
 }
+
+test("renews at once when another issuer is named, once; with one that the control plane has not, again after an hour", async () => {
+  using directory = testDirectory();
+  const [ours, next] = [await newRoot("ours"), await newRoot("next")];
+  const uri = "spiffe://insitu.test/env/dream/agent/a1";
+  const keyPem = newKey();
+  const certificatePem = Buffer.from(await ours.sign(certificateRequest("a1", keyPem), uri));
+  const identity = { ...former, keyPem, certificatePem, caPem: Buffer.from(ours.pem) };
+  saveIdentity(directory.path, identity);
+  const { clock, state } = pending();
+  let nowMs = systemClock.wallMs();
+  let issuer = ours;
+  let asked = 0;
+  const renewal = new Renewal({
+    clock,
+    log: quiet,
+    stateDir: directory.path,
+    identity,
+    nowMs: () => nowMs,
+    connected: () => true,
+    request: async (csr) => {
+      asked++;
+      return Buffer.from(await issuer.sign(csr, uri));
+    },
+    recover: async () => Buffer.alloc(0),
+    renewed: () => undefined,
+  });
+  renewal.look();
+  expect([asked, state.waitMs]).toEqual([0, 60_000]);
+  const held = { revision: 2, issuerPin: next.pin, caPem: Buffer.from(ours.pem + next.pem) };
+  renewal.useRoots(held);
+  await renewal.settled();
+  for (let looks = 0; looks < 5; looks++) renewal.look();
+  await renewal.settled();
+  expect(asked).toBe(1);
+  // By then the certificate is due anyway if it is not looked at; the life of these is an hour.
+  issuer = next;
+  nowMs += 3_600_000;
+  renewal.useRoots(held);
+  await renewal.settled();
+  expect(asked).toBe(2);
+  renewal.close();
+});
 
 test("is due at two thirds of the certificate's life", () => {
   const { validFrom, validTo } = new X509Certificate(former.certificatePem);

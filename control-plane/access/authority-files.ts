@@ -1,11 +1,11 @@
 /**
  * The issuers' keys and certificates in the directory of secrets, which all replicas are given.
  *
- * The first issuer's are `ca.key.pem` and `ca.crt.pem`, those of later ones carry the id. A certificate that lies here is
- * what the store's word about an issuer rests on; one that was retired is renamed, so that nothing in the store brings it back.
+ * The first issuer's are `ca.key.pem` and `ca.crt.pem`, those of later ones carry the id. What the
+ * store says of an issuer counts while both lie here; the key of one that was retired is gone, so nothing in the store brings it back.
  */
 import { createHash, createPrivateKey, createPublicKey, X509Certificate } from "node:crypto";
-import { readdir, rename, rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import type { IssuerPair } from "./pki.ts";
@@ -88,13 +88,18 @@ export class AuthorityFiles {
     return id;
   }
 
-  /** The key is destroyed, the certificates are kept aside. Safe twice, and at once from several replicas. */
-  async retire(issuer: Pick<IssuerFiles, "id" | "keyPath">): Promise<void> {
+  /**
+   * Destroys the key, and with it all trust here; the certificate stays, for those who still verify with it, like clients of a
+   * NATS that shows certificates of this issuer. Safe twice, and at once from several replicas.
+   */
+  async retire(issuer: Pick<IssuerFiles, "keyPath">): Promise<void> {
     await rm(issuer.keyPath, { force: true });
-    const aside = join(this.#directory, `ca-${issuer.id}.retired.pem`);
-    await rename(certificatePathOf(issuer.keyPath), aside).catch((err: NodeJS.ErrnoException) => {
-      if (err.code !== "ENOENT") throw err;
-    });
+  }
+
+  /** One that nobody knows of. */
+  async discard({ keyPath }: Pick<IssuerFiles, "keyPath">): Promise<void> {
+    await rm(keyPath, { force: true });
+    await rm(certificatePathOf(keyPath), { force: true });
   }
 
   async #keyNames(): Promise<string[]> {
@@ -110,7 +115,7 @@ export class AuthorityFiles {
   }
 }
 
-function certificatePathOf(keyPath: string): string {
+export function certificatePathOf(keyPath: string): string {
   return keyPath.replace(/\.key\.pem$/, ".crt.pem");
 }
 

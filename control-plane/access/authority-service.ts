@@ -200,7 +200,7 @@ export class AuthorityService implements AuthorityCommands {
       await this.#change(by, (current, deed) => add(current, { id, rootPin }, deed));
     } catch (err) {
       // Another replica was first. When it cannot be told, the files stay: the record may name them.
-      if (err instanceof InsituError && err.code === "conflict") await files.retire(issuer);
+      if (err instanceof InsituError && err.code === "conflict") await files.discard(issuer);
       throw err;
     }
     this.#options.log.warn({ issuer: id, by }, "issuer of certificates added");

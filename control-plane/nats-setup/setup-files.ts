@@ -4,6 +4,8 @@ import { isIP } from "node:net";
 import { basename, dirname, join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
+import { openAuthority } from "../access/authority.ts";
+import { certificatePathOf } from "../access/authority-files.ts";
 import { loadOrCreateNatsOperator } from "../access/nats-operator.ts";
 import { type CertificatePair, loadOrCreatePki, type Pki } from "../access/pki.ts";
 import { type NatsNode, type NodeConfigOptions, nodeConfig, type TlsFiles } from "./node-config.ts";
@@ -34,6 +36,8 @@ export interface SetupOrder {
 export interface Setup {
   nodes: readonly NatsNode[];
   secrets: string;
+  /** In the secrets: certificates of the authority that signs those of the nodes. */
+  caFile: string;
   /** When the first certificate that was made here ends; null when none was. */
   notAfterMs: number | null;
 }
@@ -59,7 +63,7 @@ async function fill(order: SetupOrder, draft: string): Promise<Omit<Setup, "secr
   const { clock, trustDomain, hosts, certificate } = order;
   const secrets = order.secrets ?? join(draft, "secrets");
   const authority = { clock, trustDomain, serverValidityMs: VALIDITY_MS };
-  const pki = await loadOrCreatePki({ ...authority, directory: secrets });
+  const pki = await openAuthority({ ...authority, directory: secrets });
   const { config: operator } = await loadOrCreateNatsOperator(secrets);
   const routes =
     hosts.length > 1
@@ -97,7 +101,8 @@ async function fill(order: SetupOrder, draft: string): Promise<Omit<Setup, "secr
     });
     await writeFile(join(local, "nats.conf"), text, { mode: 0o600, flag: "wx" });
   }
-  return { nodes, notAfterMs: ends.length === 0 ? null : Math.min(...ends) };
+  const caFile = basename(certificatePathOf(pki.issuers[0]!.keyPath));
+  return { nodes, caFile, notAfterMs: ends.length === 0 ? null : Math.min(...ends) };
 }
 
 async function writeRoute(directory: string, node: NatsNode, routes: Pki): Promise<number> {

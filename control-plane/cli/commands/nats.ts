@@ -45,7 +45,7 @@ export async function init(invocation: Invocation, _args: string[], options: Opt
   const replicas = setup.nodes.length > 1 ? ` --stream-replicas ${setup.nodes.length}` : "";
   const authority = order.certificate
     ? "THE-CA-OF-YOUR-CERTIFICATE.pem"
-    : quoted(join(setup.secrets, "ca.crt.pem"));
+    : quoted(join(setup.secrets, setup.caFile));
   const start = `INSITU_NATS_CA_FILE=${authority} insitu server --secrets ${quoted(setup.secrets)} --nats-url ${url}${replicas}`;
   if (!output.people) {
     const nodes = setup.nodes.map((node) => ({ ...node, directory: join(order.out, node.name) }));
