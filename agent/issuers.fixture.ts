@@ -77,7 +77,7 @@ async function certificate(of: {
       subject: `CN=${of.name}`,
       issuer: of.above.subject,
       notBefore: new Date(nowMs - 60_000),
-      notAfter: new Date(nowMs + 3_600_000),
+      notAfter: new Date(nowMs + 4 * 3_600_000),
       publicKey: of.keys.publicKey,
       signingKey: of.above.keys.privateKey,
       signingAlgorithm: P256,

@@ -404,6 +404,29 @@ describe("join tokens", () => {
   });
 });
 
+describe("the authority", () => {
+  test("a chain that is not taken is named by its file, and one with a private key is sent nowhere", async () => {
+    await using server = await SmallServer.start({
+      "POST /v1/authority/import": problem(
+        "request.invalid",
+        400,
+        "the chain is not taken: certificate 1 of 2",
+      ),
+    });
+    await writeFile(join(directory, "chain.pem"), "-----BEGIN CERTIFICATE-----\n");
+    await writeFile(join(directory, "both.pem"), "-----BEGIN EC PRIVATE KEY-----\n");
+    const take = (file: string) => insitu(["ca", "import", file], { server: server.url, cwd: directory });
+    expect(await take("chain.pem")).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("chain.pem: the chain is not taken: certificate 1 of 2"),
+    });
+    expect(server.received).toHaveLength(1);
+    expect((await take("both.pem")).stderr).toContain("both.pem holds a private key");
+    expect((await take("none.pem")).stderr).toContain("none.pem cannot be read (ENOENT)");
+    expect(server.received).toHaveLength(1);
+  });
+});
+
 describe("help and completion", () => {
   test("the exit codes of the table are the documented ones", async () => {
     const { stdout } = await insitu(["help", "exit-codes"]);
