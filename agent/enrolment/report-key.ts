@@ -24,7 +24,14 @@ export function loadOrMakeReportSigner(
   stateDir: string,
   identity: Pick<Identity, "trustDomain" | "environment" | "name">,
 ): ReportSigner {
-  const key = readKey(join(stateDir, "identity", FILE)) ?? makeKey(stateDir);
+  return reportSigner(readKey(join(stateDir, "identity", FILE)) ?? makeKey(stateDir), identity);
+}
+
+/** With this private key, Ed25519. */
+export function reportSigner(
+  key: KeyObject,
+  identity: Pick<Identity, "trustDomain" | "environment" | "name">,
+): ReportSigner {
   const uri = agentUri(identity.trustDomain, identity);
   const spki = createPublicKey(key).export({ type: "spki", format: "der" });
   const keyId = reportKeyId(spki);

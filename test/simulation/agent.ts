@@ -6,9 +6,13 @@
  * records lie on the disk; a reboot ends them, and a replaced disk forgets everything.
  */
 import { LeaseBook } from "../../agent/leases/lease-book.ts";
+import type { Peer } from "../../control-plane/gateway/peer-identity.ts";
+import type { AnnouncedKey } from "../../control-plane/gateway/report-keys.ts";
 import type { LeaseKey, Offer, Outcome, OutcomeStatus, ReportPayload } from "../../shared/wire/attempt.ts";
+import { reportBytes } from "../../shared/wire/report-signature.ts";
 import { outcome } from "../support/specs.ts";
 import { HEARTBEAT_MS } from "./replica.ts";
+import type { AgentGiven } from "./scenario.ts";
 import { type Acked, type AgentEnd, Session, type ToAgent } from "./session.ts";
 import { type Host, Process } from "./timeline.ts";
 import type { World } from "./world.ts";
@@ -21,6 +25,10 @@ const WELCOME_TIMEOUT_MS = 3_000;
 const RECONNECT_MAX_MS = 2_000;
 const MISSED_MAX = 3;
 const NATS = "nats";
+/** A host is replaced at most so often: each of its names has keys and a certificate before the world begins. */
+export const HOSTS_MAX = 6;
+const NO_KEY: AnnouncedKey = { publicKey: new Uint8Array(), proof: new Uint8Array() };
+const UNSIGNED = { signature: Buffer.alloc(0), keyId: "" };
 
 /** What the journal keeps. */
 interface Disk {
@@ -54,6 +62,7 @@ export class Agent implements AgentEnd, Host {
   diskFullUntilMs = 0;
   readonly #world: World;
   readonly #slots: number;
+  readonly #signs: boolean;
   #lives = 0;
   #process: Process;
   #disk: Disk = emptyDisk(1);
@@ -68,15 +77,20 @@ export class Agent implements AgentEnd, Host {
   #beats = { sent: 0, answered: 0 };
   #pulls: { remaining: number; untilMs: number }[] = [];
 
-  constructor(world: World, given: { name: string; environment: string; slots: number; skewMs: number }) {
+  constructor(world: World, given: AgentGiven) {
     this.#world = world;
     this.name = given.name;
     this.environment = given.environment;
     this.#slots = given.slots;
     this.skewMs = given.skewMs;
+    this.#signs = given.signs;
     this.#book = new LeaseBook(given.environment);
     this.#process = new Process(world.timeline, this);
     this.#process.alive = false;
+  }
+
+  get peer(): Peer {
+    return this.#world.identityOf(this.name).peer;
   }
 
   get alive(): boolean {
@@ -120,9 +134,11 @@ export class Agent implements AgentEnd, Host {
 
   /** The host is replaced. It has no key of its former name any more, and enrols under another one. */
   wipe(): void {
+    if (this.#disk.number > HOSTS_MAX) return;
     this.reboot();
     const former = this.name;
-    this.name = `${former.replace(/-again.*/, "")}-again-${this.#disk.number}`;
+    this.name = replacementOf(former, this.#disk.number);
+    this.#world.enrol(this.name);
     this.#world.note(() => `${former} has a new disk, and is ${this.name}`);
     this.#children.clear();
     this.#disk = emptyDisk(this.#disk.number + 1);
@@ -179,7 +195,8 @@ export class Agent implements AgentEnd, Host {
   #connect(): void {
     const session = new Session(this.#world.network, this, this.#world.gateway());
     this.#session = session;
-    session.toReplica({ kind: "hello", slots: this.#slots, held: this.#held() });
+    const announced = this.#signs ? this.#world.identityOf(this.name).announced : NO_KEY;
+    session.toReplica({ kind: "hello", slots: this.#slots, held: this.#held(), announced });
     this.#process.clock.after(WELCOME_TIMEOUT_MS, () => {
       if (this.#session === session && !this.#welcomed) session.break(true);
     });
@@ -205,7 +222,13 @@ export class Agent implements AgentEnd, Host {
     const due = [...this.#disk.outbox].filter(([seq]) => seq > this.#sentSeq);
     if (due.length === 0) return;
     this.#sentSeq = due.at(-1)![0];
-    this.#session.sendReports(due.map(([seq, report]) => ({ seq, report })));
+    const { signer } = this.#world.identityOf(this.name);
+    this.#session.sendReports(
+      due.map(([seq, report]) => {
+        const payload = Buffer.from(reportBytes(report));
+        return { seq: String(seq), payload, ...(this.#signs ? signer.sign(payload) : UNSIGNED) };
+      }),
+    );
   }
 
   #pull(): void {
@@ -370,6 +393,7 @@ export class Agent implements AgentEnd, Host {
   }
 
   #putReport(report: ReportPayload): void {
+    this.#world.witness.reported(report, this.name);
     this.#disk.outbox.set(++this.#disk.lastSeq, report);
   }
 
@@ -386,6 +410,16 @@ export class Agent implements AgentEnd, Host {
       });
     });
   }
+}
+
+/** Whether the host that first enrolled as `name` is or was this agent. */
+export function isHostOf(name: string, agent: string): boolean {
+  return agent === name || agent.startsWith(`${name}-again-`);
+}
+
+/** As which a host enrols when it was replaced so many times. */
+export function replacementOf(name: string, times: number): string {
+  return `${name.replace(/-again.*/, "")}-again-${times}`;
 }
 
 function emptyDisk(number: number): Disk {

@@ -4,6 +4,8 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Process } from "./timeline.ts";
 import type { World } from "./world.ts";
 
+const SWEEP_MS = 5_000;
+
 export interface InboxReaderOptions {
   world: World;
   name: string;
@@ -15,6 +17,7 @@ export interface InboxReaderOptions {
 export class InboxReader implements Inbox {
   readonly #options: InboxReaderOptions;
   #last: Promise<void> = Promise.resolve();
+  #pending = 0;
 
   constructor(options: InboxReaderOptions) {
     this.#options = options;
@@ -33,6 +36,9 @@ export class InboxReader implements Inbox {
       else world.inbox.tails.delete(tail);
     };
     world.inbox.tails.add(tail);
+    process.clock.every(SWEEP_MS, () => {
+      if (this.#pending === 0) this.drain().catch(() => undefined);
+    });
   }
 
   async drain(): Promise<void> {
@@ -42,7 +48,12 @@ export class InboxReader implements Inbox {
   }
 
   #enqueue(seq: number): void {
-    this.#last = this.#last.then(() => this.#handle(seq));
+    this.#pending += 1;
+    this.#last = this.#last
+      .then(() => this.#handle(seq))
+      .finally(() => {
+        this.#pending -= 1;
+      });
   }
 
   async #handle(seq: number): Promise<void> {
@@ -52,7 +63,7 @@ export class InboxReader implements Inbox {
     try {
       if (!(await accept(item))) return;
       await ask("remove from the inbox", () => {
-        if (world.inbox.items.delete(seq)) world.witness.removedFromInbox(item);
+        if (world.inbox.items.delete(seq) && !world.forger.made(item)) world.witness.removedFromInbox(item);
       });
     } catch (thrown) {
       world.note(() => `${name} leaves a report in the inbox: ${InsituError.from(thrown).message}`);

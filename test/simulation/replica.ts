@@ -1,19 +1,29 @@
 /** A host with a replica on it: the real `RunService` behind simulated ports, and what a gateway does around it. */
 import type { Logger } from "pino";
+import type { AgentRecord } from "../../control-plane/fleet/agent-record.ts";
+import { createAgentRegistry } from "../../control-plane/fleet/agent-registry.ts";
 import { Acknowledgements } from "../../control-plane/gateway/acknowledgements.ts";
-import type { HeartbeatVerdict } from "../../control-plane/gateway/ports.ts";
+import type { IntakeItem } from "../../control-plane/gateway/intake.ts";
+import { reportItems } from "../../control-plane/gateway/intake-items.ts";
+import type { HeartbeatVerdict, ReportSink } from "../../control-plane/gateway/ports.ts";
+import { ReportKeys } from "../../control-plane/gateway/report-keys.ts";
 import { chooseEnvironment, type EnvironmentLoad } from "../../control-plane/placement/choose.ts";
 import type { EnvironmentVerdict } from "../../control-plane/placement/placement.ts";
+import type { PoisonSink } from "../../control-plane/poison/ports.ts";
 import type { PlacementDesk, RunStore, StoredBatch } from "../../control-plane/runs/ports.ts";
 import { PeerMessage, RunCommand, RunRouter } from "../../control-plane/runs/run-router.ts";
 import { type RecoveredRun, RunService } from "../../control-plane/runs/run-service.ts";
-import type { ClusterStore, PeerBus } from "../../control-plane/shards/ports.ts";
+import type { ClusterStore, InboxItem, PeerBus } from "../../control-plane/shards/ports.ts";
 import { ShardService } from "../../control-plane/shards/shard-service.ts";
+import type { KvStore } from "../../control-plane/store/kv.ts";
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import { stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import { reportBytes } from "../../shared/wire/report-signature.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
+import { recordsOver } from "./agent-records.ts";
+import { TRUST_DOMAIN } from "./identities.ts";
 import { InboxReader } from "./inbox-reader.ts";
 import { ReadModel } from "./read-model.ts";
 import type { Pipeline } from "./scenario.ts";
@@ -35,6 +45,7 @@ interface Connected {
 }
 
 interface Parts {
+  keys: ReportKeys;
   service: RunService;
   shards: ShardService;
   router: RunRouter;
@@ -119,6 +130,12 @@ export class Replica implements ReplicaEnd, Host {
     if (!parts || !this.serves) return;
     const name = session.agentName;
     if (message.kind === "hello") {
+      try {
+        parts.keys.announce(session.peer, message.announced);
+      } catch (thrown) {
+        this.#world.note(() => `${this.name} turns ${name} away: ${InsituError.from(thrown).message}`);
+        return session.break(false);
+      }
       const environment = this.#world.environmentOf(name);
       this.#agents.set(name, {
         session,
@@ -137,7 +154,17 @@ export class Replica implements ReplicaEnd, Host {
   }
 
   reports(session: Session, reports: SentReport[]): void {
-    for (const { seq, report } of reports) void this.#report(session, seq, report);
+    const { parts } = this;
+    if (!parts || !this.serves) return;
+    const { bug } = this.#world;
+    const sink: ReportSink = {
+      accept: (agent, report, signed) =>
+        bug === "accept-stale-epoch"
+          ? parts.router.accept(agent, this.#refreshed(report))
+          : parts.router.accept(agent, report, signed),
+    };
+    const items = reportItems(session.peer, { sink, keys: parts.keys, poison: this.#poison() })({ reports });
+    for (const item of items) void this.#report(session, item);
   }
 
   broken(session: Session): void {
@@ -145,10 +172,8 @@ export class Replica implements ReplicaEnd, Host {
     if (this.#agents.get(session.agentName)?.session === session) this.#agents.delete(session.agentName);
   }
 
-  async #report(session: Session, seq: number, given: ReportPayload): Promise<void> {
-    const [{ parts }, process] = [this, this.#process];
-    if (!parts || !this.serves) return;
-    const name = session.agentName;
+  async #report(session: Session, { seq, store }: IntakeItem): Promise<void> {
+    const process = this.#process;
     const acks = this.#acks.get(session) ?? new Acknowledgements();
     this.#acks.set(session, acks);
     const done = acks.begin(seq);
@@ -156,19 +181,18 @@ export class Replica implements ReplicaEnd, Host {
       const taken = acks.take();
       if (taken && process.alive) session.acknowledge(taken);
     };
-    const report = this.#world.bug === "accept-stale-epoch" ? this.#refreshed(given) : given;
     if (this.#world.bug === "ack-before-durable") {
       done();
       answer();
     }
     try {
-      const verdict = await parts.router.accept(name, report);
+      const rejection = await settle(store);
       if (!process.alive) return;
-      done(verdict.accepted ? undefined : verdict);
+      done(rejection);
       answer();
     } catch (thrown) {
       const error = InsituError.from(thrown);
-      this.#world.note(() => `${this.name} cannot take ${report.kind} of ${name}: ${error.message}`);
+      this.#world.note(() => `${this.name} cannot take a report of ${session.agentName}: ${error.message}`);
       if (process.alive) session.break(false);
     }
   }
@@ -181,6 +205,16 @@ export class Replica implements ReplicaEnd, Host {
     const forgets = world.bug === "forget-owed-effect" && this.#lives > 1;
     const reads = new ReadModel((version) => world.pipeline(version).plan);
     const log = this.#log();
+    const registry = createAgentRegistry({ kv: this.#records(process), clock, log });
+    const keys = new ReportKeys({
+      registry,
+      clock,
+      log,
+      trustDomain: TRUST_DOMAIN,
+      caPem: world.caPem,
+      requireSigned: false,
+      onRefused: () => undefined,
+    });
     const service = new RunService({
       clock: forgets ? { ...clock, after: forgettingFirst(clock.after) } : clock,
       random: () => world.chance.next(),
@@ -242,8 +276,11 @@ export class Replica implements ReplicaEnd, Host {
       bus,
       inbox,
       clock,
-      verify: async () => undefined,
-      refused: async ({ agent, report }, why) => world.witness.rejected(agent, report, why.code),
+      verify: this.#verifier(keys),
+      refused: async (item, why) => {
+        world.note(() => `${this.name} refuses a report out of the inbox: ${why.message}`);
+        if (!world.forger.made(item)) world.witness.rejected(item.agent, item.report, why.code);
+      },
       tell: (agent, verdict) => this.#tell(agent, verdict),
       stop: (agent, lease, reason) => {
         const connected = this.#agents.get(agent);
@@ -254,8 +291,9 @@ export class Replica implements ReplicaEnd, Host {
     this.#follow(process, reads, (run) => service.adopt(run));
     service.start();
     inbox.start();
-    this.#parts = { service, shards, router };
+    this.#parts = { service, shards, router, keys };
     try {
+      await registry.start(new AbortController().signal);
       await shards.start();
     } catch (thrown) {
       // The program ends, and whoever looks after it starts it again.
@@ -289,6 +327,40 @@ export class Replica implements ReplicaEnd, Host {
           cluster.write(record, revision),
         );
         if (!written) throw new InsituError("conflict", "another replica was first", { retryable: true });
+      },
+    };
+  }
+
+  #records(process: Process): KvStore<AgentRecord> {
+    return recordsOver({
+      bucket: this.#world.records,
+      ask: (what, work) => this.#ask(process, what, work),
+      stream: this.#world.network.stream(NATS, this.name, () => process.alive),
+      isAlive: () => process.alive,
+    });
+  }
+
+  #verifier(keys: ReportKeys): (item: InboxItem) => Promise<void> {
+    switch (this.#world.bug) {
+      case "accept-forged-report":
+        return async () => undefined;
+      case "accept-signature-of-another-lease":
+        return async ({ agent, report, signed }) => {
+          const payload = signed?.payload === undefined ? reportBytes(report) : Buffer.from(signed.payload);
+          const signature = Buffer.from(signed?.signature ?? "", "base64");
+          await keys.check(agent, { payload, signature, keyId: signed?.keyId ?? "" });
+        };
+      default:
+        return (item) => keys.checkStored(item);
+    }
+  }
+
+  /** Nothing that an agent of these worlds sends is malformed, and what is forged comes another way. */
+  #poison(): PoisonSink {
+    return {
+      put: async ({ from, reason }) => {
+        this.#world.witness.fail("no report of an agent is poison", `${from}: ${reason}`);
+        return true;
       },
     };
   }
@@ -443,6 +515,17 @@ export class Replica implements ReplicaEnd, Host {
     const step = state && stepOf(state, report.lease.stepId);
     if (!step || report.kind !== "finished" || step.epoch === 0) return report;
     return { ...report, lease: { ...report.lease, attempt: step.attempt, epoch: step.epoch } };
+  }
+}
+
+/** As `intake.ts` does: what is refused for good is acknowledged, with the reason. */
+async function settle(store: IntakeItem["store"]): Promise<{ code: string; message: string } | undefined> {
+  try {
+    return await store();
+  } catch (err) {
+    if (err instanceof InsituError && !err.retryable && err.code !== "internal")
+      return { code: err.code, message: err.message };
+    throw err;
   }
 }
 

@@ -33,11 +33,22 @@ export interface FaultRates {
   cancel: number;
   /** An operator looks at what is cut off, and says what became of it. */
   resolve: number;
+  /** Somebody who can write to NATS makes a report up. */
+  forge: number;
+}
+
+export interface AgentGiven {
+  name: string;
+  environment: string;
+  slots: number;
+  skewMs: number;
+  /** Of a release that signs its reports. */
+  signs: boolean;
 }
 
 export interface Scenario {
   environments: string[];
-  agents: { name: string; environment: string; slots: number; skewMs: number }[];
+  agents: AgentGiven[];
   replicas: string[];
   pools: ReadonlyMap<string, number>;
   pipelines: Pipeline[];
@@ -66,6 +77,7 @@ export function drawScenario(chance: Chance, replicasMax: number): Scenario {
     environment: environments[index % environments.length]!,
     slots: chance.int(1, 3),
     skewMs: chance.happens(0.5) ? chance.int(-AGENT_SKEW_MAX_MS, AGENT_SKEW_MAX_MS) : 0,
+    signs: chance.happens(0.8),
   }));
   const pools = new Map(
     Array.from({ length: chance.int(0, 2) }, (_, index) => [`pool-${index + 1}`, chance.int(1, 2)] as const),
@@ -122,6 +134,7 @@ function drawRates(chance: Chance): FaultRates {
     closedPolicy: often(10_000),
     cancel: often(20_000),
     resolve: often(6_000),
+    forge: often(3_000),
   };
 }
 

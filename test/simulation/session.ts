@@ -1,11 +1,13 @@
 /** One connection of an agent to a replica: a stream of messages each way, and one each way for reports. */
 
+import type { Peer } from "../../control-plane/gateway/peer-identity.ts";
 import type { HeartbeatVerdict } from "../../control-plane/gateway/ports.ts";
-import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { AnnouncedKey, SentReport as SignedReport } from "../../control-plane/gateway/report-keys.ts";
+import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { Network } from "./network.ts";
 
 export type ToReplica =
-  | { kind: "hello"; slots: number; held: LeaseKey[] }
+  | { kind: "hello"; slots: number; held: LeaseKey[]; announced: AnnouncedKey }
   | { kind: "heartbeat"; seq: number; held: LeaseKey[]; freeSlots: number };
 
 export type ToAgent =
@@ -13,9 +15,10 @@ export type ToAgent =
   | { kind: "reply"; seq: number; wallMs: number; verdict: HeartbeatVerdict }
   | { kind: "cancel"; lease: LeaseKey; reason: string };
 
-export interface SentReport {
-  seq: number;
-  report: ReportPayload;
+export interface SentReport extends SignedReport {
+  seq: string;
+  payload: Buffer;
+  signature: Buffer;
 }
 
 export interface Acked {
@@ -25,6 +28,8 @@ export interface Acked {
 
 export interface AgentEnd {
   readonly name: string;
+  /** Its certificate, as the handshake shows it. */
+  readonly peer: Peer;
   receive(session: Session, message: ToAgent): void;
   acked(session: Session, acked: Acked): void;
   broken(session: Session): void;
@@ -46,6 +51,7 @@ export class Session {
   readonly agent: AgentEnd;
   /** As whom it opened the connection: a host that was replaced has another name since. */
   readonly agentName: string;
+  readonly peer: Peer;
   readonly replica: ReplicaEnd;
   readonly #life: number;
   readonly #up: (deliver: () => void) => void;
@@ -56,6 +62,7 @@ export class Session {
   constructor(network: Network, agent: AgentEnd, replica: ReplicaEnd) {
     this.agent = agent;
     this.agentName = agent.name;
+    this.peer = agent.peer;
     this.replica = replica;
     this.#life = replica.life;
     const up = (): boolean => this.open || this.haunted;

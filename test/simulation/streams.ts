@@ -81,9 +81,9 @@ export class InboxStream {
     this.#timeline = timeline;
   }
 
-  put(item: InboxItem): void {
+  put(item: InboxItem, messageId?: string): void {
     const { runId, stepId, epoch } = item.report.lease;
-    const id = `${item.agent}/${runId}/${stepId}/${epoch}/${item.report.kind}`;
+    const id = messageId ?? `${item.agent}/${runId}/${stepId}/${epoch}/${item.report.kind}`;
     if (this.#ids.find(id, this.#timeline.nowMs) !== undefined) return;
     const seq = ++this.#lastSeq;
     this.items.set(seq, item);

@@ -7,6 +7,7 @@ import type { StoredBatch } from "../../control-plane/runs/ports.ts";
 import type { InboxItem } from "../../control-plane/shards/ports.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { LeaseKey, Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
 import type { Pipeline, Scenario } from "./scenario.ts";
 
@@ -49,6 +50,9 @@ interface RunBook {
   steps: Map<string, StepBook>;
 }
 
+/** Whether what stands in a history is what the agent signed; always, of one that does not sign. */
+type SignatureCheck = (agent: string, report: ReportPayload, signed: ReportSignature | undefined) => boolean;
+
 const OPEN = new Set<Status>(["open", "offered", "running", "disconnected"]);
 const PLACED = new Set<Status>(["offered", "running", "disconnected"]);
 
@@ -59,15 +63,23 @@ export class Witness {
   readonly #starts = new Map<string, number>();
   /** What the sites themselves recorded, by `lease@agent`. */
   readonly #outcomes = new Map<string, Outcome[]>();
+  /** What agents had in their journals: `kind lease@agent`. */
+  readonly #reported = new Set<string>();
   /** Who wrote under which epoch of which shard. */
   readonly #owners = new Map<string, string>();
   readonly #scenario: Scenario;
 
   readonly #isInInbox: (agent: string, report: ReportPayload) => boolean;
+  readonly #isSigned: SignatureCheck;
 
-  constructor(scenario: Scenario, isInInbox: (agent: string, report: ReportPayload) => boolean) {
+  constructor(
+    scenario: Scenario,
+    isInInbox: (agent: string, report: ReportPayload) => boolean,
+    isSigned: SignatureCheck,
+  ) {
     this.#scenario = scenario;
     this.#isInInbox = isInInbox;
+    this.#isSigned = isSigned;
   }
 
   fail(invariant: string, message: string): void {
@@ -80,6 +92,17 @@ export class Witness {
       [...run.steps].flatMap(([step, book]) =>
         run.status === "running" && book.status === "disconnected"
           ? [{ runId, step, sinceMs: book.disconnectedAtMs }]
+          : [],
+      ),
+    );
+  }
+
+  /** Grants that nobody has ended: whose they are, and who holds them (null: nobody has said so yet). */
+  get granted(): { lease: LeaseKey; environment: string; holder: string | null }[] {
+    return [...this.runs].flatMap(([runId, run]) =>
+      [...run.steps].flatMap(([stepId, { status, attempt, epoch, environment, agent }]) =>
+        run.status === "running" && PLACED.has(status)
+          ? [{ lease: { runId, stepId, attempt, epoch }, environment, holder: agent }]
           : [],
       ),
     );
@@ -119,6 +142,11 @@ export class Witness {
     this.#starts.set(`${runId}/${stepId}`, starts);
     if (starts > 1 + step.allowedAgain)
       this.fail("a once step is started once", `${nameOf(lease)} by ${agent}, start ${starts}`);
+  }
+
+  /** The agent has written a report into its journal. */
+  reported({ kind, lease }: ReportPayload, agent: string): void {
+    this.#reported.add(`${kind} ${keyOf(lease)}@${agent}`);
   }
 
   ended(lease: LeaseKey, agent: string, outcome: Outcome): void {
@@ -198,6 +226,8 @@ export class Witness {
         this.#checkHolder(step, event, fail);
         if (step.status !== "offered")
           fail("only what is offered starts", `${about}, which is ${step.status}`);
+        if (!this.#reported.has(`started ${keyOf({ runId, stepId: event.step, ...event })}@${event.agent}`))
+          fail("a start is what the site reported", `${about} by ${event.agent}`);
         step.status = "running";
         step.agent = event.agent;
         return;
@@ -299,15 +329,24 @@ export class Witness {
   #outcome(
     step: StepBook,
     runId: string,
-    event: { step: string; attempt: number; epoch: number; agent: string },
+    event: {
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      signed?: ReportSignature | undefined;
+    },
     outcome: Outcome,
     fail: (invariant: string, why: string) => void,
   ): void {
     const said = `outcome of ${event.step} under epoch ${event.epoch} by ${event.agent}`;
-    const key = keyOf({ runId, stepId: event.step, attempt: event.attempt, epoch: event.epoch });
+    const lease = { runId, stepId: event.step, attempt: event.attempt, epoch: event.epoch };
+    const key = keyOf(lease);
     const recorded = this.#outcomes.get(`${key}@${event.agent}`) ?? [];
     if (!recorded.some(({ logBytes, status }) => logBytes === outcome.logBytes && status === outcome.status))
       fail("an outcome is what the site recorded", said);
+    if (!this.#isSigned(event.agent, { kind: "finished", lease, outcome }, event.signed))
+      fail("a history holds what its agents have signed", said);
     const mark = `${event.epoch}:${event.agent}`;
     if (step.outcomes.has(mark)) fail("an outcome stands in the stream once", said);
     step.outcomes.add(mark);

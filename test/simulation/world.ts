@@ -1,10 +1,13 @@
 /** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
-import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
-import { Agent } from "./agent.ts";
+import type { LeaseKey, Offer, ReportPayload } from "../../shared/wire/attempt.ts";
+import { Agent, HOSTS_MAX, isHostOf, replacementOf } from "./agent.ts";
+import { AgentRecords } from "./agent-records.ts";
 import type { Bug } from "./bug.ts";
 import { Chance } from "./chance.ts";
 import { ClusterRecordStore } from "./cluster-record.ts";
+import { Forger } from "./forger.ts";
+import { type AgentIdentity, authority, identityOf } from "./identities.ts";
 import { Network } from "./network.ts";
 import { Replica } from "./replica.ts";
 import { AGENT_SKEW_MAX_MS, type Behaviour, drawScenario, type Pipeline, type Scenario } from "./scenario.ts";
@@ -47,7 +50,11 @@ export class World {
   readonly work: WorkStream;
   readonly inbox: InboxStream;
   readonly cluster = new ClusterRecordStore();
+  readonly records = new AgentRecords();
+  readonly forger: Forger;
   readonly bug: Bug | undefined;
+  /** Of the authority that the agents' certificates are of. */
+  caPem = "";
   /** Policy allows nothing anywhere for the moment. */
   closed = false;
   crashAtAppend: number;
@@ -56,6 +63,7 @@ export class World {
   readonly #replicas: Replica[];
   readonly #agents: Agent[];
   readonly #names = new Map<string, string>();
+  readonly #identities = new Map<string, AgentIdentity>();
   #troubled = true;
   #asked = 0;
 
@@ -67,18 +75,24 @@ export class World {
     this.network = new Network(this.timeline, this.chance);
     this.scenario = drawScenario(this.chance, replicasMax ?? 3);
     this.inbox = new InboxStream(this.timeline);
-    this.witness = new Witness(this.scenario, (agent, { kind, lease }) =>
-      [...this.inbox.items.values()].some(
-        (item) => item.agent === agent && item.report.kind === kind && isSame(item.report.lease, lease),
-      ),
+    this.witness = new Witness(
+      this.scenario,
+      (agent, report) => this.#isInInbox(agent, report),
+      (agent, report, signed) => {
+        const signs = this.scenario.agents.some(({ name, signs }) => signs && isHostOf(name, agent));
+        if (!signs) return signed === undefined;
+        return signed !== undefined && this.identityOf(agent).hasSigned(report, signed);
+      },
     );
     this.crashAtAppend = this.scenario.crashAtAppend;
+    this.forger = new Forger(this);
     this.runs = new RunsStream(this.timeline, (batch, writer) => {
       for (const event of batch.events) {
         if (event.kind === "run.created") this.#names.set(batch.runId, `run-${this.#names.size + 1}`);
         this.note(() => `${this.#names.get(batch.runId)}: ${describe(event)}`);
       }
       this.witness.appended(batch, writer);
+      this.forger.saw(batch);
     });
     this.work = new WorkStream(this.timeline);
     this.#replicas = this.scenario.replicas.map((name) => new Replica(this, name));
@@ -86,6 +100,14 @@ export class World {
   }
 
   async run(): Promise<Verdict> {
+    this.caPem = (await authority()).caPem;
+    for (const { name } of this.scenario.agents) {
+      for (let times = 0; times <= HOSTS_MAX; times++) {
+        const id = times === 0 ? name : replacementOf(name, times);
+        this.#identities.set(id, await identityOf(id));
+      }
+      this.enrol(name);
+    }
     const { faultsForMs, weather } = this.scenario;
     this.network.weather = weather;
     for (const node of [...this.#replicas, ...this.#agents]) node.start();
@@ -107,6 +129,8 @@ export class World {
           .map(({ name }) => name)
           .join(", "),
       );
+    if (!(await this.#until(() => this.inbox.items.size === 0, this.timeline.nowMs + QUIET_MS)))
+      this.witness.fail("everything in the inbox is dealt with", `${this.inbox.items.size} reports are left`);
     const { violation } = this.witness;
     return {
       seed: this.#seed,
@@ -124,6 +148,23 @@ export class World {
   /** The gateway that an agent tries next. */
   gateway(): Replica {
     return this.chance.pick(this.#replicas);
+  }
+
+  identityOf(agent: string): AgentIdentity {
+    return this.#identities.get(agent)!;
+  }
+
+  /** Of all that ever enrolled, or will. */
+  get identities(): AgentIdentity[] {
+    return [...this.#identities.values()];
+  }
+
+  enrol(agent: string): void {
+    this.records.enrol(this.identityOf(agent).record);
+  }
+
+  agentsOf(environment: string): string[] {
+    return this.#agents.filter((agent) => agent.environment === environment).map(({ name }) => name);
   }
 
   environmentOf(agent: string): string {
@@ -154,6 +195,16 @@ export class World {
   crash(node: Replica | Agent): void {
     node.crash();
     this.timeline.after(this.chance.wait(this.scenario.downMs), () => node.start());
+  }
+
+  #isInInbox(agent: string, { kind, lease }: ReportPayload): boolean {
+    return [...this.inbox.items.values()].some(
+      (item) =>
+        item.agent === agent &&
+        item.report.kind === kind &&
+        isSame(item.report.lease, lease) &&
+        !this.forger.made(item),
+    );
   }
 
   /** Until it is so, or the time is over, or something is wrong. True when it is so. */
@@ -209,6 +260,7 @@ export class World {
       agent().diskFullUntilMs = this.timeline.nowMs + this.chance.wait(5_000);
     });
     this.#recur(rates.resolve, () => this.#resolve(0));
+    this.#recur(rates.forge, () => this.forger.act());
     this.#recur(rates.closedPolicy, () => this.#setClosed(!this.closed));
     this.#recur(rates.cancel, () => {
       const [runId] = [...this.witness.unfinished];
