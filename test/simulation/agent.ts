@@ -71,6 +71,8 @@ export class Agent implements AgentEnd, Host {
   #running = new Map<string, Running>();
   #session: Session | undefined;
   #welcomed = false;
+  /** Set by a replica that asks to be left. */
+  #reconnectAfterMs: number | undefined;
   /** Wall time of the centre less the monotonic time here; undefined before the first welcome. */
   #centreOffsetMs: number | undefined;
   #sentSeq = 0;
@@ -111,6 +113,7 @@ export class Agent implements AgentEnd, Host {
     this.#running = new Map();
     this.#pulls = [];
     this.#centreOffsetMs = undefined;
+    this.#reconnectAfterMs = undefined;
     for (const report of this.#disk.outbox.values()) this.#book.note(report.lease);
     for (const [key, offer] of this.#disk.leases) this.#resume(key, offer);
     this.#process.clock.every(CHECK_MS, () => this.#pull());
@@ -167,6 +170,9 @@ export class Agent implements AgentEnd, Host {
         return;
       case "cancel":
         return this.#stop(message.lease);
+      case "drain":
+        this.#reconnectAfterMs = message.reconnectAfterMs;
+        return session.break(this.#world.chance.happens(0.5));
     }
   }
 
@@ -188,7 +194,9 @@ export class Agent implements AgentEnd, Host {
     this.#session = undefined;
     this.#welcomed = false;
     if (this.alive) {
-      this.#process.clock.after(this.#world.chance.int(100, RECONNECT_MAX_MS), () => this.#connect());
+      const afterMs = this.#reconnectAfterMs ?? this.#world.chance.int(100, RECONNECT_MAX_MS);
+      this.#reconnectAfterMs = undefined;
+      this.#process.clock.after(afterMs, () => this.#connect());
     }
   }
 

@@ -19,6 +19,8 @@ export const BUGS = [
   "start-without-consent",
   /** A replica writes to its runs whoever owns their shard meanwhile: it expects whatever the run's last message is. */
   "write-without-fence",
+  /** Somebody who cancels a run is answered before anything of it is durable. */
+  "answer-cancel-before-durable",
   /** A report out of the inbox is taken whoever signed it. */
   "accept-forged-report",
   /** Of a report out of the inbox the signature is verified, and not that it is over this report. */

@@ -35,6 +35,10 @@ export const HEARTBEAT_MS = 1_500;
 const LEASE_TTL_MS = 6_000;
 const PUBLISH_TIMEOUT_MS = 5_000;
 const NATS = "nats";
+/** As in `server.ts` and `gateway.ts`; the look is half of a second, so that worlds stay fast. */
+const DRAIN_MS = 10_000;
+const DRAIN_SPREAD_MS = 5_000;
+const DRAIN_LOOK_MS = 500;
 
 interface Connected {
   session: Session;
@@ -57,6 +61,7 @@ export class Replica implements ReplicaEnd, Host {
   #parts: Parts | undefined;
   /** Its gateway is open. */
   #ready = false;
+  #leaving = false;
   readonly #world: World;
   #process: Process;
   #lives = 0;
@@ -78,8 +83,14 @@ export class Replica implements ReplicaEnd, Host {
     return this.#lives;
   }
 
-  get serves(): boolean {
+  /** It takes in what comes over the connections that are open. */
+  get #hears(): boolean {
     return this.alive && this.#ready;
+  }
+
+  /** It lets in who comes anew. */
+  get serves(): boolean {
+    return this.#hears && !this.#leaving;
   }
 
   get parts(): Parts | undefined {
@@ -97,7 +108,29 @@ export class Replica implements ReplicaEnd, Host {
   crash(): void {
     if (!this.alive) return;
     this.#world.note(() => `${this.name} crashes`);
+    this.#end();
+  }
+
+  /** As `server.ts` stops: agents are asked to go elsewhere, then the shards are handed over. Then the program ends. */
+  async leave(): Promise<void> {
+    const { parts } = this;
+    if (!parts || !this.serves) return;
+    this.#leaving = true;
+    this.#world.note(() => `${this.name} is asked to stop`);
+    const { clock } = this.#process;
+    for (const { session } of this.#agents.values())
+      session.toAgent({ kind: "drain", reconnectAfterMs: this.#world.chance.int(0, DRAIN_SPREAD_MS) });
+    const untilMs = clock.monotonicMs() + DRAIN_MS;
+    while (this.#agents.size > 0 && clock.monotonicMs() < untilMs) await clock.sleep(DRAIN_LOOK_MS);
+    await parts.shards.close();
+    await parts.service.close();
+    this.#world.note(() => `${this.name} has stopped`);
+    this.#end();
+  }
+
+  #end(): void {
     this.#process.alive = false;
+    this.#leaving = false;
     this.#parts = undefined;
     this.#ready = false;
     const sessions = [...this.#agents.values()].map(({ session }) => session);
@@ -111,8 +144,13 @@ export class Replica implements ReplicaEnd, Host {
     await this.#parts?.router.create({ version: pipeline.version, params: {}, by: "somebody" });
   }
 
+  /** Resolves when whoever asked is told that it is so. */
   async cancel(runId: string): Promise<void> {
-    await this.#parts?.router.cancel(runId, "somebody", "no longer wanted");
+    const { parts } = this;
+    if (!parts || !this.serves) throw new InsituError("unavailable", `${this.name} does not serve`);
+    const cancelled = parts.router.cancel(runId, "somebody", "no longer wanted");
+    if (this.#world.bug !== "answer-cancel-before-durable") await cancelled;
+    else cancelled.catch(() => undefined);
   }
 
   /** An operator has the last word, also that a `once` step may be started again. */
@@ -127,9 +165,10 @@ export class Replica implements ReplicaEnd, Host {
 
   receive(session: Session, message: ToReplica): void {
     const { parts } = this;
-    if (!parts || !this.serves) return;
+    if (!parts || !this.#hears) return;
     const name = session.agentName;
     if (message.kind === "hello") {
+      if (!this.serves) return session.break(false);
       try {
         parts.keys.announce(session.peer, message.announced);
       } catch (thrown) {
@@ -155,7 +194,7 @@ export class Replica implements ReplicaEnd, Host {
 
   reports(session: Session, reports: SentReport[]): void {
     const { parts } = this;
-    if (!parts || !this.serves) return;
+    if (!parts || !this.#hears) return;
     const { bug } = this.#world;
     const sink: ReportSink = {
       accept: (agent, report, signed) =>

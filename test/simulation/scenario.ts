@@ -25,12 +25,16 @@ export interface FaultRates {
   hostReboot: number;
   hostWipe: number;
   replicaCrash: number;
+  /** A replica is asked to stop: it drains its gateway and hands its shards over. */
+  replicaLeave: number;
   cut: number;
   reset: number;
   clockJump: number;
   diskFull: number;
   closedPolicy: number;
   cancel: number;
+  /** A run is cancelled while an agent that holds an attempt of it reaches no replica. */
+  cancelCutOff: number;
   /** An operator looks at what is cut off, and says what became of it. */
   resolve: number;
   /** Somebody who can write to NATS makes a report up. */
@@ -127,12 +131,14 @@ function drawRates(chance: Chance): FaultRates {
     hostReboot: often(8_000),
     hostWipe: often(15_000),
     replicaCrash: often(4_000),
+    replicaLeave: often(10_000),
     cut: often(4_000),
     reset: often(2_000),
     clockJump: often(4_000),
     diskFull: often(8_000),
     closedPolicy: often(10_000),
     cancel: often(20_000),
+    cancelCutOff: often(20_000),
     resolve: often(6_000),
     forge: often(3_000),
   };

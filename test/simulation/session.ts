@@ -13,7 +13,8 @@ export type ToReplica =
 export type ToAgent =
   | { kind: "welcome"; wallMs: number }
   | { kind: "reply"; seq: number; wallMs: number; verdict: HeartbeatVerdict }
-  | { kind: "cancel"; lease: LeaseKey; reason: string };
+  | { kind: "cancel"; lease: LeaseKey; reason: string }
+  | { kind: "drain"; reconnectAfterMs: number };
 
 export interface SentReport extends SignedReport {
   seq: string;

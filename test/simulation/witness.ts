@@ -48,6 +48,8 @@ interface RunBook {
   shardEpoch: number;
   status: string;
   steps: Map<string, StepBook>;
+  /** Since a cancel stands in the history: whether steps were open then that nobody held. */
+  cancelled: { leftSteps: boolean } | undefined;
 }
 
 /** Whether what stands in a history is what the agent signed; always, of one that does not sign. */
@@ -173,6 +175,13 @@ export class Witness {
     return step !== undefined && (step.status !== "offered" || step.epoch !== epoch);
   }
 
+  /** Somebody was told that the run is cancelled. */
+  cancelAnswered(runId: string): void {
+    const run = this.runs.get(runId);
+    if (run?.status === "running" && !run.cancelled)
+      this.fail("a cancel that was answered stands in the history", runId);
+  }
+
   rejected(agent: string, report: ReportPayload, code: string): void {
     this.fail(
       "no report of a granted attempt is refused",
@@ -186,7 +195,14 @@ export class Witness {
       const pipeline = this.#scenario.pipelines.find(({ version }) => version === event.version)!;
       if (this.runs.has(runId)) return fail("a run is created once", "created again");
       const steps = new Map(pipeline.plan.steps.map(({ id }) => [id, emptyBook()] as const));
-      this.runs.set(runId, { pipeline, writer, shardEpoch: 0, status: "running", steps });
+      this.runs.set(runId, {
+        pipeline,
+        writer,
+        shardEpoch: 0,
+        status: "running",
+        steps,
+        cancelled: undefined,
+      });
       return;
     }
     const run = this.runs.get(runId);
@@ -210,7 +226,14 @@ export class Witness {
     if (event.kind === "run.finished") {
       const open = [...run.steps].filter(([, step]) => OPEN.has(step.status));
       if (open.length > 0) fail("a run ends after its steps", `${open.map(([id]) => id).join(", ")} open`);
+      if (run.cancelled?.leftSteps && event.status !== "cancelled")
+        fail("a run that is cancelled ends as cancelled", event.status);
       run.status = event.status;
+      return;
+    }
+    if (event.kind === "run.cancel-requested") {
+      const leftSteps = [...run.steps.values()].some(({ status }) => status === "open");
+      run.cancelled ??= { leftSteps };
       return;
     }
     if (!("step" in event)) return;
@@ -298,6 +321,7 @@ export class Witness {
     event: Extract<RunEvent, { kind: "attempt.offered" }>,
     fail: (invariant: string, why: string) => void,
   ): void {
+    if (run.cancelled) fail("a cancelled run offers nothing", event.step);
     if (step.status !== "open") fail("one grant at a time", `${event.step} is ${step.status}`);
     if (event.epoch !== step.epoch + 1)
       fail("epochs grow", `${event.step}: ${event.epoch} after ${step.epoch}`);

@@ -194,7 +194,7 @@ export class World {
   /** Dead now, and back after a while. */
   crash(node: Replica | Agent): void {
     node.crash();
-    this.timeline.after(this.chance.wait(this.scenario.downMs), () => node.start());
+    this.#startLater(node);
   }
 
   #isInInbox(agent: string, { kind, lease }: ReportPayload): boolean {
@@ -205,6 +205,20 @@ export class World {
         isSame(item.report.lease, lease) &&
         !this.forger.made(item),
     );
+  }
+
+  #cancel(runId: string): void {
+    this.chance
+      .pick(this.#replicas)
+      .cancel(runId)
+      .then(
+        () => this.witness.cancelAnswered(runId),
+        () => undefined, // nobody was told that it is so
+      );
+  }
+
+  #startLater(node: Replica | Agent): void {
+    this.timeline.after(this.chance.wait(this.scenario.downMs), () => node.start());
   }
 
   /** Until it is so, or the time is over, or something is wrong. True when it is so. */
@@ -263,11 +277,21 @@ export class World {
     this.#recur(rates.forge, () => this.forger.act());
     this.#recur(rates.closedPolicy, () => this.#setClosed(!this.closed));
     this.#recur(rates.cancel, () => {
-      const [runId] = [...this.witness.unfinished];
-      if (runId !== undefined)
-        replica()
-          .cancel(runId)
-          .catch(() => undefined);
+      const { unfinished } = this.witness;
+      if (unfinished.length > 0) this.#cancel(this.chance.pick(unfinished));
+    });
+    this.#recur(rates.cancelCutOff, () => {
+      const held = this.witness.granted.filter(({ holder }) => holder !== null);
+      if (held.length === 0) return;
+      const { holder, lease } = this.chance.pick(held);
+      this.note(() => `${holder} is cut off from the control plane, and its run is cancelled`);
+      const forMs = this.chance.wait(this.scenario.cutMs);
+      for (const name of this.replicaNames) this.network.cut(holder!, name, forMs);
+      this.#cancel(lease.runId);
+    });
+    this.#recur(rates.replicaLeave, () => {
+      const leaver = replica();
+      void leaver.leave().then(() => this.#startLater(leaver));
     });
   }
 
@@ -285,7 +309,7 @@ export class World {
 
   #restart(agent: Agent, end: (agent: Agent) => void): void {
     end(agent);
-    this.timeline.after(this.chance.wait(this.scenario.downMs), () => agent.start());
+    this.#startLater(agent);
   }
 
   #recur(meanMs: number, fault: () => void): void {
