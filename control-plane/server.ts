@@ -51,7 +51,7 @@ import { RunService } from "./runs/run-service.ts";
 import { explainWaiting } from "./runs/waiting.ts";
 import { ClusterRecord } from "./shards/shard-book.ts";
 import { ShardService } from "./shards/shard-service.ts";
-import { ensureStreams } from "./store/jetstream.ts";
+import { ensureStreams, limitQueues } from "./store/jetstream.ts";
 import { JetStreamInbox } from "./store/jetstream-inbox.ts";
 import { JetStreamOfferQueue } from "./store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "./store/jetstream-run-store.ts";
@@ -119,9 +119,11 @@ async function open(
   const { connection } = engine;
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
   await refuseHalfRestored(await connection.jetstreamManager());
-  await whenReady({ connection, clock }, async () =>
-    ensureStreams(await connection.jetstreamManager({ checkAPI: false }), replicas),
-  );
+  await whenReady({ connection, clock }, async () => {
+    const manager = await connection.jetstreamManager({ checkAPI: false });
+    await ensureStreams(manager, replicas);
+    await limitQueues(manager, log);
+  });
 
   const poison = new PoisonStream({ connection, manager: await connection.jetstreamManager(), clock, log });
   closers.add("poison", () => poison.close());

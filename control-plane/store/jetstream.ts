@@ -18,6 +18,7 @@ import {
   type StoredMsg,
   type StreamConfig,
 } from "nats";
+import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { tlsOf } from "../../shared/wire/nats-tls.ts";
 import { mendNatsTransport } from "../../shared/wire/nats-transport.ts";
@@ -28,8 +29,10 @@ const PING_EVERY_MS = 2_000;
 const CONNECT_TIMEOUT_MS = 4_000;
 const DUPLICATE_WINDOW_MS = 5 * 60_000;
 const WORK_MAX_AGE_MS = 24 * 3_600_000;
+const WORK_MAX_BYTES = 512 * 1024 ** 2;
 /** A report waits here while its shard has no owner: a person has this long to bring one up. */
 const INBOX_MAX_AGE_MS = 30 * 24 * 3_600_000;
+const INBOX_MAX_BYTES = 512 * 1024 ** 2;
 const LOGS_MAX_AGE_MS = 30 * 24 * 3_600_000;
 const LOGS_MAX_BYTES = 20 * 1024 ** 3;
 /** Beyond any of the three the oldest copies go: they are for a person to look at, and nothing is decided by them. */
@@ -104,6 +107,7 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
       retention: RetentionPolicy.Workqueue,
       discard: DiscardPolicy.New,
       max_age: nanos(WORK_MAX_AGE_MS),
+      max_bytes: WORK_MAX_BYTES,
     },
     {
       ...common,
@@ -111,6 +115,7 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
       subjects: [subjects.allInbox],
       discard: DiscardPolicy.New,
       max_age: nanos(INBOX_MAX_AGE_MS),
+      max_bytes: INBOX_MAX_BYTES,
     },
     {
       ...common,
@@ -146,8 +151,56 @@ export async function ensureStreams(manager: JetStreamManager, replicas: number)
       if (errorCode(err) !== STREAM_NOT_FOUND) throw storeError(err, `stream ${name}`);
       await manager.streams.add(config).catch((thrown: unknown) => {
         if (errorCode(thrown) === NAME_IN_USE) return; // another replica was faster, with another number of copies
-        throw refusedReplicas(thrown, config.name, replicas) ?? storeError(thrown, `stream ${name}`);
+        throw (
+          refusedReplicas(thrown, config.name, replicas) ??
+          refusedRoom(thrown, config) ??
+          storeError(thrown, `stream ${name}`)
+        );
       });
+    }
+  }
+}
+
+/** What to say when NATS does not grant a stream its room; undefined when that is not the trouble. */
+function refusedRoom(
+  err: unknown,
+  { name, max_bytes = -1 }: { name: string; max_bytes?: number },
+): InsituError | undefined {
+  if (errorCode(err) !== INSUFFICIENT_STORAGE) return undefined;
+  return new InsituError(
+    "request.invalid",
+    `NATS has no room for the stream ${name}, which may take ${Math.ceil(max_bytes / 1024 ** 2)} MiB: its max_file_store, or that of the account, is given away. Raise it, give NATS a larger disk, or create the stream with a smaller max_bytes with the nats command line: one that exists is left as it is`,
+    { cause: err },
+  );
+}
+
+/**
+ * Gives the queues that have no limit of bytes the one that new ones get: those of a release from before it.
+ *
+ * Only while they hold less than half of it. Servers up to 2.9 throw away what is beyond a new limit, whatever the stream
+ * says of that, and what lies there was acknowledged.
+ */
+export async function limitQueues(manager: JetStreamManager, log: Logger): Promise<void> {
+  for (const { name, max_bytes = -1, discard } of streamConfigs(1)) {
+    if (discard !== DiscardPolicy.New || max_bytes <= 0) continue;
+    const { config, state } = await manager.streams.info(name);
+    if (config.max_bytes > 0) continue; // as an operator has set it
+    if (state.bytes > max_bytes / 2) {
+      log.warn(
+        { stream: name, bytes: state.bytes, maxBytes: max_bytes },
+        "the stream has no limit of bytes, and holds too much to be given one; the next start tries again",
+      );
+      continue;
+    }
+    try {
+      await manager.streams.update(name, { ...config, max_bytes });
+      log.info({ stream: name, maxBytes: max_bytes }, "the stream has a limit of bytes now");
+    } catch (err) {
+      if (errorCode(err) !== INSUFFICIENT_STORAGE) throw err;
+      log.warn(
+        { stream: name, maxBytes: max_bytes, err },
+        "NATS has not so much room for the stream: it stays without a limit of bytes. Raise max_file_store of NATS",
+      );
     }
   }
 }
@@ -201,7 +254,10 @@ export async function ensureWorkConsumer(
 export const READ_TIMEOUT_MS = 2_000;
 const NO_SUITABLE_PEERS = 10_005;
 const INSUFFICIENT_RESOURCES = 10_023;
+const INSUFFICIENT_STORAGE = 10_047;
 const NAME_IN_USE = 10_058;
+/** The stream is full, or the disk of the server. */
+const NOT_STORED = 10_077;
 export const NO_MESSAGE_FOUND = 10_037;
 export const STREAM_NOT_FOUND = 10_059;
 export const WRONG_LAST_SEQUENCE = 10_071;
@@ -217,7 +273,8 @@ const PASSING = new Set([
   10_009, // not the leader
   INSUFFICIENT_RESOURCES,
   10_039, // not enabled for the account, as a server says that is still starting
-  10_076, // not enabled, likewise
+  10_076, // not enabled, likewise; or the disk is full
+  NOT_STORED,
   10_118, // the stream is offline
   10_119, // the consumer is offline
   10_158, // a message of this id is on its way
@@ -233,9 +290,23 @@ export function passes(err: unknown): boolean {
   return err.code !== ErrorCode.MaxPayloadExceeded;
 }
 
+/** True when the stream has reached its limit, and takes more when something has left it. */
+export function isFull(err: unknown): boolean {
+  const cause = err instanceof InsituError ? err.cause : err;
+  return errorCode(cause) === NOT_STORED && /^maximum (bytes|messages)/.test(String(descriptionOf(cause)));
+}
+
+function descriptionOf(err: unknown): string | undefined {
+  return err instanceof NatsError ? err.api_error?.description : undefined;
+}
+
 /** A failure of NATS in our terms. */
 export function storeError(err: unknown, what: string): InsituError {
   if (err instanceof InsituError) return err;
+  if (isFull(err)) {
+    const message = `${what}: the stream is full (${descriptionOf(err)}), and takes more when something has left it. See "In NATS" in docs/limits.md`;
+    return new InsituError("store.unavailable", message, { retryable: true, cause: err });
+  }
   const message = err instanceof Error ? err.message : String(err);
   const passing = passes(err);
   return new InsituError(passing ? "store.unavailable" : "internal", `${what}: ${message}`, {

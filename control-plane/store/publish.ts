@@ -6,6 +6,7 @@ import { type MsgHdrs, type NatsConnection, headers as newHeaders, type StoredMs
 import type { Clock } from "../../shared/system.ts";
 import {
   errorCode,
+  isFull,
   NO_MESSAGE_FOUND,
   passes,
   READ_TIMEOUT_MS,
@@ -17,6 +18,8 @@ import { flushed } from "./stream-disk.ts";
 /** Of one try. The servers of a cluster elect a leader in 4 s and more: what was asked before is lost by then. */
 const TRY_TIMEOUT_MS = 3_000;
 const TRY_AGAIN_MS = 100;
+/** Of what waits for room in a stream there may be thousands. */
+const FULL_AGAIN_MS = 1_000;
 
 export interface Publication {
   /** What it is, for people. */
@@ -49,7 +52,7 @@ export async function publish(
       return await publishOnce(connection, message);
     } catch (err) {
       if (!passes(err) || clock.monotonicMs() >= giveUpAtMs) throw err;
-      await clock.sleep(TRY_AGAIN_MS);
+      await clock.sleep(isFull(err) ? FULL_AGAIN_MS : TRY_AGAIN_MS);
     }
   }
 }
