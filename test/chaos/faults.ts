@@ -18,6 +18,8 @@ export const FAULT_KINDS = [
   "slow",
   "unplug",
   "disk full",
+  "disk full replica",
+  "disk full nats",
   "clock jump",
 ] as const;
 export type FaultKind = (typeof FAULT_KINDS)[number];
@@ -76,6 +78,8 @@ const SHAPE: Record<FaultKind, { weight: number; minMs: number; maxMs: number }>
   slow: { weight: 3, minMs: 2_000, maxMs: 12_000 },
   unplug: { weight: 2, minMs: 500, maxMs: 12_000 },
   "disk full": { weight: 2, minMs: 2_000, maxMs: 10_000 },
+  "disk full replica": { weight: 2, minMs: 2_000, maxMs: 10_000 },
+  "disk full nats": { weight: 2, minMs: 2_000, maxMs: 10_000 },
   "clock jump": { weight: 2, minMs: 2_000, maxMs: 15_000 },
 };
 const SLOW_MAX_MS = 250;

@@ -3,16 +3,21 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Pki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
+import { Disk } from "./disk.ts";
 import type { Network } from "./network.ts";
 import { Party } from "./party.ts";
 
 export const NATS_USER = "chaos";
 export const NATS_PASSWORD = "chaos";
+const DISK = "192m";
+const MAX_FILE_STORE = 1024 ** 4;
 const POLL_MS = 50;
 const READY_MAX_MS = 30_000;
 
 export interface NatsNodes {
   parties: Party[];
+  /** By name: where a server keeps its streams. */
+  disks: Map<string, Disk>;
   /** For `--nats-url`: through the network. */
   url: string;
 }
@@ -34,8 +39,10 @@ export async function startNats(options: {
   directory: string;
   network: Network;
   authority?: Pki | undefined;
+  /** Each has a small disk of its own. */
+  ownDisks: boolean;
 }): Promise<NatsNodes> {
-  const { names, binary, directory, network, authority } = options;
+  const { names, binary, directory, network, authority, ownDisks } = options;
   mkdirSync(directory, { recursive: true });
   const all: Node[] = [];
   for (const name of names) {
@@ -45,15 +52,19 @@ export async function startNats(options: {
     all.push({ name, bind, client, route, monitor, address: await network.open(name, route) });
   }
   const parties: Party[] = [];
+  const disks = new Map<string, Disk>();
   for (const node of all) {
     const { name, bind, address } = node;
+    const store = join(directory, name);
+    disks.set(name, new Disk(store, ownDisks ? DISK : undefined));
     const others = all.filter((other) => other !== node);
     const config = {
       server_name: name,
       listen: `${bind}:${node.client}`,
       http: `${bind}:${node.monitor}`,
       max_payload: 8 * 1024 * 1024,
-      jetstream: { store_dir: join(directory, name) },
+      // More than is there: the limits of the streams are for a disk of production.
+      jetstream: { store_dir: store, max_file_store: MAX_FILE_STORE },
       authorization: { users: [{ user: NATS_USER, password: NATS_PASSWORD }] },
       ...(authority && { tls: await certificate(authority, directory, node) }),
       ...(all.length > 1 && {
@@ -84,7 +95,7 @@ export async function startNats(options: {
   const url = all
     .map(({ address, client }) => `${scheme}://${NATS_USER}:${NATS_PASSWORD}@${address}:${client}`)
     .join(",");
-  return { parties, url };
+  return { parties, disks, url };
 }
 
 async function certificate(authority: Pki, directory: string, { name, address }: Node) {

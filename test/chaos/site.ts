@@ -1,24 +1,13 @@
 /** An agent with its host: supervisors, the processes of steps, a disk of its own, a clock of its own. */
-import { spawnSync } from "node:child_process";
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-  writeSync,
-} from "node:fs";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { Disk } from "./disk.ts";
 import type { Network } from "./network.ts";
 import { Party, trySignal } from "./party.ts";
 import { DATASET } from "./workload.ts";
 
 const DISK = "48m";
 const DISK_FREE_MIN_BYTES = 16 * 1024 * 1024;
-const FILL_BYTES = 64 * 1024;
 
 export interface HostOptions {
   name: string;
@@ -38,7 +27,7 @@ export class Host {
   readonly party: Party;
   readonly #stateDir: string;
   readonly #name: string;
-  readonly #mounted: boolean;
+  readonly #disk: Disk;
   #halted: number[] = [];
 
   constructor(options: HostOptions) {
@@ -46,15 +35,14 @@ export class Host {
       options;
     this.#name = name;
     this.#stateDir = join(directory, name);
-    mkdirSync(this.#stateDir, { recursive: true });
-    this.#mounted = ownDisk && run("mount", "-t", "tmpfs", "-o", `size=${DISK}`, "tmpfs", this.#stateDir);
+    this.#disk = new Disk(this.#stateDir, ownDisk ? DISK : undefined);
     const file = join(directory, `${name}.json`);
     const config = {
       stateDir: this.#stateDir,
       name,
       joinToken,
       slots: 4,
-      diskFreeMinBytes: this.#mounted ? DISK_FREE_MIN_BYTES : 0,
+      diskFreeMinBytes: this.#disk.mounted ? DISK_FREE_MIN_BYTES : 0,
       datasets: holdsData ? { [DATASET]: directory } : {},
       // The witness is a file of the site that every step writes to.
       sandbox: { mode: "off" },
@@ -94,29 +82,17 @@ export class Host {
   }
 
   fillDisk(): void {
-    const fd = openSync(join(this.#stateDir, "filler"), "w");
-    try {
-      const piece = Buffer.alloc(FILL_BYTES, 1);
-      // At the end byte by byte, or nothing of a page would be left to find full.
-      for (let size = piece.length; size >= 1; )
-        try {
-          writeSync(fd, piece, 0, size);
-        } catch {
-          size = Math.floor(size / 2);
-        }
-    } finally {
-      closeSync(fd);
-    }
+    this.#disk.fill();
   }
 
   freeDisk(): void {
-    rmSync(join(this.#stateDir, "filler"), { force: true });
+    this.#disk.free();
   }
 
   async close(): Promise<void> {
     this.letSupervisorsGoOn();
     await this.powerOff();
-    if (this.#mounted) run("umount", "-l", this.#stateDir);
+    this.#disk.close();
   }
 
   #supervisors(): number[] {
@@ -140,16 +116,6 @@ export class Host {
       })
       .map(Number);
   }
-}
-
-/** Root, and mounts work. */
-export function canMount(directory: string): boolean {
-  mkdirSync(directory, { recursive: true });
-  return run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory) && run("umount", directory);
-}
-
-function run(command: string, ...args: string[]): boolean {
-  return spawnSync(command, args, { stdio: "ignore" }).status === 0;
 }
 
 function pidIn(file: string): number | undefined {

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { join } from "node:path";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
+import { canMount, Disk } from "./disk.ts";
 import type { Cast, Fault, FaultKind } from "./faults.ts";
 import { FAULT_KINDS, isOfNetwork } from "./faults.ts";
 import { directoryPrefix, keepDirectory } from "./leftovers.ts";
@@ -11,13 +12,15 @@ import { NATS_PASSWORD, NATS_USER, startNats } from "./nats-nodes.ts";
 import type { Network } from "./network.ts";
 import { Party } from "./party.ts";
 import { ProxyNetwork } from "./proxy-network.ts";
-import { canMount, Host } from "./site.ts";
+import { Host } from "./site.ts";
 import { parseWitness, type WitnessLine } from "./witness.ts";
 import { documents, type Plant } from "./workload.ts";
 
 const POLL_MS = 100;
 const READY_MAX_MS = 60_000;
 const READY_TRIES = 5;
+const DISK_KINDS = ["disk full", "disk full replica", "disk full nats"] as const;
+const REPLICA_DISK = "128m";
 const TRUST_DOMAIN = "insitu.local";
 const SERVER_FLAGS = ["--heartbeat", "500", "--lease-ttl", "5000", "--offer-ttl", "15000"];
 
@@ -62,6 +65,8 @@ export class World implements AsyncDisposable {
   readonly network: Network;
   readonly #hosts = new Map<string, Host>();
   readonly #nats = new Map<string, Party>();
+  /** Of replicas and NATS servers. */
+  readonly #disks = new Map<string, Disk>();
   readonly #clockLibrary: string | undefined;
   readonly cast: Cast;
 
@@ -83,7 +88,7 @@ export class World implements AsyncDisposable {
       sites: Object.fromEntries(sites) as Record<string, string[]>,
     };
     if (!canMount(join(this.directory, "probe")))
-      this.skipped.set("disk full", "a disk of its own per agent needs root and mount");
+      for (const kind of DISK_KINDS) this.skipped.set(kind, "disks of one's own need root and mount");
     if (!this.#clockLibrary)
       this.skipped.set("clock jump", "libfaketime is not installed (--faketime FILE names its library)");
   }
@@ -132,6 +137,9 @@ export class World implements AsyncDisposable {
         return host!.haltSupervisors();
       case "disk full":
         return host!.fillDisk();
+      case "disk full replica":
+      case "disk full nats":
+        return this.#disks.get(target)!.fill();
       case "clock jump":
         return this.#setClock(target, amountMs);
     }
@@ -144,9 +152,18 @@ export class World implements AsyncDisposable {
     const host = this.#hosts.get(target);
     if (kind === "stop supervisor") return host!.letSupervisorsGoOn();
     if (kind === "disk full") return host!.freeDisk();
+    if (kind === "disk full replica") return this.#disks.get(target)!.free();
+    if (kind === "disk full nats") return this.#freeNats(target);
     if (kind === "clock jump") return this.#setClock(target, 0);
     if (kind.startsWith("stop ")) return this.#party(target).goOn();
     if (kind !== "kill supervisor") this.#party(target).start();
+  }
+
+  /** A nats-server gives JetStream up when its disk is full, until somebody starts it again. */
+  #freeNats(name: string): void {
+    this.#disks.get(name)!.free();
+    const party = this.#party(name);
+    void party.kill().then(() => party.start());
   }
 
   witness(): WitnessLine[] {
@@ -174,6 +191,7 @@ export class World implements AsyncDisposable {
     for (const party of this.#parties()) party.goOn();
     await Promise.all([...this.#hosts.values()].map((host) => host.close()));
     await Promise.all(this.#parties().map((party) => party.kill()));
+    for (const disk of this.#disks.values()) disk.close();
     await this.network[Symbol.asyncDispose]();
     if (this.keep) keepDirectory(this.directory);
     else rmSync(this.directory, { recursive: true, force: true });
@@ -193,8 +211,10 @@ export class World implements AsyncDisposable {
       directory: join(this.directory, "nats"),
       network,
       authority,
+      ownDisks: this.kinds.includes("disk full nats"),
     });
     for (const party of nodes.parties) this.#nats.set(party.name, party);
+    for (const [name, disk] of nodes.disks) this.#disks.set(name, disk);
     await this.#openReplicas(nodes.url);
     const [first] = this.replicas;
     const context = join(this.directory, first!.name, "context.json");
@@ -218,11 +238,14 @@ export class World implements AsyncDisposable {
       const [port, gatewayPort] = (await network.ports(name, 2)) as [number, number];
       // Agents are told this address, and behind it is the network.
       const publicHost = await network.open(name, gatewayPort);
+      const data = join(this.directory, name);
+      const ownDisk = this.kinds.includes("disk full replica");
+      this.#disks.set(name, new Disk(data, ownDisk ? REPLICA_DISK : undefined));
       const secrets = namespaces?.authority ?? join(this.directory, "secrets");
       const args = [
         join(dist, "insitu.js"),
         "server",
-        ...["--data", join(this.directory, name), "--secrets", secrets, "--trust-domain", TRUST_DOMAIN],
+        ...["--data", data, "--secrets", secrets, "--trust-domain", TRUST_DOMAIN],
         ...["--host", host, "--port", String(port)],
         ...["--gateway-host", host, "--gateway-port", String(gatewayPort), "--public-host", publicHost],
         ...["--nats-url", natsUrl, ...(nats > 1 ? ["--stream-replicas", String(nats)] : [])],
