@@ -1,3 +1,4 @@
+import { mkdtempSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -8,6 +9,7 @@ import type { RunEvent } from "../../shared/engine/events.ts";
 import { compile } from "../../shared/engine/plan.ts";
 import { systemClock } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
+import { canMount, Disk } from "../../test/support/disk.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
@@ -406,4 +408,31 @@ test("what is not on the disk yet is shown to nobody", async () => {
   expect(new Set(asked)).toEqual(new Set([STREAMS.runs]));
   await model.close();
   await own.close();
+});
+
+describe("on a disk that is full", () => {
+  const mounts = canMount(mkdtempSync(join(tmpdir(), "insitu-mount-")));
+
+  test.skipIf(!mounts)("it goes on in memory, starts again, and is written when there is room", async () => {
+    const disk = new Disk(join(directory, "small"), "16m");
+    try {
+      const before = await opened("small/read-model");
+      const [first] = await append("full-1", wholeRun("full-1"));
+      await before.waitFor(first!);
+      before.list({ limit: 1 });
+      disk.fill();
+      const last = (await append("full-2", wholeRun("full-2"))).at(-1)!;
+      await before.waitFor(last);
+      expect(before.get("full-2")).toMatchObject({ status: "succeeded" });
+      expect(() => before.list({ limit: 10 })).toThrow(/cannot write its read model to .*: is there room/);
+      await before.close();
+
+      await using again = await opened("small/read-model");
+      expect(again.get("full-2")).toMatchObject({ status: "succeeded" });
+      disk.free();
+      expect(again.list({ limit: 100 }).items.map(({ id }) => id)).toContain("full-2");
+    } finally {
+      disk.close();
+    }
+  });
 });

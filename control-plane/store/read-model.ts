@@ -31,6 +31,7 @@ const FORMAT = 2;
 const SAME_TIME_MS = 2;
 const FLUSH_MS = 100;
 const RETRY_MS = 250;
+const FLUSH_AGAIN_MS = 1_000;
 /** Batches that wait for one reader; one that is slower reads them from the stream when it is ready for them. */
 const FOLLOW_MAX = 1_000;
 
@@ -71,6 +72,8 @@ export class ReadModel implements RunQueries {
   readonly #stop = new AbortController();
   #tail: StreamTail | undefined;
   #flushTimer: Timer | undefined;
+  /** When it may be written again, monotonic; 0: the last try went well. */
+  #notBeforeMs = 0;
 
   constructor(options: ReadModelOptions) {
     this.#options = options;
@@ -91,9 +94,12 @@ export class ReadModel implements RunQueries {
     const format = this.#meta.get("format") ?? FORMAT;
     if (format !== FORMAT || (known > 0 && !(await this.#isOfStream(known)))) {
       log.warn({ known, lastSeq }, "the read model is not of this stream; building it anew");
-      await Promise.all([this.#runs.clearAsync(), this.#steps.clearAsync(), this.#meta.clearAsync()]);
+      this.#write(() => {
+        for (const database of [this.#runs, this.#steps, this.#meta]) database.clearSync();
+      });
     }
-    await this.#meta.put("format", FORMAT);
+    // Only where it is missing: a replica whose disk is full starts all the same.
+    if (this.#meta.get("format") !== FORMAT) this.#write(() => this.#meta.putSync("format", FORMAT));
     this.#seq = this.#meta.get("seq") ?? 0;
     this.#storedAtMs = this.#meta.get("storedAtMs") ?? 0;
     this.#flushedSeq = this.#seq;
@@ -105,7 +111,7 @@ export class ReadModel implements RunQueries {
     const fromSeq = this.#seq + 1;
     this.#tail = new StreamTail({ connection, stream: STREAMS.runs, fromSeq, clock, log, onMessage });
     this.#tail.start();
-    this.#flushTimer = clock.every(FLUSH_MS, () => this.#flush());
+    this.#flushTimer = clock.every(FLUSH_MS, () => this.#tryFlush());
     await this.waitFor(lastSeq);
   }
 
@@ -113,7 +119,8 @@ export class ReadModel implements RunQueries {
     this.#flushTimer?.cancel();
     this.#stop.abort(new InsituError("cancelled", "closed"));
     await this.#tail?.close();
-    this.#flush();
+    this.#notBeforeMs = 0;
+    this.#tryFlush();
     await this.#root.close();
   }
 
@@ -341,11 +348,26 @@ export class ReadModel implements RunQueries {
     this.#waiters = this.#waiters.filter((waiter) => waiter.seq > seq);
   }
 
+  /** With a disk that is full, what was read stays in memory: a later try writes it, or the next start reads it again. */
+  #tryFlush(): void {
+    const { clock, log } = this.#options;
+    if (clock.monotonicMs() < this.#notBeforeMs) return;
+    try {
+      this.#flush();
+      if (this.#notBeforeMs > 0) log.info({}, "the read model is on disk again");
+      this.#notBeforeMs = 0;
+    } catch (err) {
+      if (this.#notBeforeMs === 0) log.error({ err }, "read model not written; trying again");
+      this.#notBeforeMs = clock.monotonicMs() + FLUSH_AGAIN_MS;
+    }
+  }
+
+  /** @throws store.unavailable (retryable) when it cannot be written: nothing of it is on the disk then */
   #flush(): void {
     if (this.#dirty.size === 0 && this.#seq === this.#flushedSeq) return;
     const seq = this.#seq;
-    this.#root.transactionSync(() => {
-      for (const runId of this.#dirty) this.#write(runId, this.#folds.get(runId)!);
+    this.#write(() => {
+      for (const runId of this.#dirty) this.#writeRun(runId, this.#folds.get(runId)!);
       this.#meta.putSync("seq", seq);
       this.#meta.putSync("storedAtMs", this.#storedAtMs);
     });
@@ -356,7 +378,21 @@ export class ReadModel implements RunQueries {
     this.#dirty.clear();
   }
 
-  #write(runId: string, run: RunProjection): void {
+  #write(change: () => void): void {
+    try {
+      this.#root.transactionSync(change);
+    } catch (err) {
+      const { directory } = this.#options;
+      const why = err instanceof Error ? err.message : String(err);
+      throw new InsituError(
+        "store.unavailable",
+        `this replica cannot write its read model to ${directory} (${why}): is there room on the disk? Nothing is lost: it is derived from NATS`,
+        { retryable: true, cause: err },
+      );
+    }
+  }
+
+  #writeRun(runId: string, run: RunProjection): void {
     this.#runs.putSync(runId, { summary: run.summary(), eventSeq: run.seq });
     if (!run.terminal) return;
     run.state.plan.steps.forEach((_, index) => {

@@ -3,7 +3,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Pki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
-import { Disk } from "./disk.ts";
+import { Disk } from "../support/disk.ts";
 import type { Network } from "./network.ts";
 import { Party } from "./party.ts";
 

@@ -1,7 +1,7 @@
 /** An agent with its host: supervisors, the processes of steps, a disk of its own, a clock of its own. */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { Disk } from "./disk.ts";
+import { Disk } from "../support/disk.ts";
 import type { Network } from "./network.ts";
 import { Party, trySignal } from "./party.ts";
 import { DATASET } from "./workload.ts";

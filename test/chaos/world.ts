@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { join } from "node:path";
 import { loadOrCreatePki } from "../../control-plane/access/pki.ts";
 import { systemClock } from "../../shared/system.ts";
-import { canMount, Disk } from "./disk.ts";
+import { canMount, Disk } from "../support/disk.ts";
 import type { Cast, Fault, FaultKind } from "./faults.ts";
 import { FAULT_KINDS, isOfNetwork } from "./faults.ts";
 import { directoryPrefix, keepDirectory } from "./leftovers.ts";
