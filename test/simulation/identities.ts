@@ -9,7 +9,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PublicKey } from "@peculiar/x509";
 import { type ReportSigner, reportSigner } from "../../agent/enrolment/report-key.ts";
-import { loadOrCreatePki, type Pki } from "../../control-plane/access/pki.ts";
+import { type Authority, openAuthority } from "../../control-plane/access/authority.ts";
+import type { Pki } from "../../control-plane/access/pki.ts";
 import type { AgentRecord } from "../../control-plane/fleet/agent-record.ts";
 import { inspectPeer, type Peer } from "../../control-plane/gateway/peer-identity.ts";
 import type { AnnouncedKey } from "../../control-plane/gateway/report-keys.ts";
@@ -39,11 +40,11 @@ export interface AgentIdentity {
   record: AgentRecord;
 }
 
-let opened: Promise<Pki> | undefined;
+let opened: Promise<Authority> | undefined;
 const made = new Map<string, AgentIdentity>();
 
-export async function authority(): Promise<Pki> {
-  opened ??= openAuthority();
+export async function authority(): Promise<Authority> {
+  opened ??= makeAuthority();
   return await opened;
 }
 
@@ -56,11 +57,11 @@ export async function identityOf(id: string): Promise<AgentIdentity> {
   return identity;
 }
 
-async function openAuthority(): Promise<Pki> {
+async function makeAuthority(): Promise<Authority> {
   const directory = await mkdtemp(join(tmpdir(), "insitu-sim-ca-"));
   try {
     const clock = { ...systemClock, wallMs: () => BEGIN_MS - DAY_MS };
-    return await loadOrCreatePki({
+    return await openAuthority({
       directory,
       trustDomain: TRUST_DOMAIN,
       clock,
@@ -106,6 +107,8 @@ async function makeIdentity(pki: Pki, id: string): Promise<AgentIdentity> {
       removedReason: "",
       revokedKeys: [],
       reportKeys: [],
+      roots: null,
+      issuer: null,
     },
   };
 }

@@ -250,7 +250,7 @@ export class Replica implements ReplicaEnd, Host {
       clock,
       log,
       trustDomain: TRUST_DOMAIN,
-      caPem: world.caPem,
+      pki: world.pki,
       requireSigned: false,
       onRefused: () => undefined,
     });

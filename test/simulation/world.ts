@@ -1,4 +1,6 @@
 /** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
+
+import type { Authority } from "../../control-plane/access/authority.ts";
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import type { LeaseKey, Offer, ReportPayload } from "../../shared/wire/attempt.ts";
 import { Agent, HOSTS_MAX, isHostOf, replacementOf } from "./agent.ts";
@@ -54,7 +56,7 @@ export class World {
   readonly forger: Forger;
   readonly bug: Bug | undefined;
   /** Of the authority that the agents' certificates are of. */
-  caPem = "";
+  pki!: Authority;
   /** Policy allows nothing anywhere for the moment. */
   closed = false;
   crashAtAppend: number;
@@ -100,7 +102,7 @@ export class World {
   }
 
   async run(): Promise<Verdict> {
-    this.caPem = (await authority()).caPem;
+    this.pki = await authority();
     for (const { name } of this.scenario.agents) {
       for (let times = 0; times <= HOSTS_MAX; times++) {
         const id = times === 0 ? name : replacementOf(name, times);
