@@ -1,4 +1,4 @@
-import { mkdtempSync } from "node:fs";
+import { mkdtempSync, rmSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -411,7 +411,9 @@ test("what is not on the disk yet is shown to nobody", async () => {
 });
 
 describe("on a disk that is full", () => {
-  const mounts = canMount(mkdtempSync(join(tmpdir(), "insitu-mount-")));
+  const probe = mkdtempSync(join(tmpdir(), "insitu-mount-"));
+  const mounts = canMount(probe);
+  rmSync(probe, { recursive: true });
 
   test.skipIf(!mounts)("it goes on in memory, starts again, and is written when there is room", async () => {
     const disk = new Disk(join(directory, "small"), "16m");
