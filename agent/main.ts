@@ -126,7 +126,8 @@ async function main(argv: string[]): Promise<number> {
 async function doctor(config: AgentConfig, network: Network, output: "text" | "json"): Promise<number> {
   const { examine } = await import("./doctor/doctor.ts");
   const { asJson, asText, exitCodeOf } = await import("./doctor/report.ts");
-  const probe = () => probeHost({ path: process.env.PATH ?? "", user: config.sandbox.user });
+  const probe = () =>
+    probeHost({ path: process.env.PATH ?? "", user: config.sandbox.user, clock: systemClock });
   const { gateway, findings } = await examine(config, { network, clock: systemClock, probe });
   process.stdout.write(output === "json" ? asJson(gateway, findings) : asText(gateway, findings));
   return exitCodeOf(findings);
@@ -213,7 +214,7 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
   const facts: HostFacts =
     wanted.mode === "off"
       ? { can: false, reason: "switched off" }
-      : await probeHost({ path: process.env.PATH ?? "", user: wanted.user });
+      : await probeHost({ path: process.env.PATH ?? "", user: wanted.user, clock: systemClock });
   if (wanted.mode === "required" && !facts.can) {
     throw new InsituError(
       "request.invalid",

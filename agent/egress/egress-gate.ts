@@ -39,6 +39,15 @@ export interface RawOutput {
   text: string;
 }
 
+/** What a step had to do with one target. `null`: with what is not on its list. */
+export interface NetworkUse {
+  target: string | null;
+  connections: number;
+  failures: number;
+  sentBytes: number;
+  receivedBytes: number;
+}
+
 export interface Released {
   outputs: Record<string, OutputValue>;
   error: { code: string; message: string } | null;
@@ -55,6 +64,7 @@ export function release(
     logBytes: number;
     /** Where secrets were masked before. */
     masked?: { log: boolean; outputs: readonly string[] } | undefined;
+    network?: readonly NetworkUse[] | undefined;
   },
 ): Released {
   const egress: EgressRecord[] = [];
@@ -69,8 +79,15 @@ export function release(
   if (produced.logBytes > 0)
     egress.push(count("log", "log", shown(verdicts.logs, masked.log), produced.logBytes));
   for (const { name, bytes } of produced.artifacts) egress.push(count("artifact", name, "digest", bytes));
+  for (const use of produced.network ?? []) egress.push(networkRecord(use));
   const error = produced.error === null ? null : releaseError(verdicts, produced.error, egress);
   return { outputs, error, egress };
+}
+
+/** The targets of the list are the pipeline's words. Others are the step's own, and could tell what it has read. */
+function networkRecord({ target, ...figures }: NetworkUse): EgressRecord {
+  const verdict = target === null ? "withhold" : "allow";
+  return { kind: "network", name: target ?? "others", verdict, keptBytes: 0, ...figures };
 }
 
 function releaseError(

@@ -1,8 +1,8 @@
 /** What runs a step. */
 
-import type { Offer, OutcomeStatus } from "../../shared/wire/attempt.ts";
+import type { BoxRecord, Offer, OutcomeStatus } from "../../shared/wire/attempt.ts";
 import type { LogStreamName } from "../../shared/wire/log-entries.ts";
-import type { RawOutput } from "../egress/egress-gate.ts";
+import type { NetworkUse, RawOutput } from "../egress/egress-gate.ts";
 
 export interface AttemptIo {
   /** Takes what the step wrote, as it came, one entry at a time. False: wait for `onDrain` before more. */
@@ -30,6 +30,10 @@ export interface ExecutionResult {
   artifacts: KeptArtifact[];
   /** Where secrets were masked. Missing: nowhere. */
   masked?: { log: boolean; outputs: readonly string[] };
+  /** Of a step that was let out. */
+  network?: readonly NetworkUse[];
+  /** Missing: no process was started. */
+  sandbox?: BoxRecord;
 }
 
 export type StopReason = "cancelled" | "interrupted" | "timed-out";

@@ -1,14 +1,17 @@
 /** Runs a step as processes of this host, under a supervisor that outlives the agent. */
 import { createHash } from "node:crypto";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import { formatSize } from "../../shared/model/units.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
-import { highestClassification } from "../egress/egress-gate.ts";
+import { highestClassification, type NetworkUse } from "../egress/egress-gate.ts";
 import { SECRETS_DIRECTORY } from "../sandbox/box-plan.ts";
-import type { Boxed, Sandbox } from "../sandbox/sandbox.ts";
+import { hostsFile, type NetworkPlan, networkEnvironment } from "../sandbox/network-plan.ts";
+import type { Boxed, BoxWishes, Sandbox } from "../sandbox/sandbox.ts";
 import { removeGroup } from "../sandbox/step-group.ts";
+import type { Traffic } from "../sandbox/way-out.ts";
 import { SecretError } from "../secrets/secret-error.ts";
 import type { ResolvedSecrets, Secrets } from "../secrets/secrets.ts";
 import type { Supervisors } from "../supervisor/client.ts";
@@ -215,10 +218,13 @@ class ProcessExecution implements FrameSink {
     if (executor.kind !== "process") throw new Error(`executor ${executor.kind} is not a process`);
     const marker = markerOf(this.#options, this.#offer.lease);
     const argv = [...executor.argv];
+    const network = this.#options.sandbox.planNetwork(this.#offer.step);
+    if (typeof network === "string") return { kind: "refused", message: network };
     const filesAt = this.#options.sandbox.boxes ? undefined : secretFilesOf(this.#options.secrets, marker);
     const secretEnv = secrets ? secretEnvironment(secrets, filesAt ?? SECRETS_DIRECTORY) : {};
-    const env = stepEnvironment(this.#offer, workspace, this.#options, marker, secretEnv);
-    const boxed = await this.#box(workspace, marker, argv, env, secrets?.files);
+    const networkEnv = network ? networkEnvironment(network) : {};
+    const env = stepEnvironment(this.#offer, workspace, this.#options, marker, { networkEnv, secretEnv });
+    const boxed = await this.#box(workspace, { marker, argv, env, secrets: secrets?.files ?? {}, network });
     if (boxed.kind === "refused") return boxed;
     const step: StepSpec = {
       key: marker,
@@ -237,25 +243,26 @@ class ProcessExecution implements FrameSink {
 
   async #box(
     workspace: Workspace,
-    marker: string,
-    argv: string[],
-    env: Record<string, string>,
-    secrets: Record<string, Buffer> = {},
+    wishes: Pick<BoxWishes, "marker" | "argv" | "env"> & {
+      secrets: Record<string, Buffer>;
+      network: NetworkPlan | undefined;
+    },
   ): Promise<Boxed> {
     const { sandbox } = this.#options;
     if (!sandbox.boxes) return { kind: "plain" };
     const { work, inputs, outputs, scratch } = workspace;
+    const { network: plan, ...rest } = wishes;
+    const hosts = join(workspace.root, "hosts");
+    if (plan) await writeFile(hosts, hostsFile(plan), { mode: 0o644 });
     if (sandbox.owner) await handOver([work, inputs, outputs, scratch], sandbox.owner);
     return sandbox.plan({
       step: this.#offer.step,
-      marker,
-      argv,
-      env,
+      ...rest,
       cwd: work,
       // Not their parent: it holds the supervisor's record of how the step ended.
       writable: [work, outputs, scratch],
       readable: [inputs],
-      secrets,
+      network: plan && { plan, hosts },
     });
   }
 
@@ -265,7 +272,12 @@ class ProcessExecution implements FrameSink {
     if (ending.kind !== "exited") return await this.#unknownEnd(ending);
     const { record, unreadBytes } = ending;
     this.#io.dropped(record.droppedBytes + unreadBytes, record.droppedLines ?? 0);
-    const result = await this.#ended(record, workspace);
+    const { sandbox } = this.#options;
+    const result: ExecutionResult = {
+      ...(await this.#ended(record, workspace)),
+      ...(record.error ? {} : { sandbox: sandbox.recordOf(this.#offer.step) }),
+      ...(record.network ? { network: networkUse(this.#offer.step, record.network) } : {}),
+    };
     if (!record.secrets) return result;
     const { maskedInLog, maskedOutputs } = record.secrets;
     return {
@@ -316,9 +328,10 @@ class ProcessExecution implements FrameSink {
     }
     if (exit.error) return failure("failed", "exec", describeSpawnError(exit.error, this.#offer));
     const met =
-      processes === undefined
+      (processes === undefined
         ? ""
-        : `; it met its limit of ${processes} processes (resources.processes of the step)`;
+        : `; it met its limit of ${processes} processes (resources.processes of the step)`) +
+      (exit.network?.trouble === undefined ? "" : `; on its way out, ${exit.network.trouble}`);
     if (signal !== null)
       return failure("failed", "signal", `ended by signal ${signal}${met}`, { exitCode, signal });
     return failure("failed", "exit", `exit code ${exitCode}${met}`, { exitCode, signal });
@@ -355,6 +368,15 @@ function failed(thrown: unknown): ExecutionResult {
   return failure("failed", thrown instanceof ProductError ? thrown.code : "agent", message);
 }
 
+/** Of targets that it had to do with. */
+function networkUse({ network }: Offer["step"], { targets, refused }: Traffic): NetworkUse[] {
+  const uses = targets.map(([connections, failures, sentBytes, receivedBytes], index) => {
+    return { target: network?.allow[index] ?? null, connections, failures, sentBytes, receivedBytes };
+  });
+  const others = { target: null, connections: 0, failures: refused, sentBytes: 0, receivedBytes: 0 };
+  return [...uses, others].filter(({ connections, failures }) => connections + failures > 0);
+}
+
 function isDiskFull(thrown: unknown): boolean {
   return ["ENOSPC", "EDQUOT"].includes((thrown as NodeJS.ErrnoException).code ?? "");
 }
@@ -379,15 +401,17 @@ function stepEnvironment(
   workspace: Workspace,
   options: ProcessExecutorOptions,
   marker: string,
-  secrets: Readonly<Record<string, string>>,
+  { networkEnv, secretEnv }: { networkEnv: Record<string, string>; secretEnv: Record<string, string> },
 ): Record<string, string> {
   const { lease, step } = offer;
   const env: Record<string, string> = {
     HOME: workspace.work,
     TMPDIR: workspace.scratch,
     ...options.stepEnv,
+    // Before the step's own word: a proxy that the host's programs use is not there in the box.
+    ...networkEnv,
     ...step.env,
-    ...secrets,
+    ...secretEnv,
   };
   for (const [name, value] of Object.entries(offer.params))
     env[`INSITU_PARAM_${variable(name)}`] = String(value);
@@ -417,6 +441,7 @@ function describeSpawnError(error: { code: string; message: string }, offer: Off
   const { executor } = offer.step;
   const command = executor.kind === "process" ? executor.argv[0] : executor.kind;
   if (error.code === "BOX") return `the sandbox of ${command} could not be set up; the step's log says why`;
+  if (error.code === "NETWORK") return `${command} was not started: ${error.message}`;
   if (error.code === "GROUP") return `the limits of ${command} could not be set: ${error.message}`;
   if (error.code === "ENOENT")
     return `there is no command ${command} on this host's PATH (see stepEnv in the agent's configuration)`;

@@ -337,6 +337,7 @@ export class AttemptService {
     // Cut off from its supervisor on purpose: what became of it, the next start finds out.
     if (running.left) return;
     const totals = await writer.close();
+    for (const use of result.network ?? []) log.info({ ...offer.lease, ...use }, "network of a step");
     const outcome = this.#outcome(offer, result, totals, startedAtMs, clock.wallMs());
     await this.#finish(offer, outcome);
     await running.execution?.forget();
@@ -420,6 +421,7 @@ export class AttemptService {
       startedAtMs,
       finishedAtMs,
       ...(sitePolicy === undefined ? {} : { sitePolicy }),
+      ...(result.sandbox ? { sandbox: result.sandbox } : {}),
     };
     const report: ReportPayload = { kind: "finished", lease: offer.lease, outcome };
     const reportBytes = Buffer.byteLength(JSON.stringify(report));

@@ -1,9 +1,12 @@
 /** Finds out, once, whether this host can box steps: by boxing a program that does nothing. */
-import { execFile, spawn } from "node:child_process";
+import { execFile } from "node:child_process";
 import { accessSync, constants, lstatSync, readlinkSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
-import { BOX_READY, type BoxHost, planBox } from "./box-plan.ts";
+import type { Clock } from "../../shared/system.ts";
+import { type BoxHost, type BoxRequest, planBox } from "./box-plan.ts";
+import { spawnBoxed } from "./boxed-process.ts";
+import { planNetwork } from "./network-plan.ts";
 import { seccompFilter } from "./seccomp.ts";
 
 const run = promisify(execFile);
@@ -22,18 +25,26 @@ const ETC = [
   ],
 ];
 
-export type HostFacts = { can: true; host: BoxHost } | { can: false; reason: string };
+/** `noWayOut`: why a step cannot be let out to some hosts alone; missing when it can. */
+export type HostFacts = { can: true; host: BoxHost; noWayOut?: string } | { can: false; reason: string };
 
 export interface ProbeOptions {
   path: string;
   user: { uid: number; gid: number };
+  clock: Clock;
   architecture?: string;
+}
+
+interface Trial {
+  clock: Clock;
+  network?: BoxRequest["network"];
 }
 
 /** Never rejects: what cannot be is said in words. */
 export async function probeHost({
   path,
   user,
+  clock,
   architecture = process.arch,
 }: ProbeOptions): Promise<HostFacts> {
   if (process.platform !== "linux")
@@ -51,14 +62,15 @@ export async function probeHost({
     version: await versionOf(bwrap),
     mode,
     setpriv: setpriv ?? "",
+    nsenter: findProgram("nsenter", path) ?? "",
     seccomp: seccomp.toString("base64"),
     system: SYSTEM.flatMap(describe),
     etc: ETC.filter((file) => describe(file).length > 0),
   };
-  const trouble = await tryIt(host, user);
-  return trouble === undefined
-    ? { can: true, host }
-    : cannot(`bubblewrap does not work on this host: ${trouble}`);
+  const trouble = await tryIt(host, user, { clock });
+  if (trouble !== undefined) return cannot(`bubblewrap does not work on this host: ${trouble}`);
+  const noWayOut = await tryWayOut(host, user, clock);
+  return { can: true, host, ...(noWayOut === undefined ? {} : { noWayOut }) };
 }
 
 function cannot(reason: string): HostFacts {
@@ -97,28 +109,45 @@ async function versionOf(bwrap: string): Promise<string> {
 }
 
 /** Undefined when a program ran in the box and ended well. */
-function tryIt(host: BoxHost, user: { uid: number; gid: number }): Promise<string | undefined> {
+function tryIt(
+  host: BoxHost,
+  user: ProbeOptions["user"],
+  { clock, network }: Trial,
+): Promise<string | undefined> {
   const limits = { openFiles: 256, fileSizeBytes: 1024 * 1024, tmpBytes: 1024 * 1024 };
   const paths = { cwd: "/", writable: [], readable: [], hidden: [] };
-  const box = planBox(host, { argv: ["/bin/sh", "-c", "exit 0"], env: {}, ...paths, user, limits });
+  const request = { argv: ["/bin/sh", "-c", "exit 0"], env: {}, ...paths, user, limits };
+  const boxed = spawnBoxed(planBox(host, { ...request, network }), clock);
+  const { child } = boxed;
   return new Promise((resolve) => {
-    const [command, ...args] = box.argv;
-    const stdio = ["pipe", "ignore", "pipe", "pipe", "pipe"] as const;
-    const child = spawn(command!, args, { env: {}, stdio: [...stdio], timeout: PROBE_TIMEOUT_MS });
+    const late = clock.after(PROBE_TIMEOUT_MS, () => child.kill("SIGKILL"));
     let said = "";
-    let told = "";
+    child.stdout!.resume();
     child.stderr!.on("data", (data: Buffer) => {
       said = (said + data.toString("utf8")).slice(-1_000);
     });
-    child.stdio[4]!.on("data", (data: Buffer) => {
-      told += data.toString("utf8");
+    const end = async (code: number | null): Promise<string | undefined> => {
+      late.cancel();
+      await boxed.traffic();
+      const trouble = boxed.trouble();
+      if (code === 0 && trouble === undefined) return undefined;
+      return said.trim() || (trouble?.code === "NETWORK" ? trouble.message : `it ended with ${code}`);
+    };
+    child.once("error", (err) => {
+      late.cancel();
+      resolve(err.message);
     });
-    for (const stream of child.stdio) stream?.on("error", () => undefined); // the exit says the rest
-    child.stdin!.end(box.stdin);
-    (child.stdio[3] as NodeJS.WritableStream).end(Buffer.from(box.seccomp, "base64"));
-    child.once("error", (err) => resolve(err.message));
-    child.once("close", (code) =>
-      resolve(code === 0 && told.trim() === BOX_READY ? undefined : said.trim() || `it ended with ${code}`),
-    );
+    child.once("close", (code) => resolve(end(code)));
   });
+}
+
+/** Undefined when a box could be given a listener that answers outside of it. */
+async function tryWayOut(
+  host: BoxHost,
+  user: ProbeOptions["user"],
+  clock: Clock,
+): Promise<string | undefined> {
+  if (host.nsenter === "") return "nsenter is not installed (Debian, Ubuntu: util-linux)";
+  const plan = planNetwork({ allow: [], mayBeLocal: () => false, host });
+  return await tryIt(host, user, { clock, network: { plan, hosts: "/dev/null" } });
 }

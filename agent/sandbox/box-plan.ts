@@ -5,6 +5,7 @@
  */
 import { dirname } from "node:path";
 import type { StepGroup } from "./group-plan.ts";
+import type { NetworkPlan } from "./network-plan.ts";
 
 /** What the host can do, found out once when the agent starts. */
 export interface BoxHost {
@@ -17,6 +18,8 @@ export interface BoxHost {
    */
   mode: "drop" | "user-namespace";
   setpriv: string;
+  /** Path; empty where it is not installed, and steps have no way out. */
+  nsenter: string;
   /** base64, for `--seccomp`. */
   seccomp: string;
   /** Of /usr, /bin, /sbin, /lib, /lib64 and what else there is: real directories, and links by their target. */
@@ -40,6 +43,8 @@ export interface BoxRequest {
   secrets?: Readonly<Record<string, Buffer>>;
   /** Made by whoever starts the box; the outermost shell joins it. */
   group?: StepGroup | undefined;
+  /** Missing: the box has no network. `hosts`: the file that is its `/etc/hosts`. */
+  network?: { plan: NetworkPlan; hosts: string } | undefined;
 }
 
 /** In the box alone. */
@@ -56,12 +61,16 @@ export interface BoxLimits {
   tmpBytes: number;
 }
 
-/** What the supervisor spawns: with no environment, `stdin` on descriptor 0, the filter on 3, and 4 to be told on. */
+/**
+ * What the supervisor spawns: with no environment, `stdin` on descriptor 0, the filter on 3, and 4 to be told on. With a
+ * network, bubblewrap describes the box on 5.
+ */
 export interface Box {
   argv: string[];
   stdin: string;
   seccomp: string;
   group?: StepGroup | undefined;
+  network?: NetworkPlan | undefined;
 }
 
 const FILE_BLOCK_BYTES = 512;
@@ -106,6 +115,7 @@ export function planBox(host: BoxHost, request: BoxRequest): Box {
     stdin: startScript(request),
     seccomp: host.seccomp,
     group: request.group,
+    network: request.network?.plan,
   };
 }
 
@@ -124,6 +134,7 @@ function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
       link === undefined ? ["--ro-bind", path, path] : ["--symlink", link, path],
     ),
     ...host.etc.flatMap((path) => [...parentOf(path), "--ro-bind", path, path]),
+    ...networkArguments(request.network),
     ...["--proc", "/proc", "--dev", "/dev"],
     ...["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"],
     ...["--perms", "1777", "--size", size, "--tmpfs", "/tmp"],
@@ -131,6 +142,12 @@ function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
     ...secretsMount(request.secrets ?? {}),
     ...["--remount-ro", "/", "--chdir", "/"],
   ];
+}
+
+function networkArguments(network: BoxRequest["network"]): string[] {
+  if (!network) return [];
+  const path = "/etc/hosts";
+  return ["--info-fd", "5", ...parentOf(path), "--ro-bind", network.hosts, path];
 }
 
 /** The innermost shell fills it. Nobody but the step is there to look. */

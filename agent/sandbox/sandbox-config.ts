@@ -1,6 +1,7 @@
 /** The part of the agent's configuration that says how steps are boxed. */
 import { z } from "zod";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import { isTargetRule, TARGET_RULE_EXPECTED } from "../policy/target-rule.ts";
 
 const MiB = 1024 * 1024;
 /** In the range that systemd leaves to dynamic users, which nobody logs in as. */
@@ -22,6 +23,8 @@ export const SandboxConfig = z.strictObject({
   unboxedUpTo: z.enum(CLASSIFICATIONS).default("internal"),
   /** What steps see of the host, read-only, besides the system's programs. Absolute. */
   paths: z.array(z.string().regex(/^\/./, "an absolute path, and not / itself")).default([]),
+  /** Where steps may be let out to that ask for it. Nothing: nowhere. An address of this host counts only by itself. */
+  egress: z.array(z.string().refine(isTargetRule, TARGET_RULE_EXPECTED)).max(1_000).default([]),
   /** Whom steps run as when the agent is root. */
   user: z.strictObject({ uid: Id, gid: Id }).default({ uid: STEP_ID, gid: STEP_ID }),
   /** Of a step that says nothing itself. */

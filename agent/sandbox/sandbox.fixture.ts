@@ -26,7 +26,7 @@ export async function realSandbox(options: {
   groups?: GroupFacts;
 }): Promise<Sandbox> {
   const config = SandboxConfig.parse({ mode: "required", ...options.config });
-  facts ??= probeHost({ path: process.env.PATH ?? "", user: config.user });
+  facts ??= probeHost({ path: process.env.PATH ?? "", user: config.user, clock: systemClock });
   return new Sandbox({
     config,
     facts: await facts,

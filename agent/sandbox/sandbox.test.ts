@@ -1,5 +1,6 @@
 import { expect, test } from "vitest";
 import type { Classification } from "../../shared/model/spec.ts";
+import { systemClock } from "../../shared/system.ts";
 import { probeHost } from "./box-host.ts";
 import { type BoxHost, exposed, planBox } from "./box-plan.ts";
 import { Sandbox } from "./sandbox.ts";
@@ -33,7 +34,7 @@ test.each<[object, Classification | null, boolean]>([
 
 test("the environment is told to the innermost shell alone, and to it word for word", () => {
   const host: BoxHost = {
-    ...{ bwrap: "/usr/bin/bwrap", version: "0.8.0", setpriv: "/usr/bin/setpriv", seccomp: "" },
+    ...{ bwrap: "/usr/bin/bwrap", version: "0.8.0", nsenter: "", setpriv: "/usr/bin/setpriv", seccomp: "" },
     ...{ mode: "drop", system: [], etc: [] },
   };
   const box = planBox(host, {
@@ -76,7 +77,7 @@ test("a filter fits the kernel's program for each architecture that is known, an
 
 test("a host that cannot says why", async () => {
   const user = { uid: 62_017, gid: 62_017 };
-  const found = await probeHost({ path: "/bin", user, architecture: "riscv64" });
+  const found = await probeHost({ path: "/bin", user, clock: systemClock, architecture: "riscv64" });
   expect(found).toEqual({ can: false, reason: expect.stringMatching(/riscv64/) });
 });
 

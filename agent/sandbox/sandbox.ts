@@ -2,10 +2,14 @@
 import { realpathSync, statSync } from "node:fs";
 import type { Classification, StepSpec } from "../../shared/model/spec.ts";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import { parseTarget } from "../../shared/model/target.ts";
+import type { BoxRecord } from "../../shared/wire/attempt.ts";
+import { matchesTarget, namesAddress } from "../policy/target-rule.ts";
 import type { HostFacts } from "./box-host.ts";
 import { type Box, EXPORTABLE, exposed, planBox } from "./box-plan.ts";
 import type { GroupFacts } from "./group-host.ts";
 import { CONTROLLERS, groupDirectories, planGroup, type StepGroup } from "./group-plan.ts";
+import { type NetworkPlan, planNetwork } from "./network-plan.ts";
 import type { SandboxConfig } from "./sandbox-config.ts";
 import { limitsOf } from "./step-limits.ts";
 
@@ -32,6 +36,7 @@ export interface BoxWishes {
   writable: readonly string[];
   readable: readonly string[];
   secrets?: Readonly<Record<string, Buffer>>;
+  network?: { plan: NetworkPlan; hosts: string } | undefined;
 }
 
 export interface SandboxFacts {
@@ -45,11 +50,14 @@ export interface SandboxFacts {
   notHeld: Record<string, string>;
   /** Without boxes: the highest class of data that a step may read here all the same; empty for none. */
   unboxedUpTo: string;
+  /** Whether a step that is to be let out to some hosts, and to no other, can be. */
+  letsOut: boolean;
 }
 
 export type Boxed = { kind: "boxed"; box: Box } | { kind: "plain" } | { kind: "refused"; message: string };
 
 const FACT_MAX_CHARS = 500;
+const VERSION_MAX_CHARS = 64;
 
 export class Sandbox {
   readonly #options: SandboxOptions;
@@ -76,7 +84,8 @@ export class Sandbox {
     const notHeld: Record<string, string> = {};
     const { mode, unboxedUpTo: upTo } = this.#options.config;
     const unboxedUpTo = mode === "required" ? "" : upTo;
-    if (!boxes) return { boxes, summary, held, notHeld, unboxedUpTo };
+    const { letsOut } = this;
+    if (!boxes) return { boxes, summary, held, notHeld, unboxedUpTo, letsOut };
     held.openFiles = "rlimit";
     held.fileSize = "rlimit";
     for (const controller of CONTROLLERS) {
@@ -86,7 +95,7 @@ export class Sandbox {
       else if (controller === "pids") held[name] = "rlimit, of all processes of the step's user";
       else notHeld[name] = (lacks[controller] ?? "no control groups").slice(0, FACT_MAX_CHARS);
     }
-    return { boxes, summary, held, notHeld, unboxedUpTo };
+    return { boxes, summary, held, notHeld, unboxedUpTo, letsOut };
   }
 
   /** The attempt's control groups, whether they are there or not: for whoever ends what another has left. */
@@ -117,7 +126,46 @@ export class Sandbox {
     return `${why}, and without one it takes no step that reads data classed above ${config.unboxedUpTo} (sandbox.unboxedUpTo)`;
   }
 
-  plan({ step, marker, argv, env, cwd, writable, readable, secrets = {} }: BoxWishes): Boxed {
+  get letsOut(): boolean {
+    return this.boxes && this.#noWayOut === undefined;
+  }
+
+  get #noWayOut(): string | undefined {
+    const { facts } = this.#options;
+    return facts.can ? facts.noWayOut : facts.reason;
+  }
+
+  /** As its outcome tells. */
+  recordOf({ network }: Pick<StepSpec, "network">): BoxRecord {
+    const { facts } = this.#options;
+    if (!this.boxes || !facts.can) return { kind: "none", version: "", network: "host", limits: {} };
+    return {
+      kind: "bubblewrap",
+      version: facts.host.version.slice(0, VERSION_MAX_CHARS),
+      network: network ? "allow-list" : "none",
+      limits: this.facts.held,
+    };
+  }
+
+  /** Undefined: the step asks for no network. A message: it is not given what it asks for. */
+  planNetwork({ network }: Pick<StepSpec, "network">): NetworkPlan | string | undefined {
+    if (!network) return undefined;
+    const { config, facts } = this.#options;
+    if (!this.boxes || !facts.can)
+      return `this agent has no sandbox (${this.summary}), and without one it cannot let a step out to some hosts alone`;
+    if (facts.noWayOut !== undefined) return `this agent cannot let steps out: ${facts.noWayOut}`;
+    const closed = network.allow.filter((text) => {
+      const target = parseTarget(text);
+      return target === undefined || !config.egress.some((rule) => matchesTarget(rule, target));
+    });
+    if (closed.length > 0)
+      return `this agent lets no step out to ${closed.join(", ")}; its site may allow it (sandbox.egress in the agent's configuration)`;
+    const mayBeLocal = (target: Parameters<typeof namesAddress>[1]): boolean =>
+      config.egress.some((rule) => namesAddress(rule, target));
+    return planNetwork({ allow: network.allow, mayBeLocal, host: facts.host });
+  }
+
+  plan({ step, marker, argv, env, cwd, writable, readable, secrets = {}, network }: BoxWishes): Boxed {
     const { config, facts, groups, hostMemoryBytes, datasets } = this.#options;
     if (!this.boxes || !facts.can) return { kind: "plain" };
     const bad = Object.keys(env).find((name) => !EXPORTABLE.test(name));
@@ -158,6 +206,7 @@ export class Sandbox {
         },
         group: planGroup(groups.host, marker, limits),
         secrets,
+        network,
       }),
     };
   }

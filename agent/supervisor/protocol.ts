@@ -10,15 +10,18 @@ import type { Socket } from "node:net";
 import { StringDecoder } from "node:string_decoder";
 import { z } from "zod";
 import { StepGroup } from "../sandbox/group-plan.ts";
+import { NetworkPlan } from "../sandbox/network-plan.ts";
+import { Traffic } from "../sandbox/way-out.ts";
 import { ProcessIdentity } from "./process-identity.ts";
 
 export const SUPERVISOR_PROTOCOL = 1;
 /**
  * 2: boxes a step whose spec has a box, writes `started.json` before it begins, and says why one did not begin.
- * 3: masks secrets in what it writes down. 4: makes the control group of a box. Absent: 1. A step is given to none of a
- * lower revision: it would pass over the box or the secrets and start the step without, or not find the group.
+ * 3: masks secrets in what it writes down. 4: makes the control group of a box. 5: opens the
+ * way out of one. Absent: 1. A step is given to none of a lower revision: it would pass over the box or the secrets and
+ * start the step without, or not find the group.
  */
-export const SUPERVISOR_REVISION = 4;
+export const SUPERVISOR_REVISION = 5;
 
 /** `code` is that of the system call, or empty. */
 const Trouble = z.object({ code: z.string(), message: z.string() });
@@ -43,6 +46,7 @@ export const StepSpec = z.object({
       stdin: z.string(),
       seccomp: z.string(),
       group: StepGroup.optional(),
+      network: NetworkPlan.optional(),
     })
     .optional(),
   /** Missing: the step has none. Values are base64; they are in no file, and on no command line. */
@@ -121,6 +125,8 @@ export const ExitRecord = z.object({
     .optional(),
   /** The limits that it met, with their values; see `LimitsMet`. */
   limitsMet: z.object({ memoryBytes: z.number().optional(), processes: z.number().optional() }).optional(),
+  /** Of a step with a way out. */
+  network: Traffic.optional(),
 });
 export type ExitRecord = z.infer<typeof ExitRecord>;
 

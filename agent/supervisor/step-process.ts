@@ -7,6 +7,7 @@ import { endTree, killTree, type Leftovers, signalGroup } from "../executors/pro
 import { type BoxedChild, endBox, spawnBoxed } from "../sandbox/boxed-process.ts";
 import type { StepGroup } from "../sandbox/group-plan.ts";
 import { type LimitsMet, limitsMet, makeGroup, removeGroup } from "../sandbox/step-group.ts";
+import type { Traffic } from "../sandbox/way-out.ts";
 import { identityOf, type ProcessIdentity } from "./process-identity.ts";
 import type { StepSpec } from "./protocol.ts";
 
@@ -65,9 +66,16 @@ export class StepProcess {
       const exit = await exited;
       const error = this.stopped ? undefined : this.#boxed?.trouble();
       const met = group && limitsMet(group);
-      return { ...exit, ...(error ? { error } : {}), ...(met ? { limitsMet: met } : {}) };
+      const network = await this.#boxed?.traffic();
+      return {
+        ...exit,
+        ...(error ? { error } : {}),
+        ...(met ? { limitsMet: met } : {}),
+        ...(network ? { network } : {}),
+      };
     } finally {
       this.#timeout.cancel();
+      await this.#boxed?.traffic();
       await this.#ending;
       if (child.pid !== undefined && !this.#ending) this.#leftovers.add(marker);
     }
@@ -87,7 +95,7 @@ export class StepProcess {
   #spawn(): ChildProcess {
     const { argv, box, cwd, env } = this.#spec;
     if (box) {
-      this.#boxed = spawnBoxed(box);
+      this.#boxed = spawnBoxed(box, this.#clock);
       return this.#boxed.child;
     }
     const [command, ...args] = argv;
@@ -116,6 +124,7 @@ export interface Exit {
   signal: NodeJS.Signals | null;
   error?: NodeJS.ErrnoException;
   limitsMet?: LimitsMet;
+  network?: Traffic;
 }
 
 /**

@@ -12,7 +12,7 @@ import { Supervisors } from "./client.ts";
 import type { FrameSink } from "./followed-step.ts";
 import { FormerSupervisor } from "./former-supervisor.fixture.ts";
 import { identityOf } from "./process-identity.ts";
-import type { StepSpec } from "./protocol.ts";
+import { type StepSpec, SUPERVISOR_REVISION } from "./protocol.ts";
 import type { Frame } from "./spool.ts";
 import { Supervisor } from "./supervisor.ts";
 
@@ -45,7 +45,12 @@ async function supervise(): Promise<string> {
   });
   await left.start();
   running.push(left);
-  const about = { socketPath, pid: process.pid, revision: 4, process: identityOf(process.pid) };
+  const about = {
+    socketPath,
+    pid: process.pid,
+    revision: SUPERVISOR_REVISION,
+    process: identityOf(process.pid),
+  };
   writeFileSync(join(own, "about.json"), JSON.stringify(about));
   return socketPath;
 }

@@ -258,6 +258,7 @@ class Attempt implements OutputSink {
       droppedLines: this.#spool.droppedLines,
       ...(secrets ? { secrets } : {}),
       ...(exit.limitsMet ? { limitsMet: exit.limitsMet } : {}),
+      ...(exit.network ? { network: exit.network } : {}),
     };
     await this.#keep(record);
     this.#world.say({ say: "exit", key: this.#spec.key });

@@ -54,6 +54,7 @@ class Side implements AgentSide {
       held: { memory: "cgroup v2" },
       notHeld: { cpu: "no" },
       unboxedUpTo: "internal",
+      letsOut: true,
     },
     natsUserKey: "U1",
   });
@@ -200,6 +201,7 @@ test("says what it is and what it holds, then renews exactly what it holds, with
       held: { memory: "cgroup v2" },
       notHeld: { cpu: "no" },
       unboxedUpTo: "internal",
+      letsOut: true,
     },
     instanceId: "instance-1",
     held: [leaseKey({ epoch: 4 })],

@@ -10,7 +10,13 @@ import {
   PipelineSpec,
   PoolSpec,
 } from "../../shared/model/spec.ts";
-import { ArtifactRef, EgressRecord, OutcomeStatus, OutputValue } from "../../shared/wire/attempt.ts";
+import {
+  ArtifactRef,
+  BoxRecord,
+  EgressRecord,
+  OutcomeStatus,
+  OutputValue,
+} from "../../shared/wire/attempt.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
 import { POISON_SOURCES } from "../poison/ports.ts";
 
@@ -77,6 +83,7 @@ export const AttemptView = z
     signal: z.string().nullable(),
     error: z.object({ code: z.string(), message: z.string() }).nullable(),
     egress: z.array(EgressRecord),
+    sandbox: BoxRecord.optional().openapi({ description: "What its processes ran in. Missing: not said" }),
     logLastSeq: z.int(),
     logDroppedBytes: z.int(),
   })
@@ -153,6 +160,9 @@ export const AgentView = z
         unboxedUpTo: z
           .string()
           .openapi({ description: "Without boxes: the highest class of data that it takes all the same" }),
+        letsOut: z.boolean().optional().openapi({
+          description: "Whether steps can be let out to the hosts of their list, and to no other",
+        }),
       })
       .nullable()
       .openapi({ description: "What process steps run in. Null: an agent that does not say" }),

@@ -1,6 +1,6 @@
 /** A run in full, for people: its steps, who ran what where, what it gave, what left each site. Pure. */
 import type { AttemptView, RunDetail, StepView } from "../api/schemas.ts";
-import { egressBySite } from "./egress.ts";
+import { egressBySite, networkUses, type TargetUse } from "./egress.ts";
 import { fieldLines, tableLines } from "./output.ts";
 import { runMark, stepMark } from "./run-view.ts";
 import { bytes, cut, duration, instant, oneLine, type Paint, shortDigest } from "./text.ts";
@@ -33,6 +33,10 @@ export function reportLines(
       ...tableLines(artifacts, ARTIFACT_COLUMNS, sized),
     );
   }
+  const uses = networkUses(run.steps);
+  if (uses.length > 0)
+    lines.push("", paint("bold", "Where steps were let out to"), ...tableLines(uses, TARGET_COLUMNS, sized));
+  lines.push(...section("What steps ran in", boxLines(run.steps), paint));
   const egress = egressBySite(run.steps);
   if (egress.length > 0) {
     lines.push("", paint("bold", "What left each site"), ...tableLines(egress, EGRESS_COLUMNS, sized));
@@ -145,9 +149,38 @@ const EGRESS_COLUMNS = [
   { title: "LOGS", value: ({ log }: SiteEgress) => bytes(log), right: true },
   { title: "ERROR TEXT", value: ({ error }: SiteEgress) => bytes(error), right: true },
   { title: "ARTIFACTS", value: ({ artifact }: SiteEgress) => bytes(artifact), right: true },
+  { title: "NETWORK", value: ({ network }: SiteEgress) => bytes(network), right: true },
   { title: "SENT", value: ({ sent }: SiteEgress) => bytes(sent), right: true },
   { title: "KEPT", value: ({ kept }: SiteEgress) => bytes(kept), right: true },
 ];
+
+const TARGET_COLUMNS = [
+  { title: "STEP", value: ({ step }: TargetUse) => step },
+  { title: "SITE", value: ({ site }: TargetUse) => site },
+  { title: "TARGET", value: ({ target }: TargetUse) => (target === "others" ? "not on its list" : target) },
+  { title: "CONNECTIONS", value: ({ connections }: TargetUse) => String(connections), right: true },
+  { title: "REFUSED OR FAILED", value: ({ failures }: TargetUse) => String(failures), right: true },
+  { title: "SENT", value: ({ sent }: TargetUse) => bytes(sent), right: true },
+  { title: "RECEIVED", value: ({ received }: TargetUse) => bytes(received), right: true },
+];
+
+/** One line for each kind of box. */
+function boxLines(steps: readonly StepView[]): string[] {
+  const found = new Map<string, Set<string>>();
+  for (const { id, attempts } of steps) {
+    for (const { sandbox } of attempts) {
+      if (!sandbox) continue;
+      const { kind, version, network, limits } = sandbox;
+      const held = Object.keys(limits).sort().join(", ");
+      const what =
+        kind === "none"
+          ? "plain processes: no box, no limits, the network of the host"
+          : oneLine(`${kind} ${version}, network ${network}, limits ${held || "none"}`);
+      found.set(what, (found.get(what) ?? new Set()).add(id));
+    }
+  }
+  return [...found].map(([what, ids]) => `  ${[...ids].join(", ")}: ${what}`);
+}
 
 function section(title: string, lines: readonly string[], paint: Paint): string[] {
   return lines.length === 0 ? [] : ["", paint("bold", title), ...lines];

@@ -60,6 +60,8 @@ export const SandboxFacts = z.object({
   held: z.record(z.string(), z.string()),
   notHeld: z.record(z.string(), z.string()),
   unboxedUpTo: z.string(),
+  /** Missing: no. */
+  letsOut: z.boolean().optional(),
 });
 export type SandboxFacts = z.infer<typeof SandboxFacts>;
 

@@ -48,7 +48,14 @@ const Hello = z.object({
   held: Held,
   sitePolicy: SitePolicy,
   sandbox: z
-    .object({ boxes: z.boolean(), summary: Text, held: Words, notHeld: Words, unboxedUpTo: Text })
+    .object({
+      boxes: z.boolean(),
+      summary: Text,
+      held: Words,
+      notHeld: Words,
+      unboxedUpTo: Text,
+      letsOut: z.boolean(),
+    })
     .nullish(),
 });
 

@@ -64,6 +64,7 @@ describe("a session", () => {
       held: { memory: "cgroup v2" },
       notHeld: {},
       unboxedUpTo: "internal",
+      letsOut: true,
     };
     const { stream, inbox } = await openSession(agent.client, { sandbox });
     expect(await connected).toMatchObject({ environment: "dream", agent: agent.id });

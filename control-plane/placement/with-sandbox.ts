@@ -6,7 +6,7 @@ import type { EnvironmentVerdict } from "./placement.ts";
 export interface BoxingAgent {
   id: string;
   /** Null: it does not say, as those of an earlier release. */
-  sandbox: { boxes: boolean; summary: string; unboxedUpTo: string } | null;
+  sandbox: { boxes: boolean; summary: string; unboxedUpTo: string; letsOut?: boolean | undefined } | null;
 }
 
 export interface SandboxWorld {
@@ -23,12 +23,15 @@ const AGENTS_SHOWN = 3;
  */
 export function withSandbox(
   verdicts: readonly EnvironmentVerdict[],
-  step: Pick<StepSpec, "executor" | "reads" | "sandbox">,
+  step: Pick<StepSpec, "executor" | "reads" | "sandbox" | "network">,
   { classificationOf, agentsOf }: SandboxWorld,
 ): EnvironmentVerdict[] {
   const highest = Math.max(-1, ...step.reads.map((name) => CLASSIFICATIONS.indexOf(classificationOf(name))));
   const refuses = ({ sandbox }: BoxingAgent): boolean => {
-    if (step.executor.kind !== "process" || sandbox?.boxes) return false;
+    if (step.executor.kind !== "process") return false;
+    // One of an earlier release would not even understand the offer.
+    if (step.network && !sandbox?.letsOut) return true;
+    if (sandbox?.boxes) return false;
     if (step.sandbox === "required") return true;
     // A class that is not known here lies below all: to let less run is the safe mistake.
     return sandbox !== null && highest > CLASSIFICATIONS.indexOf(sandbox.unboxedUpTo as Classification);
@@ -42,15 +45,18 @@ export function withSandbox(
       .slice(0, AGENTS_SHOWN)
       .map(({ id, sandbox }) => `${id}: ${sandbox?.summary ?? "does not say"}`);
     const more = agents.length > AGENTS_SHOWN ? `; and ${agents.length - AGENTS_SHOWN} more` : "";
-    const why =
-      step.sandbox === "required"
-        ? "the step requires a sandbox"
-        : `the step reads data classed ${CLASSIFICATIONS[highest]}, which they take in a sandbox alone`;
-    const message = `no agent in ${environment} boxes steps, and ${why} (${shown.join("; ")}${more})`;
+    const message = `no agent in ${environment} ${whyNot(step, highest)} (${shown.join("; ")}${more})`;
     return {
       environment,
       allowed: false,
       reasons: [...verdict.reasons, { policy: "sandbox", dataset: null, message }],
     };
   });
+}
+
+function whyNot({ network, sandbox }: Pick<StepSpec, "network" | "sandbox">, highest: number): string {
+  if (network) return `lets steps out, and the step asks for ${network.allow.join(", ")}`;
+  if (sandbox === "required") return "boxes steps, and the step requires a sandbox";
+  const level = CLASSIFICATIONS[highest];
+  return `boxes steps, and the step reads data classed ${level}, which they take in a sandbox alone`;
 }

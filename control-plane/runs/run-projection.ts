@@ -221,6 +221,7 @@ function ended(
     signal: outcome.signal,
     error: outcome.error,
     egress: outcome.egress,
+    ...(outcome.sandbox ? { sandbox: outcome.sandbox } : {}),
     logLastSeq: outcome.logLastSeq,
     logDroppedBytes: outcome.logDroppedBytes,
   };

@@ -8,6 +8,7 @@ import { z } from "zod";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
 import { FIELD_PATTERN, NAME_PATTERN, VARIABLE_PATTERN } from "./names.ts";
 import { CLASSIFICATIONS, SECRETS_MAX } from "./spec.ts";
+import { parseTarget, TARGET_EXPECTED, TARGETS_MAX } from "./target.ts";
 import {
   DURATION_EXPECTED,
   DURATION_PATTERN,
@@ -190,6 +191,21 @@ const Secrets = z.union(
   { error: SECRETS_EXPECTED },
 );
 
+const TARGETS_EXPECTED = `a list of 1 to ${TARGETS_MAX} targets`;
+const Network = z.strictObject({
+  allow: z
+    .array(
+      z
+        .string({ error: TARGET_EXPECTED })
+        .refine((text) => parseTarget(text) !== undefined, { error: TARGET_EXPECTED })
+        .meta({ examples: ["db.site.example:5432"] }),
+      { error: TARGETS_EXPECTED },
+    )
+    .min(1, { error: TARGETS_EXPECTED })
+    .max(TARGETS_MAX, { error: TARGETS_EXPECTED })
+    .describe("host:port of each; the site must allow it as well"),
+});
+
 export const StepDocument = z.strictObject({
   id: ResourceName.describe("Name of the step, unique in the pipeline"),
   description: Text.optional().describe("One line for people"),
@@ -266,6 +282,9 @@ export const StepDocument = z.strictObject({
     .describe(
       "required: runs only where the agent boxes steps. Default: required where it reads data classed above what the agent's configuration lets run without, which is internal",
     ),
+  network: Network.optional().describe(
+    "Where the step is let out to; its agent must box it. Default: nowhere, where the agent boxes steps",
+  ),
 });
 export type StepDocument = z.infer<typeof StepDocument>;
 

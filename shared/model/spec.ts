@@ -6,6 +6,7 @@
  */
 import { z } from "zod";
 import { FieldName, Name, VARIABLE_PATTERN } from "./names.ts";
+import { parseTarget, TARGETS_MAX, targetText } from "./target.ts";
 
 export const CLASSIFICATIONS = ["public", "internal", "confidential", "restricted", "secret"] as const;
 export const Classification = z.enum(CLASSIFICATIONS);
@@ -68,6 +69,18 @@ export const ResourcesSpec = z.strictObject({
 });
 export type ResourcesSpec = z.infer<typeof ResourcesSpec>;
 
+/** Where a boxed step is let out to. Missing: nowhere. */
+export const NetworkSpec = z.strictObject({
+  /** `host:port`, in the one form of `targetText`; sorted. */
+  allow: z.array(z.string().refine(isTargetText)).min(1).max(TARGETS_MAX),
+});
+export type NetworkSpec = z.infer<typeof NetworkSpec>;
+
+function isTargetText(text: string): boolean {
+  const target = parseTarget(text);
+  return target !== undefined && targetText(target) === text;
+}
+
 export const StepSpec = z.strictObject({
   id: Name,
   description: z.string().optional(),
@@ -98,6 +111,7 @@ export const StepSpec = z.strictObject({
   resources: ResourcesSpec.optional(),
   /** Never started without a box, whatever its data. Missing: as the agent's configuration says for the class of it. */
   sandbox: z.literal("required").optional(),
+  network: NetworkSpec.optional(),
 });
 export type StepSpec = z.infer<typeof StepSpec>;
 

@@ -21,6 +21,7 @@ import type {
   SecretSpec,
   StepSpec,
 } from "./spec.ts";
+import { parseTarget, targetText } from "./target.ts";
 import { durationMs, formatDuration, sizeBytes } from "./units.ts";
 
 export const DEFAULTS = {
@@ -94,7 +95,14 @@ function stepSpec(step: StepDocument): StepSpec {
       ? { resources: resourcesSpec(step.resources) }
       : {}),
     ...(step.sandbox ? { sandbox: step.sandbox } : {}),
+    ...(step.network ? { network: { allow: setOf(step.network.allow.map(normalTarget)) } } : {}),
   };
+}
+
+/** What is no target has not passed the schema of documents. */
+function normalTarget(text: string): string {
+  const target = parseTarget(text);
+  return target === undefined ? text : targetText(target);
 }
 
 /** In the short form the variable is the name in capitals: `warehouse-password` is WAREHOUSE_PASSWORD. */
@@ -273,6 +281,7 @@ function stepDocument(step: StepSpec): StepDocument {
     ...(step.secrets ? { secrets: step.secrets } : {}),
     ...(step.resources ? { resources: resourcesDocument(step.resources) } : {}),
     ...(step.sandbox ? { sandbox: step.sandbox } : {}),
+    ...(step.network ? { network: step.network } : {}),
   };
 }
 

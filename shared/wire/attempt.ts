@@ -35,13 +35,18 @@ export type Verdict = z.infer<typeof Verdict>;
 
 /** What the egress gate did with one thing that could leave the site. */
 export const EgressRecord = z.strictObject({
-  kind: z.enum(["output", "log", "error", "artifact"]),
+  kind: z.enum(["output", "log", "error", "artifact", "network"]),
+  /** Of `network`: `host:port` as on the step's list, or "others" for what is not on it, whose names stay at the site. */
   name: z.string(),
   verdict: Verdict,
   /** Content bytes that left the site. A digest counts as zero. */
   sentBytes: z.int().min(0),
   /** Content bytes that stayed because of the verdict. */
   keptBytes: z.int().min(0),
+  /** Of `network`: connections to the target, tries that came to none, and bytes that came back. */
+  connections: z.int().min(0).optional(),
+  failures: z.int().min(0).optional(),
+  receivedBytes: z.int().min(0).optional(),
 });
 export type EgressRecord = z.infer<typeof EgressRecord>;
 
@@ -55,6 +60,18 @@ export const OUTCOME_STATUSES = [
 ] as const;
 export const OutcomeStatus = z.enum(OUTCOME_STATUSES);
 export type OutcomeStatus = z.infer<typeof OutcomeStatus>;
+
+/** What a step's processes ran in. */
+export const BoxRecord = z.strictObject({
+  kind: z.enum(["bubblewrap", "none"]),
+  /** Of the program that made the box; empty for none. */
+  version: z.string().max(64),
+  /** `allow-list`: the targets of the step alone. `host`: what the host has. */
+  network: z.enum(["none", "allow-list", "host"]),
+  /** Limit, as a step's `resources` call it, to what held it. */
+  limits: z.record(z.string(), z.string()),
+});
+export type BoxRecord = z.infer<typeof BoxRecord>;
 
 /** How one attempt ended, as its agent saw it. */
 export const Outcome = z.strictObject({
@@ -74,6 +91,8 @@ export const Outcome = z.strictObject({
   finishedAtMs: z.int().min(0),
   /** The policy of the site under which the attempt was taken or refused. Missing: the site has none. */
   sitePolicy: Digest.optional(),
+  /** Missing: no process was started, or by an agent that does not say. */
+  sandbox: BoxRecord.optional(),
 });
 export type Outcome = z.infer<typeof Outcome>;
 

@@ -24,7 +24,7 @@ export interface BoxCost {
 /** A reason where this host cannot box. */
 export async function measureBoxes(rounds: number): Promise<BoxCost | string> {
   const config = SandboxConfig.parse({});
-  const facts = await probeHost({ path: process.env.PATH ?? "", user: config.user });
+  const facts = await probeHost({ path: process.env.PATH ?? "", user: config.user, clock: systemClock });
   if (!facts.can) return facts.reason;
   const stateDir = mkdtempSync(join(tmpdir(), "insitu-bench-"));
   const groups = await probeGroups(systemClock);
@@ -74,7 +74,7 @@ async function runBoxed(sandbox: Sandbox, marker: string): Promise<void> {
   if (planned.kind !== "boxed") throw new Error(`the process was not boxed: ${planned.kind}`);
   const { group } = planned.box;
   if (group) makeGroup(group);
-  const boxed = spawnBoxed(planned.box);
+  const boxed = spawnBoxed(planned.box, systemClock);
   boxed.child.stdout?.resume();
   boxed.child.stderr?.resume();
   const [code] = (await once(boxed.child, "close")) as [number | null];

@@ -198,6 +198,7 @@ function sandboxFields(sandbox: AgentView["sandbox"]): [string, string][] {
   return [
     ["sandbox", oneLine(sandbox.summary)],
     ["limits", list(sandbox.held)],
+    ["way out", sandbox.letsOut ? "to the targets of a step that the site allows" : "none"],
     ...(notHeld === "" ? [] : [["not limited", notHeld] as [string, string]]),
   ];
 }

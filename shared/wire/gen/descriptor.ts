@@ -325,6 +325,10 @@ export const DESCRIPTOR = {
                     "unboxedUpTo": {
                       "type": "string",
                       "id": 5
+                    },
+                    "letsOut": {
+                      "type": "bool",
+                      "id": 6
                     }
                   }
                 },

@@ -7,6 +7,7 @@ export interface Sandbox {
   'held'?: ({[key: string]: string});
   'notHeld'?: ({[key: string]: string});
   'unboxedUpTo'?: (string);
+  'letsOut'?: (boolean);
 }
 
 export interface Sandbox__Output {
@@ -15,4 +16,5 @@ export interface Sandbox__Output {
   'held': ({[key: string]: string});
   'notHeld': ({[key: string]: string});
   'unboxedUpTo': (string);
+  'letsOut': (boolean);
 }
