@@ -75,13 +75,14 @@ export function networkEnvironment({ targets, proxy }: NetworkPlan): Record<stri
     HTTP_PROXY: `http://${at}`,
     HTTPS_PROXY: `http://${at}`,
     ALL_PROXY: `socks5h://${at}`,
-    NO_PROXY: "localhost,127.0.0.1,::1",
   };
+  const direct = new Set<string>();
   for (const { host, port, listen } of targets) {
     const isName = parseTarget(targetText({ host, port }))?.isAddress === false;
-    env.NO_PROXY += `,${isName ? host : listen.address}`;
+    direct.add(isName ? host : listen.address);
     if (!isName) env[`INSITU_CONNECT_${variable(host)}_${port}`] = `${listen.address}:${listen.port}`;
   }
+  env.NO_PROXY = ["localhost", "127.0.0.1", "::1", ...direct].join(",");
   // Some programs read the small ones alone, others the capitals.
   const small = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
   for (const name of small) env[name.toLowerCase()] = env[name]!;

@@ -57,11 +57,10 @@ export class WayOut {
   readonly #open = new Set<Socket>();
   readonly #flows = new Set<Promise<void>>();
   readonly #lookups = new Map<string, Promise<readonly LookupAddress[]>>();
-  /** To targets that have answered. */
-  readonly #carried = new Set<Socket>();
   /** End the dialling of others. */
   readonly #dialling = new Set<(why: Error) => void>();
-  #closing = false;
+  /** The step has ended, and what it has sent has had its time. */
+  #late = false;
   #refused = 0;
   #trouble: string | undefined;
 
@@ -90,17 +89,17 @@ export class WayOut {
 
   /** The step has ended: what it has sent still goes out, for as long as `FLUSH_MS`; then all is let go. */
   async close(): Promise<void> {
+    // What the step has opened in its last moment is taken, too.
+    await new Promise<void>((resolve) => setImmediate(resolve));
     for (const server of this.#servers) server.close();
-    this.#closing = true;
-    for (const end of this.#dialling) end(new Error("the step has ended"));
-    // Nobody is left to answer to.
-    for (const upstream of this.#carried) if (upstream.writableFinished) upstream.destroy();
     let timer: Timer | undefined;
     const patience = new Promise<void>((resolve) => {
       timer = this.#options.clock.after(FLUSH_MS, resolve);
     });
     await Promise.race([Promise.all(this.#flows), patience]);
     timer?.cancel();
+    this.#late = true;
+    for (const end of this.#dialling) end(new Error("the step has ended"));
     for (const socket of this.#open) socket.destroy();
     await Promise.all(this.#flows);
   }
@@ -263,7 +262,7 @@ export class WayOut {
       const late = this.#options.clock.after(DIAL_MS, () => fail(new Error(`nothing within ${DIAL_MS} ms`)));
       this.#dialling.add(fail);
       upstream.once("error", fail);
-      if (this.#closing) return fail(new Error("the step has ended"));
+      if (this.#late) return fail(new Error("the step has ended"));
       upstream.connect({ host, port }, () => {
         settle();
         resolve(upstream);
@@ -274,10 +273,8 @@ export class WayOut {
   /** Resolves when both are closed. An end of one side is passed on; a break of one breaks the other. */
   async #carry(socket: Socket, upstream: Socket, index: number): Promise<void> {
     const figures = this.#figures[index]!;
-    this.#carried.add(upstream);
     const over = new Promise<void>((resolve) => {
       upstream.once("close", () => {
-        this.#carried.delete(upstream);
         figures[SENT] += upstream.bytesWritten;
         figures[RECEIVED] += upstream.bytesRead;
         if (!upstream.readableEnded) socket.resetAndDestroy();
@@ -286,13 +283,12 @@ export class WayOut {
     });
     const gone = new Promise<void>((resolve) => {
       socket.once("close", () => {
-        // Gone in the middle: the target is to know that this was no end.
+        // Gone in the middle: the target is to know that this was no end. Else it gets the rest of what was sent; its
+        // answer is read for nobody, for a socket that is closed before drops what it has still to send.
         if (!socket.readableEnded) upstream.resetAndDestroy();
+        else upstream.resume();
         resolve();
       });
-    });
-    upstream.once("finish", () => {
-      if (this.#closing) upstream.destroy();
     });
     socket.pipe(upstream);
     upstream.pipe(socket);
