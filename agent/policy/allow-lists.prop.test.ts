@@ -19,12 +19,17 @@ const asked: fc.Arbitrary<Asked> = fc
     files: fc.dictionary(name, word, { maxKeys: 3, noNullPrototype: true }),
     reads: fc.uniqueArray(name, { maxLength: 3 }),
     writes: fc.uniqueArray(name, { maxLength: 3 }),
+    allow: fc.uniqueArray(fc.constantFrom("db.test:5432", "api.test:443", "10.0.0.1:22"), { maxLength: 3 }),
     timeoutMs: fc.integer({ min: 1, max: 100_000 }),
   })
-  .map(({ pipeline, argv, env, files, reads, writes, timeoutMs }) => ({
+  .map(({ pipeline, argv, env, files, reads, writes, allow, timeoutMs }) => ({
     pipeline,
     files,
-    step: stepSpec("fit", { executor: { kind: "process", argv }, env, reads, writes, timeoutMs }),
+    step: stepSpec("fit", {
+      executor: { kind: "process", argv },
+      ...{ env, reads, writes, timeoutMs },
+      ...(allow.length > 0 ? { network: { allow } } : {}),
+    }),
     datasets: [...new Set([...reads, ...writes])].map((dataset) => ({
       name: dataset,
       classification: "internal" as const,
@@ -45,6 +50,7 @@ describe("a site's policy", () => {
         if (Object.keys(files).length > 0) expected.push("files");
         if (Object.keys(step.env).length > 0) expected.push("env");
         if (step.reads.length + step.writes.length > 0) expected.push("datasets");
+        if (step.network) expected.push("egress");
         expect(forbidden({}, offer)).toEqual(expected);
       }),
     );
@@ -73,6 +79,7 @@ describe("a site's policy", () => {
             ...step.writes.map((dataset) => ({ name: dataset, access: "read-write" })),
             ...step.reads.filter((dataset) => !step.writes.includes(dataset)),
           ],
+          egress: step.network?.allow ?? [],
         };
         expect(forbidden(lists, offer)).toEqual([]);
         const full = Object.entries(lists).filter(([, entries]) => entries.length > 0);
@@ -177,6 +184,11 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   ["datasets", { datasets: ["d"] }, { step: stepSpec("fit", { writes: ["d"] }) }, false],
   ["datasets", { datasets: ["d", { name: "*", access: "read-write" }] }, writing("d"), false],
   ["datasets", { datasets: ["d", { name: "*", access: "read-write" }] }, writing("e"), true],
+  ["egress", { egress: [] }, { step: stepSpec("fit") }, true],
+  ["egress", { egress: null }, { step: letOut("db.test:5432") }, false],
+  ["egress", { egress: ["db.test:5432"] }, { step: letOut("db.test:5432") }, true],
+  ["egress", { egress: ["db.test:5432"] }, { step: letOut("db.test:5432", "evil.test:443") }, false],
+  ["egress", { egress: ["*.test:443"] }, { step: letOut("evil.test:443") }, true],
   ["maximum", { maximum: { timeout: "1m" } }, { step: stepSpec("fit", { timeoutMs: 60_001 }) }, false],
   ["maximum", { maximum: { timeout: "1m" } }, { step: stepSpec("fit", { timeoutMs: 60_000 }) }, true],
   ["maximum", { maximum: { outputBytes: 10 } }, { step: outputs(6, 5) }, false],
@@ -215,4 +227,8 @@ function outputs(...sizes: number[]) {
 }
 function running(...argv: string[]) {
   return { step: stepSpec("fit", { executor: { kind: "process", argv } }) };
+}
+
+function letOut(...allow: string[]): Asked["step"] {
+  return stepSpec("fit", { network: { allow } });
 }

@@ -7,11 +7,13 @@
  */
 import { createHash } from "node:crypto";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
+import { parseTarget } from "../../shared/model/target.ts";
 import { formatDuration, formatSize } from "../../shared/model/units.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 import { describeTime, isOpen } from "./hours.ts";
 import { matches, matchesAny } from "./pattern.ts";
 import { ANY_ARGUMENTS, type SiteRules } from "./rules.ts";
+import { matchesTarget } from "./target-rule.ts";
 
 export const RULES = [
   "pipelines",
@@ -20,6 +22,7 @@ export const RULES = [
   "files",
   "env",
   "datasets",
+  "egress",
   "maximum",
   "hours",
 ] as const;
@@ -46,6 +49,7 @@ export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): Ru
     files: () => fileFaults(rules, asked),
     env: () => envFaults(rules, asked),
     datasets: () => datasetFaults(rules, asked),
+    egress: () => egressFaults(rules, asked),
     maximum: () => maximumFaults(rules, asked),
     hours: () => hoursFaults(rules, wallMs),
   };
@@ -110,6 +114,16 @@ function datasetFaults({ datasets }: SiteRules, asked: Asked): string[] {
     if (low === undefined) return [];
     return [`dataset ${name} is called ${low.classification}, and this site knows it as more than that`];
   });
+}
+
+function egressFaults({ egress }: SiteRules, { step }: Asked): string[] {
+  const targets = step.network?.allow ?? [];
+  return targets
+    .filter((text) => {
+      const target = parseTarget(text);
+      return target === undefined || !egress.some((rule) => matchesTarget(rule, target));
+    })
+    .map((target) => `to be let out to ${target} is not allowed here`);
 }
 
 function maximumFaults({ maximum }: SiteRules, { step }: Asked): string[] {

@@ -35,6 +35,8 @@ action run appliesTo {
     "files": Set<String>,
     "outputs": Set<String>,
     "artifacts": Set<String>,
+    // Where it wants to be let out to, host:port each.
+    "network": Set<String>,
     "timeoutMs": Long,
   },
 };
@@ -105,6 +107,7 @@ function explain(staticPolicies: StaticPolicySet, { pipeline, step, datasets, fi
         files: Object.keys(files),
         outputs: Object.keys(step.outputs),
         artifacts: Object.keys(step.artifacts),
+        network: step.network?.allow ?? [],
         timeoutMs: step.timeoutMs,
       },
       entities: [],

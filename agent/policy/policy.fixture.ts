@@ -14,4 +14,5 @@ export const OPEN = {
   files: ["*"],
   env: ["*"],
   datasets: [{ name: "*", access: "read-write" }],
+  egress: ["*:*"],
 };

@@ -10,6 +10,7 @@ import {
   SIZE_PATTERN,
   sizeBytes,
 } from "../../shared/model/units.ts";
+import { isTargetRule, TARGET_RULE_EXPECTED } from "./target-rule.ts";
 
 export const DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"] as const;
 export type Day = (typeof DAYS)[number];
@@ -99,6 +100,8 @@ export const SiteRules = z.strictObject({
   /** Names of environment variables that steps bring along. */
   env: patterns,
   datasets: listOf(DatasetRule),
+  /** Where steps may be let out to. */
+  egress: listOf(z.string().refine(isTargetRule, TARGET_RULE_EXPECTED)),
   /** Missing: at any time. */
   hours: z.array(HoursRule).min(1).max(ENTRIES_MAX).optional(),
   /** A file with Cedar policies, by its path from this one. What they do not permit is refused as well. */

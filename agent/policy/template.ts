@@ -42,6 +42,11 @@ datasets:
 #  # Refused when the control plane calls it less than restricted: by that is decided what leaves the site.
 #  - { name: patients, classification: restricted }
 
+# Where steps may be let out to that ask for it, host:port each; *.site.example is all names below it, :* any port.
+# The agent's own configuration must allow it as well (sandbox.egress), so that two people have to.
+egress:
+#  - db.site.example:5432
+
 # When work is taken; without this, at any time. Outside these hours the agent takes none, and what runs goes on.
 # hours:
 #   - { days: [mon, tue, wed, thu, fri], from: "19:00", to: "07:00", zone: Europe/Zurich }

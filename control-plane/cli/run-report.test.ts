@@ -29,3 +29,47 @@ test("an outcome under a superseded grant is shown as evidence, and is not taken
     /site\/a\s+fenced, exit 3\s+its grant was superseded: kept as evidence, counts for nothing/,
   );
 });
+
+test("what a step ran in, and where it was let out to, is shown with bytes of all its attempts", () => {
+  const network = (name: string, figures: object) => ({
+    kind: "network" as const,
+    name,
+    verdict: "allow" as const,
+    sentBytes: 0,
+    keptBytes: 0,
+    ...figures,
+  });
+  const attempt = (number: number): AttemptView => ({
+    attempt: number,
+    epoch: number,
+    environment: "site",
+    agent: "site/a",
+    status: "succeeded",
+    startedAtMs: 1,
+    finishedAtMs: 2,
+    exitCode: 0,
+    signal: null,
+    error: null,
+    egress: [
+      network("db.test:5432", { connections: 2, sentBytes: 1_000, receivedBytes: 5_000 }),
+      network("others", { verdict: "withhold", connections: 0, failures: 3 }),
+    ],
+    sandbox: {
+      kind: "bubblewrap",
+      version: "0.8.0",
+      network: "allow-list",
+      limits: { memory: "cgroup v2", openFiles: "rlimit" },
+    },
+    logLastSeq: 0,
+    policyVersion: "p1",
+    offeredAtMs: 1,
+    logDroppedBytes: 0,
+  });
+  const run = runDetail([stepView("load", [], { status: "succeeded", attempts: [attempt(1), attempt(2)] })]);
+  const text = reportLines(run, { nowMs: 10, width: 200, paint: (_, part) => part });
+  expect(text.find((line) => line.includes("db.test:5432"))).toMatch(
+    /load +site +db\.test:5432 +4 +0 +2\.0 KiB +9\.8 KiB/,
+  );
+  expect(text.find((line) => line.includes("not on its list"))).toMatch(/load +site +not on its list +0 +6 /);
+  expect(text).toContain("  load: bubblewrap 0.8.0, network allow-list, limits memory, openFiles");
+});

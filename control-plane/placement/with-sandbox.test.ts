@@ -7,6 +7,9 @@ const boxing: BoxingAgent = {
   id: "hq/a",
   sandbox: { boxes: true, summary: "bubblewrap 0.8.0", unboxedUpTo: "internal" },
 };
+/** One that could box the step, and let it out to nobody or to everybody. */
+const lettingOut: BoxingAgent = { id: "hq/d", sandbox: { ...boxing.sandbox!, letsOut: true } };
+const network = { allow: ["db.site.example:5432"] };
 const without = (unboxedUpTo: string): BoxingAgent => ({
   id: "hq/b",
   sandbox: { boxes: false, summary: "none: bubblewrap is not installed", unboxedUpTo },
@@ -37,6 +40,12 @@ test.each([
   [{ sandbox: "required" }, [silent], "public", false],
   [{ sandbox: "required" }, [silent, boxing], "public", true],
   [{ sandbox: "required", executor: { kind: "noop" } }, [without("public")], "public", true],
+  [{ network }, [], "public", true],
+  [{ network }, [silent], "public", false],
+  [{ network }, [without("secret")], "public", false],
+  [{ network }, [boxing], "public", false],
+  [{ network }, [boxing, lettingOut], "public", true],
+  [{ network, executor: { kind: "noop" } }, [boxing], "public", true],
 ] as const)("%j with agents %j and %s data: %s", (step, agents, classification, allowed) => {
   expect(verdict(step, agents, classification)[0]?.allowed).toBe(allowed);
 });
@@ -46,6 +55,13 @@ test("the reason names the agents and what they lack", () => {
   const step = { id: "fit", reads: ["d"], writes: [], environments: [] };
   expect(explainRefusal(step, verdicts)).toMatch(
     /rule sandbox forbids it in hq .*data classed confidential.*hq\/b: none: bubblewrap is not installed/,
+  );
+});
+
+test("the reason names where the step wants to be let out to", () => {
+  const step = { id: "load", reads: [], writes: [], environments: [] };
+  expect(explainRefusal(step, verdict({ network }, [boxing]))).toMatch(
+    /no agent in hq lets steps out, and the step asks for db\.site\.example:5432 \(hq\/a: bubblewrap 0\.8\.0\)/,
   );
 });
 

@@ -155,8 +155,12 @@ describe("what is written and what is stored", () => {
       { requiredKeys: [] },
     )
     .filter((some) => Object.keys(some).length > 0);
+  const targets = fc.constantFrom("a.example:1", "db.site.example:5432", "10.20.0.7:22", "[2001:db8::7]:443");
+  const network = fc.record({
+    allow: fc.uniqueArray(targets, { minLength: 1 }).map((allow) => [...allow].sort()),
+  });
   const lateFields = fc.record(
-    { disconnect, once: fc.constant(true), resources, sandbox: fc.constant("required" as const) },
+    { disconnect, once: fc.constant(true), resources, sandbox: fc.constant("required" as const), network },
     { requiredKeys: [] },
   );
   const stepSpec = fc.tuple(oldStepSpec, lateFields).map(([old, late]) => ({ ...old, ...late }));
