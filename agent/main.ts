@@ -230,6 +230,8 @@ async function sandboxOf(config: AgentConfig, log: Logger): Promise<Sandbox> {
   else log.warn({ sandbox: sandbox.summary, unboxedUpTo: wanted.unboxedUpTo }, "steps run without a sandbox");
   if (Object.keys(notHeld).length > 0)
     log.warn({ notHeld }, "some limits of steps are not held on this host");
+  if (wanted.egress.length > 0 && !sandbox.letsOut)
+    log.warn({ reason: sandbox.noWayOut }, "steps cannot be let out to the targets of sandbox.egress");
   return sandbox;
 }
 

@@ -10,12 +10,15 @@ import { encodeJoinToken } from "../../shared/wire/join-token.ts";
 import { PROXY_USER, startConnectProxy } from "../../test/support/connect-proxy.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { type TestDirectory, testDirectory } from "../agent.fixture.ts";
-import { loadConfig } from "../config.ts";
+import { type AgentConfig, loadConfig } from "../config.ts";
 import { type Identity, saveIdentity } from "../enrolment/identity.ts";
 import { Network } from "../network/network.ts";
+import type { BoxHost } from "../sandbox/box-plan.ts";
+import { SandboxConfig } from "../sandbox/sandbox-config.ts";
 import { type Authority, createAuthority, TestGateway } from "../uplink/gateway.fixture.ts";
 import { keepAccess } from "../uplink/nats-access.ts";
 import { examine } from "./doctor.ts";
+import { checkSandbox } from "./host-checks.ts";
 import { asJson, asText, type Check, exitCodeOf, type Finding } from "./report.ts";
 
 let authority: Authority;
@@ -260,4 +263,15 @@ test("the report is text for people, with each request once, and JSON for progra
   expect(asText("", [{ check: "tls", level: "fail", seen: "for \u001b[2J\u009b1m" }])).toContain(
     "for ?[2J?1m",
   );
+});
+
+test("a host that boxes steps and cannot let them out is told where the site wants them let out", async () => {
+  const host = { version: "0.8.0" } as BoxHost;
+  const probe = async () => ({ can: true, host, noWayOut: "nsenter is not installed" }) as const;
+  const configOf = (egress: string[]) => ({ sandbox: SandboxConfig.parse({ egress }) }) as AgentConfig;
+  expect(await checkSandbox(configOf([]), probe)).toMatchObject({ level: "ok" });
+  expect(await checkSandbox(configOf(["db.test:5432"]), probe)).toMatchObject({
+    level: "warn",
+    seen: expect.stringMatching(/cannot be let out .*nsenter is not installed/),
+  });
 });

@@ -84,7 +84,12 @@ export async function checkSandbox(
   if (sandbox.mode === "off")
     return { check, level: "warn", seen: "switched off: steps run as plain processes of the agent's user" };
   const facts = await probe();
-  if (facts.can) return { check, level: "ok", seen: `steps are boxed by bubblewrap ${facts.host.version}` };
+  if (facts.can) {
+    const seen = `steps are boxed by bubblewrap ${facts.host.version}`;
+    if (facts.noWayOut === undefined || sandbox.egress.length === 0) return { check, level: "ok", seen };
+    const why = `they cannot be let out to the targets of sandbox.egress: ${facts.noWayOut}`;
+    return { check, level: "warn", seen: `${seen}, and ${why}` };
+  }
   const required = sandbox.mode === "required";
   const meaning = required
     ? "sandbox.mode is required, so the agent does not start"

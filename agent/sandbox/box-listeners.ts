@@ -31,6 +31,7 @@ const { readlinkSync } = require("node:fs");
 const { endpoints, own, wanted } = JSON.parse(process.argv[1]);
 const here = readlinkSync("/proc/self/ns/net");
 if (here === own || (wanted !== null && here !== "net:[" + wanted + "]")) process.exit(3);
+process.once("disconnect", () => process.exit(5));
 const next = (index) => {
   if (index === endpoints.length) process.exit(0);
   const { address, port } = endpoints[index];

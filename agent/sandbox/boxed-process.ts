@@ -50,7 +50,7 @@ export function spawnBoxed({ argv, stdin, seccomp, group, network }: Box, clock:
     trouble: () => {
       const word = told.trim().split("\n").at(-1)!;
       if (word === BOX_READY) return undefined;
-      if (opening?.trouble !== undefined)
+      if (word === BOX_UP && opening?.trouble !== undefined)
         return Object.assign(new Error(opening.trouble), { code: "NETWORK" });
       const message = "the sandbox could not be set up; the step's log says why";
       return Object.assign(new Error(message), { code: word === "" || word === BOX_UP ? "BOX" : word });

@@ -127,10 +127,11 @@ export class Sandbox {
   }
 
   get letsOut(): boolean {
-    return this.boxes && this.#noWayOut === undefined;
+    return this.boxes && this.noWayOut === undefined;
   }
 
-  get #noWayOut(): string | undefined {
+  /** Why no step can be let out to some hosts alone; undefined when it can. */
+  get noWayOut(): string | undefined {
     const { facts } = this.#options;
     return facts.can ? facts.noWayOut : facts.reason;
   }

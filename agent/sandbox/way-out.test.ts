@@ -140,3 +140,13 @@ test("a target that does not let go is let go of", async () => {
   expect(way.traffic.targets).toEqual([[1, 0, 4, 0]]);
   held.close();
 });
+
+test("a resolver that does not answer does not hold the end of a step", async () => {
+  const { way, direct } = await wayTo(() => new Promise(() => undefined));
+  const socket = connect(direct, "127.0.0.1", () => socket.end("ping"));
+  socket.on("error", () => undefined); // what it gets in the end
+  open.push(socket);
+  await once(socket, "finish");
+  await way.close();
+  expect(way.traffic).toMatchObject({ targets: [[0, 1, 0, 0]], trouble: expect.stringMatching(/has ended/) });
+});

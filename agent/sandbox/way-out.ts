@@ -61,12 +61,19 @@ export class WayOut {
   readonly #dialling = new Set<(why: Error) => void>();
   /** The step has ended, and what it has sent has had its time. */
   #late = false;
+  /** Rejects then: the host's resolver may take long. */
+  readonly #givenUp: Promise<never>;
+  #giveUp: (why: Error) => void = () => undefined;
   #refused = 0;
   #trouble: string | undefined;
 
   constructor(options: WayOutOptions) {
     this.#options = { resolve: (name) => dns.lookup(name, { all: true }), ...options };
     this.#figures = options.plan.targets.map(() => [0, 0, 0, 0]);
+    this.#givenUp = new Promise((_, reject) => {
+      this.#giveUp = reject;
+    });
+    this.#givenUp.catch(() => undefined); // with nobody waiting
   }
 
   get traffic(): Traffic {
@@ -99,7 +106,9 @@ export class WayOut {
     await Promise.race([Promise.all(this.#flows), patience]);
     timer?.cancel();
     this.#late = true;
-    for (const end of this.#dialling) end(new Error("the step has ended"));
+    const why = new Error("the step has ended");
+    this.#giveUp(why);
+    for (const end of this.#dialling) end(why);
     for (const socket of this.#open) socket.destroy();
     await Promise.all(this.#flows);
   }
@@ -234,11 +243,12 @@ export class WayOut {
       this.#lookups.set(host, lookup);
     }
     try {
-      const found = await lookup;
+      const found = await Promise.race([lookup, this.#givenUp]);
       return found.map(({ address }) => address);
     } catch (thrown) {
       const { code } = thrown as NodeJS.ErrnoException;
-      throw new Error(`${host} is not known to the resolver of the agent's host (${code})`, {
+      const why = this.#late ? "the step has ended" : code;
+      throw new Error(`${host} is not known to the resolver of the agent's host (${why})`, {
         cause: thrown,
       });
     }
