@@ -86,3 +86,20 @@ test("what leaves with masks in it is told apart, and what stays is not", () => 
     "withhold",
   ]);
 });
+
+test("what went over the network is counted by target whatever was read, and what is not on the list has no name", () => {
+  const figures = { connections: 1, failures: 0, sentBytes: 5, receivedBytes: 9 };
+  const network = [
+    { target: "db.test:5432", ...figures },
+    { target: null, connections: 0, failures: 2, sentBytes: 0, receivedBytes: 0 },
+  ];
+  const produced = { outputs: {}, error: null, artifacts: [], logBytes: 0, network };
+  for (const read of [null, ...CLASSIFICATIONS])
+    expect(release(verdictsFor(read), produced).egress).toEqual([
+      { kind: "network", name: "db.test:5432", verdict: "allow", keptBytes: 0, ...figures },
+      {
+        ...{ kind: "network", name: "others", verdict: "withhold", sentBytes: 0, keptBytes: 0 },
+        ...{ connections: 0, failures: 2, receivedBytes: 0 },
+      },
+    ]);
+});
