@@ -1,12 +1,13 @@
 /** Boxes with a way out, at work: the real bubblewrap and nsenter, in both modes. */
 import { once } from "node:events";
-import { existsSync, writeFileSync } from "node:fs";
+import { existsSync, readlinkSync, writeFileSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { testDirectory } from "../agent.fixture.ts";
 import { probeHost } from "./box-host.ts";
+import { openListeners } from "./box-listeners.ts";
 import { type BoxHost, planBox } from "./box-plan.ts";
 import { spawnBoxed } from "./boxed-process.ts";
 import { hostsFile, planNetwork } from "./network-plan.ts";
@@ -72,4 +73,20 @@ test("a box whose way out cannot be opened runs nothing, and says why", async ()
   await boxed.traffic();
   expect(boxed.trouble()).toMatchObject({ code: "NETWORK", message: expect.stringMatching(/ended with 1/) });
   expect(existsSync(ran)).toBe(false);
+});
+
+test.each([
+  ["the host's own", {}],
+  ["not the one that bubblewrap named", { "net-namespace": 1 }],
+])("no listener is opened in a network that is %s", async (_name, more) => {
+  const { nsenter } = await hostHere();
+  const ownNetwork = "net-namespace" in more ? "" : readlinkSync("/proc/self/ns/net");
+  const endpoints = [{ address: "127.0.0.1", port: 0 }];
+  await expect(
+    openListeners(
+      { nsenter, userNamespace: false },
+      { "child-pid": process.pid, ...more },
+      { endpoints, ownNetwork },
+    ),
+  ).rejects.toThrow("the network that was entered is not the box's");
 });
