@@ -2,18 +2,32 @@
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject, sign } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { leafHash } from "../../shared/provenance/merkle.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
-import { reportKeyId, signedReport, signedReportKey } from "../../shared/wire/report-signature.ts";
+import { type BatchPurpose, BatchTree, signedBatch } from "../../shared/wire/batch-signature.ts";
+import {
+  REPORT_BATCH_PURPOSE,
+  reportKeyId,
+  signedReport,
+  signedReportKey,
+} from "../../shared/wire/report-signature.ts";
 import type { Identity } from "./identity.ts";
 import { writerInto } from "./identity-files.ts";
 
 const FILE = "report-key.pem";
 
+interface Signature {
+  signature: Buffer;
+  keyId: string;
+}
+
 export interface ReportSigner {
   /** For the hello: the key, and the proof by the key of the connection's certificate, PKCS#8. */
   announcement(keyPem: Buffer): { reportPublicKey: Buffer; reportKeyProof: Buffer };
   /** For a report with this payload. */
-  sign(payload: Uint8Array): { signature: Buffer; keyId: string };
+  sign(payload: Uint8Array): Signature;
+  /** For reports with these payloads that go up together, one at least. */
+  signReports(payloads: readonly Uint8Array[]): Signature;
 }
 
 /**
@@ -35,12 +49,17 @@ export function reportSigner(
   const uri = agentUri(identity.trustDomain, identity);
   const spki = createPublicKey(key).export({ type: "spki", format: "der" });
   const keyId = reportKeyId(spki);
+  const signBatch = (purpose: BatchPurpose, leaves: readonly Uint8Array[]): Signature => ({
+    signature: sign(null, signedBatch(purpose, uri, new BatchTree(leaves)), key),
+    keyId,
+  });
   return {
     announcement: (keyPem) => ({
       reportPublicKey: spki,
       reportKeyProof: sign("sha256", signedReportKey(uri, spki), createPrivateKey(keyPem)),
     }),
     sign: (payload) => ({ signature: sign(null, signedReport(uri, payload), key), keyId }),
+    signReports: (payloads) => signBatch(REPORT_BATCH_PURPOSE, payloads.map(leafHash)),
   };
 }
 

@@ -37,6 +37,7 @@ export class TestGateway {
     signature: Buffer;
     keyId: string;
   }[] = [];
+  readonly reportBatches: ReportBatch__Output[] = [];
   readonly chunks: LogChunk__Output[] = [];
   /** What the gateway does; a test changes it. */
   welcome: Welcome = {};
@@ -73,7 +74,9 @@ export class TestGateway {
         this.reportCall = call;
         call.on("error", () => undefined);
         call.on("end", () => call.end());
-        call.on("data", ({ reports }: ReportBatch__Output) => {
+        call.on("data", (batch: ReportBatch__Output) => {
+          const { reports } = batch;
+          this.reportBatches.push(batch);
           for (const { seq, payload, signature, keyId } of reports)
             this.reports.push({
               bytes: payload,

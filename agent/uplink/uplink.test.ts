@@ -3,13 +3,18 @@ import { join } from "node:path";
 import { Metadata, status } from "@grpc/grpc-js";
 import { pino } from "pino";
 import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
+import { leafHash } from "../../shared/provenance/merkle.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import { BatchTree } from "../../shared/wire/batch-signature.ts";
+import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
+import { CAPABILITY_REPORT_BATCH } from "../../shared/wire/protocol.ts";
 import {
   readReportKey,
   reportKeyId,
   signedReportKey,
+  verifyKept,
   verifyReport,
 } from "../../shared/wire/report-signature.ts";
 import {
@@ -182,6 +187,28 @@ test("signs each report for this agent, with the key that its hello brings and i
   const message = signedReportKey("spiffe://insitu.test/env/dream/agent/a1", reportPublicKey);
   const { publicKey } = new X509Certificate(authority.identity(0).certificatePem);
   expect(verify("sha256", message, publicKey, reportKeyProof)).toBe(true);
+});
+
+test("signs reports that go up together once, for a control plane that takes that, and one that goes alone by itself", async () => {
+  const capabilities = [CAPABILITY_REPORT_BATCH];
+  gateway.welcome = { version: { major: 1, minor: 0, software: "test", capabilities } };
+  await finish(1, 3);
+  uplink.start();
+  await gateway.until.holds(() => gateway.reports.length === 3);
+  const [{ reports, signature, keyId }] = gateway.reportBatches as [ReportBatch__Output];
+  const { reportPublicKey } = gateway.hellos.at(-1)!;
+  expect(keyId).toBe(reportKeyId(reportPublicKey));
+  expect(reports.map((report) => report.signature.length)).toEqual([0, 0, 0]);
+  const tree = new BatchTree(reports.map(({ payload }) => leafHash(payload)));
+  const agentUri = "spiffe://insitu.test/env/dream/agent/a1";
+  for (const [index, { payload }] of reports.entries()) {
+    const kept = { signature: signature.toString("base64"), batch: tree.placeOf(index) };
+    expect(verifyKept(readReportKey(reportPublicKey)!, agentUri, payload, kept)).toBe(true);
+  }
+  await finish(4);
+  await gateway.until.holds(() => gateway.reports.length === 4);
+  expect(gateway.reportBatches.at(-1)!.signature).toHaveLength(0);
+  expect(isSigned(3)).toBe(true);
 });
 
 test("says what it is and what it holds, then renews exactly what it holds, with why it takes no work", async () => {

@@ -17,7 +17,7 @@ import type { Roots__Output } from "../../shared/wire/gen/insitu/agent/v1/Roots.
 import type { ServerMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome__Output } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
 import { type AgentGatewayClient, ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
-import { PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
+import { CAPABILITY_REPORT_BATCH, PROTOCOL_MAJOR } from "../../shared/wire/protocol.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import type { ReportSigner } from "../enrolment/report-key.ts";
 import { type HeldRoots, pinsOf } from "../enrolment/trusted-roots.ts";
@@ -116,6 +116,8 @@ export class Uplink {
   #heartbeatSeq = 0;
   #answeredSeq = 0;
   #reconnectAfterMs: number | undefined;
+  /** Whether the replica takes one signature for all reports of a batch. */
+  #inBatches = false;
   /** Told when there is a connection; the oldest give way. */
   #refused: { payload: Uint8Array; reason: string }[] = [];
   connected = false;
@@ -126,7 +128,7 @@ export class Uplink {
     this.#pins = pinsOf(options.identity.caPem);
     const { journal, log, signer } = options;
     this.#reports = new Delivery(
-      reportSource(journal, signer, () => this.#afterReports()),
+      reportSource(journal, signer, { inBatches: () => this.#inBatches, acked: () => this.#afterReports() }),
       log,
     );
     this.#logs = new Delivery(logSource(journal), log);
@@ -351,6 +353,7 @@ export class Uplink {
       return `it speaks protocol ${major}, this agent ${PROTOCOL_MAJOR}: upgrade ${older}`;
     }
     this.connected = true;
+    this.#inBatches = welcome.version?.capabilities.includes(CAPABILITY_REPORT_BATCH) ?? false;
     this.#heartbeatSeq = 0;
     this.#answeredSeq = 0;
     gateways.learn(welcome.gateways);
@@ -462,15 +465,21 @@ function toKey(lease: Lease__Output): LeaseKey {
   return { runId: lease.runId, stepId: lease.stepId, attempt: lease.attempt, epoch: lease.epoch };
 }
 
-function reportSource(journal: Journal, signer: ReportSigner, acked: () => void) {
+function reportSource(
+  journal: Journal,
+  signer: ReportSigner,
+  { inBatches, acked }: { inBatches: () => boolean; acked: () => void },
+) {
   return {
     name: "report",
     after: (seq: number, limit: number) => journal.reportsAfter(seq, limit),
     seqOf: (report: StoredReport) => report.seq,
     bytesOf: (report: StoredReport) => report.payload.length,
-    batch: (reports: StoredReport[]): ReportBatch => ({
-      reports: reports.map(({ seq, payload }) => ({ seq, payload, ...signer.sign(payload) })),
-    }),
+    batch: (reports: StoredReport[]): ReportBatch =>
+      // To sign costs more than all else that is done with a report here.
+      reports.length > 1 && inBatches()
+        ? { reports, ...signer.signReports(reports.map(({ payload }) => payload)) }
+        : { reports: reports.map(({ seq, payload }) => ({ seq, payload, ...signer.sign(payload) })) },
     ack: (seq: number) => {
       journal.ackReports(seq);
       acked();

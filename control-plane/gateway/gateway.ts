@@ -6,7 +6,12 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1/AgentGateway.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
-import { PROTOCOL_MAJOR, PROTOCOL_MINOR, SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
+import {
+  CAPABILITY_REPORT_BATCH,
+  PROTOCOL_MAJOR,
+  PROTOCOL_MINOR,
+  SOFTWARE_VERSION,
+} from "../../shared/wire/protocol.ts";
 import type { ChangingPki } from "../access/authority.ts";
 import type { ValidFor } from "../access/enrolment.ts";
 import type { JoinRequestService } from "../access/join-requests.ts";
@@ -96,7 +101,7 @@ const OWN_VERSION = {
   major: PROTOCOL_MAJOR,
   minor: PROTOCOL_MINOR,
   software: `insitu ${SOFTWARE_VERSION}`,
-  capabilities: [],
+  capabilities: [CAPABILITY_REPORT_BATCH],
 };
 const SWEEP_MS = 1_000;
 const IN_FLIGHT_MAX_BYTES = 4 * 1024 * 1024;

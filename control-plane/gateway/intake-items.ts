@@ -1,6 +1,7 @@
 /** What is in the batches of reports and logs, and where it goes. */
 import { InsituError } from "../../shared/errors.ts";
 import type { ReportPayload } from "../../shared/wire/attempt.ts";
+import { BATCH_MAX_ITEMS } from "../../shared/wire/batch-signature.ts";
 import type { LogBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
 import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import { type ReportSignature, reportBytes } from "../../shared/wire/report-signature.ts";
@@ -9,23 +10,22 @@ import type { IntakeItem } from "./intake.ts";
 import { parseLogChunk, parseReport, parseSeq } from "./messages.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { LogSink, ReportSink } from "./ports.ts";
-import type { ReportKeys } from "./report-keys.ts";
-
-const BATCH_MAX_ITEMS = 10_000;
+import type { Kept, ReportKeys } from "./report-keys.ts";
 
 /** A malformed report is set aside by itself; the others of its batch are kept. */
 export function reportItems(
   peer: Peer,
   { sink, keys, poison }: { sink: ReportSink; keys: ReportKeys; poison: PoisonSink },
 ): (batch: ReportBatch__Output) => IntakeItem[] {
-  return (batch) =>
-    bounded(batch.reports).map((report) => ({
+  return (batch) => {
+    const check = checkOf(peer, keys, batch);
+    return bounded(batch.reports).map((report, index) => ({
       seq: parseSeq(report.seq),
       bytes: report.payload.length,
       async store() {
         const read = async () => {
           const parsed = parseReport(report.payload);
-          const signature = await keys.check(peer.id, report);
+          const signature = await check(index);
           return { parsed, signed: signature && withPayload(signature, parsed, report.payload) };
         };
         const what = { peer, subject: "report", data: report.payload, poison };
@@ -34,6 +34,19 @@ export function reportItems(
         return verdict.accepted ? undefined : { code: verdict.code, message: verdict.message };
       },
     }));
+  };
+}
+
+/** Of the report at that index: by the signature of its batch, or by its own. */
+function checkOf(
+  peer: Peer,
+  keys: ReportKeys,
+  batch: ReportBatch__Output,
+): (index: number) => Promise<Kept | undefined> {
+  const { reports } = batch;
+  if (batch.signature.length === 0) return (index) => keys.check(peer.id, reports[index]!);
+  const payloads = reports.map(({ payload }) => payload);
+  return keys.checkBatch(peer.id, payloads, batch);
 }
 
 export function logItems(
@@ -55,11 +68,7 @@ export function logItems(
 }
 
 /** The payload itself, where it cannot be written again from what it said. */
-function withPayload(
-  signature: Omit<ReportSignature, "payload">,
-  report: ReportPayload,
-  payload: Uint8Array,
-): ReportSignature {
+function withPayload(signature: Kept, report: ReportPayload, payload: Uint8Array): ReportSignature {
   if (Buffer.compare(reportBytes(report), payload) === 0) return signature;
   return { ...signature, payload: Buffer.from(payload).toString("utf8") };
 }

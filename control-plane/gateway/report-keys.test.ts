@@ -3,15 +3,19 @@ import { generateKeyPairSync, type KeyObject, sign, X509Certificate } from "node
 import { status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { InsituError } from "../../shared/errors.ts";
+import { leafHash } from "../../shared/provenance/merkle.ts";
 import { systemClock } from "../../shared/system.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import type { ReportPayload } from "../../shared/wire/attempt.ts";
+import { type BatchPurpose, BatchTree, signedBatch } from "../../shared/wire/batch-signature.ts";
 import type { Ack__Output } from "../../shared/wire/gen/insitu/agent/v1/Ack.ts";
 import {
+  readReportKey,
   reportBytes,
   reportKeyId,
   signedReport,
   signedReportKey,
+  verifyKept,
 } from "../../shared/wire/report-signature.ts";
 import type { ReportKey } from "../fleet/agent-record.ts";
 import { type AgentRegistry, REPORT_KEYS_MAX } from "../fleet/agent-registry.ts";
@@ -60,6 +64,19 @@ function signer(environment: string, name: string, tls: Pick<Keys, "keyPem">) {
       const bytes = Buffer.from(typeof payload === "string" ? payload : JSON.stringify(payload));
       const signature = sign(null, signedReport(uri, bytes), privateKey);
       return { seq, payload: bytes, signature, keyId: reportKeyId(spki) };
+    },
+    batch: (
+      payloads: (ReportPayload | string)[],
+      purpose: BatchPurpose = "insitu.reports.v1",
+      firstSeq = 1,
+    ) => {
+      const reports = payloads.map((payload, i) => ({
+        seq: firstSeq + i,
+        payload: Buffer.from(typeof payload === "string" ? payload : JSON.stringify(payload)),
+      }));
+      const tree = new BatchTree(reports.map(({ payload }) => leafHash(payload)));
+      const signature = sign(null, signedBatch(purpose, uri, tree), privateKey);
+      return { reports, signature, keyId: reportKeyId(spki) };
     },
   };
 }
@@ -210,6 +227,97 @@ describe("a report", () => {
   });
 });
 
+describe("a batch of reports under one signature", () => {
+  const five = [1, 2, 3, 4, 5].map((n) => started(`r${n}`));
+
+  test("is taken, and each of its reports has what verifies it alone", async () => {
+    const { signs, stream, inbox } = await reporting();
+    const batch = signs.batch(five);
+    stream.write(batch);
+    await inbox.find((ack) => ack.ackedSeq === "5");
+    const key = readReportKey(signs.spki)!;
+    expect(world.plane.reports.map(({ report }) => report)).toEqual(five);
+    for (const [index, { report, signed }] of world.plane.reports.entries()) {
+      expect(signed).toMatchObject({ keyId: signs.keyId, batch: { index, size: 5 } });
+      expect(verifyKept(key, signs.uri, reportBytes(report), signed!)).toBe(true);
+      expect(verifyKept(key, signs.uri, reportBytes(started("other")), signed!)).toBe(false);
+      const moved = { ...signed!, batch: { ...signed!.batch!, index: (index + 1) % 5 } };
+      expect(verifyKept(key, signs.uri, reportBytes(report), moved)).toBe(false);
+    }
+    stream.end();
+  });
+
+  test("loses only the report in it that is none", async () => {
+    const { signs, stream, inbox } = await reporting();
+    stream.write(signs.batch([five[0]!, "no report", five[2]!]));
+    await inbox.find((ack) => ack.ackedSeq === "3");
+    expect(inbox.all.flatMap((ack) => ack.rejected)).toMatchObject([{ seq: "2", code: "request.invalid" }]);
+    expect(world.plane.reports.map(({ report }) => report)).toEqual([five[0], five[2]]);
+    stream.end();
+  });
+
+  type Batch = ReturnType<ReturnType<typeof signer>["batch"]>;
+  const altered: [string, (batch: Batch, signs: ReturnType<typeof signer>) => object][] = [
+    [
+      "with a report changed",
+      (batch) => {
+        const payload = Buffer.from(JSON.stringify(started("r9")));
+        return { ...batch, reports: [{ seq: 1, payload }, ...batch.reports.slice(1)] };
+      },
+    ],
+    [
+      "with a report under another lease",
+      (batch) => {
+        const payload = Buffer.from(JSON.stringify({ ...five[0], lease: lease("r1", 2) }));
+        return { ...batch, reports: [{ seq: 1, payload }, ...batch.reports.slice(1)] };
+      },
+    ],
+    ["with a report less", (batch) => ({ ...batch, reports: batch.reports.slice(0, -1) })],
+    [
+      "in another order",
+      (batch) => {
+        const payloads = batch.reports.map(({ payload }) => payload).reverse();
+        return { ...batch, reports: batch.reports.map(({ seq }, i) => ({ seq, payload: payloads[i]! })) };
+      },
+    ],
+    ["signed for another purpose", (_, signs) => signs.batch(five, "insitu.logs.v1")],
+    ["that names no key", (batch) => ({ ...batch, keyId: "" })],
+    [
+      "under the signature of a report",
+      (batch, signs) => ({ ...batch, signature: signs.report(1, five[0]!).signature }),
+    ],
+  ];
+  test.each(altered)("%s is refused as a whole, kept aside and counted", async (_, change) => {
+    const { id, signs, stream, inbox } = await reporting();
+    const changed = change(signs.batch(five), signs) as Batch;
+    const count = changed.reports.length;
+    stream.write(changed);
+    await inbox.find((ack) => ack.ackedSeq === String(count));
+    const rejected = inbox.all.flatMap((ack) => ack.rejected);
+    expect(rejected.map(({ code }) => code)).toEqual(changed.reports.map(() => "report.forged"));
+    expect(world.plane.reports).toEqual([]);
+    expect(world.fleet.get(id)?.refusedReports).toEqual({ unsigned: 0, forged: count });
+    expect((await world.poison.list()).filter(({ from }) => from === id)).toHaveLength(count);
+    stream.end();
+  });
+
+  test("of an agent cannot be sent by another one, whatever key that one announces", async () => {
+    const victim = await reporting();
+    const captured = victim.signs.batch(five);
+    const thief = await joined("dream");
+    const proof = sign("sha256", signedReportKey(thief.signs.uri, victim.signs.spki), thief.identity.keyPem);
+    await openSession(thief.client, { reportPublicKey: victim.signs.spki, reportKeyProof: proof });
+    const stream = thief.client.Report();
+    const inbox = new Inbox<Ack__Output>(stream as never);
+    stream.write(captured);
+    await inbox.find((ack) => ack.ackedSeq === "5");
+    expect(inbox.all.flatMap((ack) => ack.rejected)).toHaveLength(5);
+    expect(world.plane.reports).toEqual([]);
+    stream.end();
+    victim.stream.end();
+  });
+});
+
 describe("a hello", () => {
   test.each([
     [
@@ -338,6 +446,52 @@ describe("what the store gives back", () => {
   test("is believed as it was signed", async () => {
     const { item, keys } = await stored();
     await expect(keys.checkStored(item)).resolves.toBeUndefined();
+  });
+
+  async function storedOfBatch() {
+    const { id, signs, stream, inbox } = await reporting();
+    stream.write(signs.batch([started("r1"), started("r2"), started("r3")]));
+    await inbox.find((ack) => ack.ackedSeq === "3");
+    stream.end();
+    const items = world.plane.reports.map(({ report, signed }): InboxItem => ({ agent: id, report, signed }));
+    return { id, items, keys: world.reportKeysOf() };
+  }
+
+  test("of a batch is believed report by report, in any order and twice", async () => {
+    const { items, keys } = await storedOfBatch();
+    for (const item of [...items].reverse()) await expect(keys.checkStored(item)).resolves.toBeUndefined();
+    await expect(keys.checkStored(items[1]!)).resolves.toBeUndefined();
+  });
+
+  test.each([
+    ["the place of another report", (a: InboxItem, b: InboxItem) => ({ ...a, signed: b.signed })],
+    [
+      "another index",
+      (a: InboxItem) => ({ ...a, signed: { ...a.signed!, batch: { ...a.signed!.batch!, index: 1 } } }),
+    ],
+    [
+      "another size",
+      (a: InboxItem) => ({ ...a, signed: { ...a.signed!, batch: { ...a.signed!.batch!, size: 4 } } }),
+    ],
+    [
+      "no path",
+      (a: InboxItem) => ({ ...a, signed: { ...a.signed!, batch: { ...a.signed!.batch!, path: "" } } }),
+    ],
+    ["no place", (a: InboxItem) => ({ ...a, signed: { ...a.signed!, batch: undefined } })],
+    ["another report", (a: InboxItem) => ({ ...a, report: started("r9") })],
+  ])("of a batch with %s is refused, also when the batch is known", async (_, change) => {
+    const { items, keys } = await storedOfBatch();
+    for (const item of items) await keys.checkStored(item);
+    const changed = change(items[0]!, items[1]!);
+    await expect(keys.checkStored(changed)).rejects.toMatchObject({ code: "report.forged" });
+  });
+
+  test("of a batch of another agent is refused", async () => {
+    const { items, keys } = await storedOfBatch();
+    const other = await joined();
+    await openSession(other.client, other.signs.announcement);
+    const changed = { ...items[0]!, agent: other.id };
+    await expect(keys.checkStored(changed)).rejects.toMatchObject({ code: "report.forged" });
   });
 
   test.each([

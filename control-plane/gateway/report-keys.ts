@@ -7,9 +7,19 @@
 import { type KeyObject, verify, X509Certificate } from "node:crypto";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
+import { leafHash } from "../../shared/provenance/merkle.ts";
 import type { Clock } from "../../shared/system.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import {
+  type Batch,
+  type BatchPlace,
+  type BatchPurpose,
+  BatchTree,
+  batchAt,
+  verifyBatch,
+} from "../../shared/wire/batch-signature.ts";
+import {
+  REPORT_BATCH_PURPOSE,
   type ReportSignature,
   readReportKey,
   reportBytes,
@@ -30,13 +40,21 @@ export interface AnnouncedKey {
   proof: Uint8Array;
 }
 
-/** A report as it was sent or stored. */
-export interface SentReport {
-  payload: Uint8Array;
+interface Signed {
   /** Empty: not signed. */
   signature: Uint8Array;
   keyId: string;
 }
+
+/** A report as it was sent or stored. */
+export interface SentReport extends Signed {
+  payload: Uint8Array;
+  /** Where it stood in the batch that the signature is for. Missing: the signature is for this report alone. */
+  batch?: BatchPlace | undefined;
+}
+
+/** To be kept with the report. */
+export type Kept = Omit<ReportSignature, "payload">;
 
 export interface ReportKeysOptions {
   registry: AgentRegistry;
@@ -49,6 +67,9 @@ export interface ReportKeysOptions {
   /** A report was refused for good. */
   onRefused(agent: string, code: "report.unsigned" | "report.forged"): void;
 }
+
+/** Batches that were found to be signed, by what was looked at. */
+const BATCHES_MAX = 1_000;
 
 interface Announced {
   spkiSha256: string;
@@ -63,6 +84,8 @@ export class ReportKeys {
   readonly #announced = new Map<string, Announced>();
   /** What became of looking at a stored key: the key, or null when nothing vouches for it. */
   #looked = new WeakMap<ReportKey, KeyObject | null>();
+  /** The reports of a batch come out of the store one by one, and are of one signature: the oldest give way. */
+  readonly #signedBatches = new Set<string>();
 
   constructor(options: ReportKeysOptions) {
     this.#options = options;
@@ -128,7 +151,7 @@ export class ReportKeys {
    * Resolves with the signature to be kept; undefined for an agent that does not sign.
    * @throws InsituError `report.unsigned`, `report.forged`: for good; anything else: cannot be told now
    */
-  async check(agent: string, sent: SentReport): Promise<Omit<ReportSignature, "payload"> | undefined> {
+  async check(agent: string, sent: SentReport): Promise<Kept | undefined> {
     const { requireSigned } = this.#options;
     const keys = await this.#keysOf(agent, sent.keyId);
     if (sent.signature.length === 0) {
@@ -141,18 +164,68 @@ export class ReportKeys {
           : `the report is not signed, and this server takes none that is not (--require-signed-reports): upgrade the agent ${agent}`,
       );
     }
-    const stored = keys.find(({ id }) => id === sent.keyId);
-    const key = stored && this.#keyOf(agent, stored);
-    if (!key || !verifyReport(key, this.#uriOf(agent), sent.payload, sent.signature)) {
-      throw this.#refusal(
-        agent,
-        "report.forged",
-        key
-          ? `the signature of the report is not one of ${agent} over this report`
-          : `the report is signed with a key that is not known to be one of ${agent}`,
-      );
-    }
-    return { keyId: sent.keyId, signature: Buffer.from(sent.signature).toString("base64") };
+    const key = this.#among(keys, agent, sent.keyId);
+    if (!key || !this.#isSigned(key, agent, sent)) throw this.#forged(agent, key);
+    const batch = sent.batch && { batch: sent.batch };
+    return { keyId: sent.keyId, signature: Buffer.from(sent.signature).toString("base64"), ...batch };
+  }
+
+  /**
+   * The same for reports under one signature, which is looked at once: what it gives resolves for the report at that
+   * index of the batch, and throws as `check`.
+   */
+  checkBatch(agent: string, payloads: readonly Uint8Array[], sent: Signed): (index: number) => Promise<Kept> {
+    const signature = Buffer.from(sent.signature).toString("base64");
+    const look = async () => {
+      const tree = new BatchTree(payloads.map(leafHash));
+      const key = this.#among(await this.#keysOf(agent, sent.keyId), agent, sent.keyId);
+      const about = { purpose: REPORT_BATCH_PURPOSE, agent, batch: tree, ...sent } as const;
+      return { tree, key, signed: key !== undefined && this.#isBatchSigned(key, about) };
+    };
+    let looking: ReturnType<typeof look> | undefined;
+    return async (index) => {
+      looking ??= look();
+      const { tree, key, signed } = await looking;
+      if (!signed) throw this.#forged(agent, key);
+      return { keyId: sent.keyId, signature, batch: tree.placeOf(index) };
+    };
+  }
+
+  #among(keys: readonly ReportKey[], agent: string, keyId: string): KeyObject | undefined {
+    const stored = keys.find(({ id }) => id === keyId);
+    return stored && this.#keyOf(agent, stored);
+  }
+
+  #isSigned(key: KeyObject, agent: string, { payload, signature, keyId, batch: place }: SentReport): boolean {
+    if (place === undefined) return verifyReport(key, this.#uriOf(agent), payload, signature);
+    const batch = batchAt(leafHash(payload), place);
+    if (batch === undefined) return false;
+    return this.#isBatchSigned(key, { purpose: REPORT_BATCH_PURPOSE, agent, batch, signature, keyId });
+  }
+
+  #isBatchSigned(
+    key: KeyObject,
+    about: { purpose: BatchPurpose; agent: string; batch: Batch } & Signed,
+  ): boolean {
+    const { purpose, agent, batch, signature, keyId } = about;
+    const [root, bytes] = [batch.root, signature].map((part) => Buffer.from(part).toString("base64"));
+    const known = [purpose, agent, keyId, batch.size, root, bytes].join(" ");
+    if (this.#signedBatches.has(known)) return true;
+    if (!verifyBatch(key, { purpose, agentUri: this.#uriOf(agent), batch }, signature)) return false;
+    this.#signedBatches.add(known);
+    const [oldest] = this.#signedBatches;
+    if (this.#signedBatches.size > BATCHES_MAX) this.#signedBatches.delete(oldest!);
+    return true;
+  }
+
+  #forged(agent: string, key: KeyObject | undefined): InsituError {
+    return this.#refusal(
+      agent,
+      "report.forged",
+      key
+        ? `the signature of the report is not one of ${agent} over this report`
+        : `the report is signed with a key that is not known to be one of ${agent}`,
+    );
   }
 
   /** Of a report that went through the store. @throws as `check` */
@@ -161,7 +234,7 @@ export class ReportKeys {
     if (signed === undefined) return void (await this.check(agent, unsigned));
     const payload = signed.payload === undefined ? reportBytes(report) : Buffer.from(signed.payload, "utf8");
     const signature = Buffer.from(signed.signature, "base64");
-    await this.check(agent, { payload, signature, keyId: signed.keyId });
+    await this.check(agent, { payload, signature, keyId: signed.keyId, batch: signed.batch });
     // Both came from the store: what is acted upon is to be what was signed.
     if (Buffer.compare(reportBytes(parseReport(payload)), reportBytes(report)) === 0) return;
     throw this.#refusal(agent, "report.forged", "the report is not the one that was signed");

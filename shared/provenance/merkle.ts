@@ -123,13 +123,21 @@ export function verifyInclusion(
   claim: { leaf: Uint8Array; index: number; size: number; root: Uint8Array },
   proof: readonly Uint8Array[],
 ): boolean {
-  const { leaf, index, size, root } = claim;
-  if (!isCount(index) || !isCount(size) || index >= size || !areHashes([leaf, root, ...proof])) return false;
+  const root = rootByPath(claim, proof);
+  return root !== undefined && areHashes([claim.root]) && equalBytes(root, claim.root);
+}
+
+/** The root of the tree of `size` leaves in which the leaf is the one at `index`. Undefined for anything malformed. */
+export function rootByPath(
+  { leaf, index, size }: { leaf: Uint8Array; index: number; size: number },
+  proof: readonly Uint8Array[],
+): Uint8Array | undefined {
+  if (!isCount(index) || !isCount(size) || index >= size || !areHashes([leaf, ...proof])) return undefined;
   let hash = leaf;
   let node = index;
   let last = size - 1;
   for (const sibling of proof) {
-    if (last === 0) return false;
+    if (last === 0) return undefined;
     if (node % 2 === 1 || node === last) {
       hash = nodeHash(sibling, hash);
       // The last node of a level without a sibling moves up as it is.
@@ -139,7 +147,7 @@ export function verifyInclusion(
     }
     [node, last] = [Math.floor(node / 2), Math.floor(last / 2)];
   }
-  return last === 0 && equalBytes(hash, root);
+  return last === 0 ? hash : undefined;
 }
 
 /** Whether the tree of `to` leaves begins with all leaves of that of `from`. False for anything malformed. */

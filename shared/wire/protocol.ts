@@ -8,3 +8,5 @@ export const REPORT_MAX_BYTES = 1024 * 1024;
 export const LOG_CHUNK_MAX_BYTES = 64 * 1024;
 /** Sum of the outputs of one attempt, and of the inputs of one offer. */
 export const OUTPUTS_MAX_BYTES = 512 * 1024;
+/** Of a server that takes one signature for all reports of a batch. See `ReportBatch` in agent.proto. */
+export const CAPABILITY_REPORT_BATCH = "reports.batch";

@@ -5,10 +5,14 @@
  */
 import { createHash, createPublicKey, type KeyObject, verify } from "node:crypto";
 import { z } from "zod";
+import { leafHash } from "../provenance/merkle.ts";
 import { ReportPayload } from "./attempt.ts";
+import { BatchPlace, batchAt, signedPrefix, verifyBatch } from "./batch-signature.ts";
 
-/** Signed is: purpose, zero byte, SPIFFE id of the agent, zero byte, payload as sent. Ed25519 (RFC 8032). */
+/** Of one report alone. Signed is: purpose, zero byte, SPIFFE id of the agent, zero byte, payload as sent. Ed25519 (RFC 8032). */
 const REPORT_PURPOSE = "insitu.report.v1";
+/** Of several that went up together: see batch-signature.ts. A leaf is a payload as sent. */
+export const REPORT_BATCH_PURPOSE = "insitu.reports.v1";
 /**
  * Signed is: purpose, zero byte, SPIFFE id of the agent, zero byte, SPKI of the report key. By the key of the agent's
  * certificate: ECDSA P-256 with SHA-256, in DER.
@@ -20,8 +24,10 @@ const KeyId = z.string().regex(/^[0-9a-f]{64}$/);
 /** Kept beside what a report said, so that whoever has the agent's public key can verify it years later. */
 export const ReportSignature = z.object({
   keyId: KeyId,
-  /** Base64. */
+  /** Base64. Over the report, or over the batch in which it went up. */
   signature: z.string().max(128),
+  /** Missing: it was signed alone. */
+  batch: BatchPlace.optional(),
   /** The signed payload, when it is not what `reportBytes` gives. */
   payload: z.string().optional(),
 });
@@ -34,12 +40,12 @@ export function reportKeyId(spki: Uint8Array): string {
 
 /** What the report key signs. */
 export function signedReport(agentUri: string, payload: Uint8Array): Uint8Array {
-  return Buffer.concat([prefix(REPORT_PURPOSE, agentUri), payload]);
+  return Buffer.concat([signedPrefix(REPORT_PURPOSE, agentUri), payload]);
 }
 
 /** What the certificate's key signs, to vouch for the report key. */
 export function signedReportKey(agentUri: string, spki: Uint8Array): Uint8Array {
-  return Buffer.concat([prefix(REPORT_KEY_PURPOSE, agentUri), spki]);
+  return Buffer.concat([signedPrefix(REPORT_KEY_PURPOSE, agentUri), spki]);
 }
 
 /** Undefined unless it is an Ed25519 key. */
@@ -61,11 +67,21 @@ export function verifyReport(
   return signature.length === 64 && verify(null, signedReport(agentUri, payload), key, signature);
 }
 
+/** Whether that is the agent's signature of a report with this payload, alone or in a batch. */
+export function verifyKept(
+  key: KeyObject,
+  agentUri: string,
+  payload: Uint8Array,
+  { signature, batch: place }: Pick<ReportSignature, "signature" | "batch">,
+): boolean {
+  const bytes = Buffer.from(signature, "base64");
+  if (place === undefined) return verifyReport(key, agentUri, payload, bytes);
+  const batch = batchAt(leafHash(payload), place);
+  if (batch === undefined) return false;
+  return verifyBatch(key, { purpose: REPORT_BATCH_PURPOSE, agentUri, batch }, bytes);
+}
+
 /** The payload of a report, as agents write it and as it can be written again from what a run's events say. */
 export function reportBytes(report: ReportPayload): Uint8Array {
   return Buffer.from(JSON.stringify(ReportPayload.parse(report)), "utf8");
-}
-
-function prefix(purpose: string, agentUri: string): Buffer {
-  return Buffer.from(`${purpose}\0${agentUri}\0`, "utf8");
 }

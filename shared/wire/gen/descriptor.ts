@@ -635,6 +635,14 @@ export const DESCRIPTOR = {
                       "rule": "repeated",
                       "type": "Report",
                       "id": 1
+                    },
+                    "signature": {
+                      "type": "bytes",
+                      "id": 2
+                    },
+                    "keyId": {
+                      "type": "string",
+                      "id": 3
                     }
                   }
                 },

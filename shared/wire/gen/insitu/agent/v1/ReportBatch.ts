@@ -4,8 +4,12 @@ import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent
 
 export interface ReportBatch {
   'reports'?: (_insitu_agent_v1_Report)[];
+  'signature'?: (Buffer | Uint8Array | string);
+  'keyId'?: (string);
 }
 
 export interface ReportBatch__Output {
   'reports': (_insitu_agent_v1_Report__Output)[];
+  'signature': (Buffer);
+  'keyId': (string);
 }
