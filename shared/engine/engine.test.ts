@@ -71,6 +71,18 @@ class Driver {
 type DistributiveOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 const failed = { status: "failed", exitCode: 1 } as const;
 
+test("what its agent signed of a start is kept once, with the time that it names", () => {
+  const run = new Driver([stepSpec("a")]);
+  const { attempt, epoch } = stepOf(run.state, "a")!;
+  const said = { signed: { keyId: "0".repeat(64), signature: "c2ln" }, reportedAtMs: 77 };
+  const start = { kind: "started", step: "a", attempt, epoch, agent: AGENT } as const;
+  run.feed({ ...start, ...said });
+  run.feed({ ...start, ...said });
+  expect(run.events.filter(({ kind }) => kind === "attempt.started")).toEqual([
+    { kind: "attempt.started", atMs: 1_000, step: "a", attempt, epoch, agent: AGENT, ...said },
+  ]);
+});
+
 describe("a run", () => {
   test("a step is offered when all that it needs has succeeded, and gets their outputs' state", () => {
     const run = new Driver([stepSpec("a"), stepSpec("b"), stepSpec("c", { needs: ["a", "b"] })]);

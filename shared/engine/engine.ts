@@ -210,7 +210,17 @@ function started(draft: Draft, input: InputOf<"started">): void {
     draft.effects.push({ kind: "supersede", step: input.step, attempt, epoch, agent });
     return;
   }
-  draft.emit({ kind: "attempt.started", atMs, step: input.step, attempt: current.attempt, epoch, agent });
+  const { signed, reportedAtMs } = input;
+  const said = signed && reportedAtMs !== undefined ? { signed, reportedAtMs } : {};
+  draft.emit({
+    kind: "attempt.started",
+    atMs,
+    step: input.step,
+    attempt: current.attempt,
+    epoch,
+    agent,
+    ...said,
+  });
   draft.effects.push({ kind: "lease.begin", step: input.step, attempt: current.attempt, epoch, agent });
 }
 

@@ -80,7 +80,18 @@ export type RunEvent =
       /** What the environment says of attempts whose agent is cut off. Missing: nothing, or an older release. */
       disconnect?: DisconnectSpec;
     }
-  | { kind: "attempt.started"; atMs: number; step: string; attempt: number; epoch: number; agent: string }
+  | {
+      kind: "attempt.started";
+      atMs: number;
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      /** By the agent over its report of the start, as of `attempt.finished`. Missing also where the outcome came first. */
+      signed?: ReportSignature;
+      /** On the agent's clock, as that report says. Present with `signed`: what it covers is written with it. */
+      reportedAtMs?: number;
+    }
   | {
       kind: "attempt.finished";
       atMs: number;

@@ -36,7 +36,16 @@ export type Input = { atMs: number } & (
   | { kind: "place"; step: string }
   /** Placement did not, or a pool is full. */
   | { kind: "hold"; step: string; reason: HoldReason; message: string }
-  | { kind: "started"; step: string; attempt: number; epoch: number; agent: string }
+  | {
+      kind: "started";
+      step: string;
+      attempt: number;
+      epoch: number;
+      agent: string;
+      /** By the agent, where it signs; and when it started, by its own clock. */
+      signed?: ReportSignature;
+      reportedAtMs?: number;
+    }
   | {
       kind: "finished";
       step: string;

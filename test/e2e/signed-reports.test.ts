@@ -13,7 +13,7 @@ import { runningTarget } from "../../control-plane/store/nats-target.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import type { Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
-import { reportBytes, reportKeyId, signedReport, verifyReport } from "../../shared/wire/report-signature.ts";
+import { reportBytes, reportKeyId, signedReport, verifyKept } from "../../shared/wire/report-signature.ts";
 import { STREAMS, shardOf, subjects } from "../../shared/wire/subjects.ts";
 import { Plant } from "../support/plant.ts";
 import { outcome } from "../support/specs.ts";
@@ -99,13 +99,13 @@ test("whoever writes to NATS ends no attempt, and the signature of the one that 
     readFileSync(join(plant.directory, "sites", "site", "only", "identity", "report-key.pem")),
   );
   const verifies = (outcome: Outcome) =>
-    verifyReport(
-      key,
-      uri,
-      reportBytes({ kind: "finished", lease, outcome }),
-      Buffer.from(end.signed!.signature, "base64"),
-    );
+    verifyKept(key, uri, reportBytes({ kind: "finished", lease, outcome }), end.signed!);
   expect(end.signed?.payload).toBeUndefined();
   expect(verifies(end.outcome)).toBe(true);
   expect(verifies({ ...end.outcome, exitCode: 1 })).toBe(false);
+  const start = events.find(isOf("attempt.started"))!;
+  const startedAt = (atMs: number) =>
+    verifyKept(key, uri, reportBytes({ kind: "started", lease, atMs }), start.signed!);
+  expect(startedAt(start.reportedAtMs!)).toBe(true);
+  expect(startedAt(start.reportedAtMs! + 1)).toBe(false);
 });
