@@ -41,6 +41,7 @@ import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/a
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
 import { createGateway } from "./gateway/gateway.ts";
+import { LogDoubts } from "./gateway/log-doubts.ts";
 import { ReportKeys } from "./gateway/report-keys.ts";
 import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
@@ -364,6 +365,19 @@ async function open(
     poison,
     queries: reads,
     wasGranted: (agent, chunk) => runs.wasGranted(agent, chunk),
+    doubts: new LogDoubts({
+      keys: reportKeys,
+      grantsOf: (runId) =>
+        (reads.get(runId)?.steps ?? []).flatMap((step) =>
+          step.attempts.map((attempt) => ({ ...attempt, step: step.id })),
+        ),
+      wasGranted: (agent, at) => runs.wasGranted(agent, at),
+      agentsOf: (environment) =>
+        registry
+          .list()
+          .filter((record) => record.environment === environment)
+          .map(({ name }) => `${environment}/${name}`),
+    }),
   });
   const gateway = createGateway({
     clock,

@@ -30,6 +30,8 @@ const TABLE = {
   "shard.elsewhere": [503, 14, 8, "Another replica decides for the run"],
   "report.unsigned": [403, 7, 1, "The report is not signed"],
   "report.forged": [403, 7, 1, "The report is not what its agent signed"],
+  "log.unsigned": [403, 7, 1, "The log is not signed"],
+  "log.forged": [403, 7, 1, "The log is not what its agent signed"],
   "offer.refused": [409, 9, 1, "The offer was refused"],
   "protocol.incompatible": [400, 9, 1, "The two sides speak different protocol versions"],
   "store.unavailable": [503, 14, 8, "The store cannot be reached"],

@@ -1,10 +1,11 @@
-/** Signs this agent's reports, with a key that is made on its host and never leaves it. */
+/** Signs this agent's reports and logs, with a key that is made on its host and never leaves it. */
 import { createPrivateKey, createPublicKey, generateKeyPairSync, type KeyObject, sign } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { leafHash } from "../../shared/provenance/merkle.ts";
 import { agentUri } from "../../shared/wire/agent-uri.ts";
 import { type BatchPurpose, BatchTree, signedBatch } from "../../shared/wire/batch-signature.ts";
+import { LOG_BATCH_PURPOSE, logLeaf, type SignedChunk } from "../../shared/wire/log-signature.ts";
 import {
   REPORT_BATCH_PURPOSE,
   reportKeyId,
@@ -28,6 +29,8 @@ export interface ReportSigner {
   sign(payload: Uint8Array): Signature;
   /** For reports with these payloads that go up together, one at least. */
   signReports(payloads: readonly Uint8Array[]): Signature;
+  /** For chunks of logs that go up together, one at least. */
+  signLogs(chunks: readonly SignedChunk[]): Signature;
 }
 
 /**
@@ -60,6 +63,7 @@ export function reportSigner(
     }),
     sign: (payload) => ({ signature: sign(null, signedReport(uri, payload), key), keyId }),
     signReports: (payloads) => signBatch(REPORT_BATCH_PURPOSE, payloads.map(leafHash)),
+    signLogs: (chunks) => signBatch(LOG_BATCH_PURPOSE, chunks.map(logLeaf)),
   };
 }
 

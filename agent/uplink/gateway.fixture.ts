@@ -38,6 +38,7 @@ export class TestGateway {
     keyId: string;
   }[] = [];
   readonly reportBatches: ReportBatch__Output[] = [];
+  readonly logBatches: LogBatch__Output[] = [];
   readonly chunks: LogChunk__Output[] = [];
   /** What the gateway does; a test changes it. */
   welcome: Welcome = {};
@@ -94,7 +95,9 @@ export class TestGateway {
         this.logCall = call;
         call.on("error", () => undefined);
         call.on("end", () => call.end());
-        call.on("data", ({ chunks }: LogBatch__Output) => {
+        call.on("data", (batch: LogBatch__Output) => {
+          const { chunks } = batch;
+          this.logBatches.push(batch);
           this.chunks.push(...chunks);
           const ack = this.ackLogs(chunks.map(({ seq }) => Number(seq)));
           if (ack) call.write(ack);

@@ -6,9 +6,10 @@ import { afterEach, beforeAll, beforeEach, expect, test, vi } from "vitest";
 import { leafHash } from "../../shared/provenance/merkle.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
-import { BatchTree } from "../../shared/wire/batch-signature.ts";
+import { BatchTree, verifyBatch } from "../../shared/wire/batch-signature.ts";
 import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/ReportBatch.ts";
 import { ERROR_CODE_METADATA } from "../../shared/wire/grpc.ts";
+import { logLeaf } from "../../shared/wire/log-signature.ts";
 import { CAPABILITY_REPORT_BATCH } from "../../shared/wire/protocol.ts";
 import {
   readReportKey,
@@ -209,6 +210,21 @@ test("signs reports that go up together once, for a control plane that takes tha
   await gateway.until.holds(() => gateway.reports.length === 4);
   expect(gateway.reportBatches.at(-1)!.signature).toHaveLength(0);
   expect(isSigned(3)).toBe(true);
+});
+
+test("signs the logs that go up together once, with the key of its reports", async () => {
+  await chunk();
+  await chunk(20);
+  uplink.start();
+  await gateway.until.holds(() => gateway.chunks.length === 2);
+  const { reportPublicKey } = gateway.hellos.at(-1)!;
+  const key = readReportKey(reportPublicKey)!;
+  const agentUri = "spiffe://insitu.test/env/dream/agent/a1";
+  for (const { chunks, signature, keyId } of gateway.logBatches) {
+    expect(keyId).toBe(reportKeyId(reportPublicKey));
+    const batch = new BatchTree(chunks.map(logLeaf));
+    expect(verifyBatch(key, { purpose: "insitu.logs.v1", agentUri, batch }, signature)).toBe(true);
+  }
 });
 
 test("says what it is and what it holds, then renews exactly what it holds, with why it takes no work", async () => {

@@ -131,7 +131,7 @@ export class Uplink {
       reportSource(journal, signer, { inBatches: () => this.#inBatches, acked: () => this.#afterReports() }),
       log,
     );
-    this.#logs = new Delivery(logSource(journal), log);
+    this.#logs = new Delivery(logSource(journal, signer), log);
     journal.onStored({ report: () => this.#reports.pump(), log: () => this.#logs.pump() });
   }
 
@@ -487,20 +487,21 @@ function reportSource(
   };
 }
 
-function logSource(journal: Journal) {
+function logSource(journal: Journal, signer: ReportSigner) {
   return {
     name: "log chunk",
     after: (seq: number, limit: number, maxBytes: number) => journal.logsAfter(seq, limit, maxBytes),
     seqOf: (chunk: LogChunkRecord) => chunk.seq,
     bytesOf: (chunk: LogChunkRecord) => chunk.entries.length,
-    batch: (chunks: LogChunkRecord[]): LogBatch => ({
-      chunks: chunks.map(
+    batch: (records: LogChunkRecord[]): LogBatch => {
+      const chunks = records.map(
         ({ lease, dropped: _, contentBytes: __, contentLines: ___, atMs: ____, ...chunk }) => ({
           ...chunk,
           ...lease,
         }),
-      ),
-    }),
+      );
+      return { chunks, ...signer.signLogs(chunks) };
+    },
     ack: (seq: number) => journal.ackLogs(seq),
   };
 }

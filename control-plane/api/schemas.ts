@@ -273,6 +273,8 @@ export const LogLine = z
     droppedBytes: z.int(),
     /** Ends of lines among them, where they are known. */
     droppedLines: z.int().optional(),
+    /** Why what is stored here is not shown: it is not what the agent signed. `data` is empty, and `seq` the first entry. */
+    refused: z.string().optional(),
   })
   .openapi("LogEntry");
 export type LogLine = z.infer<typeof LogLine>;

@@ -47,7 +47,7 @@ export class LogLines {
     };
     this.#open.set(key, open);
     if (open.text === "") open.atMs = entry.atMs;
-    const gap = entry.droppedBytes > 0 ? this.#line(open, describeDropped(entry)) : "";
+    const gap = isGap(entry) ? this.#line(open, describeGap(entry)) : "";
     const lines = (open.text + open.decoder.write(Buffer.from(entry.data, "base64"))).split("\n");
     open.text = lines.pop() ?? "";
     let out = gap;
@@ -96,8 +96,13 @@ export class LogLines {
   }
 }
 
+function isGap({ droppedBytes, refused }: LogLine): boolean {
+  return droppedBytes > 0 || refused !== undefined;
+}
+
 /** What is missing where an entry stands. */
-function describeDropped({ droppedBytes, droppedLines = 0 }: LogLine): string {
+function describeGap({ droppedBytes, droppedLines = 0, refused }: LogLine): string {
+  if (refused !== undefined) return `-- not shown here: ${refused} --`;
   const size = bytes(droppedBytes);
   if (droppedLines === 0) return `-- ${size} dropped here --`;
   return `-- ${droppedLines} ${droppedLines === 1 ? "line" : "lines"} dropped here (${size}) --`;

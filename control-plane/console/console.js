@@ -149,6 +149,7 @@ async function fillLog(pane, runId, stepId, signal) {
       const lines = entry.droppedLines ? `${entry.droppedLines} lines, ` : "";
       append(pane, `\n── ${lines}${entry.droppedBytes} bytes dropped here ──\n`, "agent");
     }
+    if (entry.refused) append(pane, `\n── not shown here: ${entry.refused} ──\n`, "agent");
     // A character may be split between two entries of one stream.
     decoders[entry.stream] ??= new TextDecoder();
     const data = Uint8Array.from(atob(entry.data), (char) => char.charCodeAt(0));

@@ -40,6 +40,8 @@ export const AgentRecord = z.object({
   revokedKeys: z.array(z.object({ spkiSha256: z.string(), notAfterMs: z.int() })).default([]),
   /** Those that this agent has announced, the oldest first; none: it is of a release that does not sign. */
   reportKeys: z.array(ReportKey).default([]),
+  /** Of agents that had this name before: they sign nothing any more, and what they have signed is still theirs. */
+  formerReportKeys: z.array(ReportKey).default([]),
   /** Pins of the roots that it says it trusts; null: it has never said. */
   roots: z.array(z.string()).max(64).nullable().default(null),
   /** Id of the issuer of the certificate that it came with last; null: not seen since issuers have ids. */

@@ -51,6 +51,8 @@ export interface AgentRegistry extends AsyncDisposable {
 const WATCH_RETRY_MS = 1_000;
 /** Of one agent. A key is made once for a state directory, so more mean that something makes them anew all the time. */
 export const REPORT_KEYS_MAX = 16;
+/** Of those who had a name before: what the oldest of them signed cannot be verified any more. */
+const FORMER_REPORT_KEYS_MAX = 32;
 
 export function createAgentRegistry(deps: {
   kv: KvStore<AgentRecord>;
@@ -142,6 +144,9 @@ class Registry implements AgentRegistry {
         removedReason: "",
         revokedKeys: current?.revokedKeys ?? [],
         reportKeys: isSameAgent(current, certificate) ? current.reportKeys : [],
+        formerReportKeys: isSameAgent(current, certificate)
+          ? current.formerReportKeys
+          : reportKeysEver(current).slice(-FORMER_REPORT_KEYS_MAX),
         roots: isSameAgent(current, certificate) ? current.roots : null,
         issuer: isSameAgent(current, certificate) ? current.issuer : null,
       };
@@ -296,6 +301,10 @@ function revoked(current: AgentRecord, why: { by: string; reason: string; nowMs:
     removedReason: reason,
     revokedKeys: [...current.revokedKeys.filter(({ notAfterMs }) => notAfterMs > nowMs), ...own],
   };
+}
+
+function reportKeysEver(current: AgentRecord | undefined): ReportKey[] {
+  return current === undefined ? [] : [...current.formerReportKeys, ...current.reportKeys];
 }
 
 export function tooManyReportKeys(id: string): string {

@@ -302,7 +302,8 @@ class GrpcGateway implements Gateway {
       },
       Logs: (call) => {
         const peer = peerOf(call);
-        this.#take(new Intake("logs", call, peer, logItems(peer, logs, this.#poison), deps));
+        const items = logItems(peer, { sink: logs, keys: reportKeys, poison: this.#poison });
+        this.#take(new Intake("logs", call, peer, items, deps));
       },
     };
     server.addService(agentGatewayService, handlers);

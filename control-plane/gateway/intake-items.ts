@@ -7,6 +7,7 @@ import type { ReportBatch__Output } from "../../shared/wire/gen/insitu/agent/v1/
 import { type ReportSignature, reportBytes } from "../../shared/wire/report-signature.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
 import type { IntakeItem } from "./intake.ts";
+import { checkLogBatch } from "./log-signatures.ts";
 import { parseLogChunk, parseReport, parseSeq } from "./messages.ts";
 import type { Peer } from "./peer-identity.ts";
 import type { LogSink, ReportSink } from "./ports.ts";
@@ -51,20 +52,21 @@ function checkOf(
 
 export function logItems(
   peer: Peer,
-  sink: LogSink,
-  poison: PoisonSink,
+  { sink, keys, poison }: { sink: LogSink; keys: ReportKeys; poison: PoisonSink },
 ): (batch: LogBatch__Output) => IntakeItem[] {
-  return (batch) =>
-    bounded(batch.chunks).map((chunk) => ({
+  return (batch) => {
+    const check = checkLogBatch(keys, peer.id, batch.chunks, batch);
+    return bounded(batch.chunks).map((chunk, index) => ({
       seq: parseSeq(chunk.seq),
       bytes: chunk.entries.length,
       async store() {
-        const read = () => parseLogChunk(chunk);
+        const read = async () => ({ ...parseLogChunk(chunk), signed: await check(index) });
         const parsed = await readOrKeep(read, { peer, subject: "log chunk", data: chunk.entries, poison });
         await sink.append(peer.id, parsed);
         return undefined;
       },
     }));
+  };
 }
 
 /** The payload itself, where it cannot be written again from what it said. */

@@ -1,5 +1,6 @@
 /** What the gateway needs of the rest of the control plane. */
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { LogSignature } from "../../shared/wire/log-signature.ts";
 import type { ReportSignature } from "../../shared/wire/report-signature.ts";
 
 /** `environment/name`, from the certificate; never from a message. */
@@ -35,6 +36,8 @@ export interface LogChunk {
   entryCount: number;
   encoding: "identity" | "gzip";
   entries: Uint8Array;
+  /** By the agent, verified. Missing: it does not sign. */
+  signed?: LogSignature | undefined;
 }
 
 export interface LogSink {

@@ -40,7 +40,7 @@ export interface AnnouncedKey {
   proof: Uint8Array;
 }
 
-interface Signed {
+export interface Signed {
   /** Empty: not signed. */
   signature: Uint8Array;
   keyId: string;
@@ -165,7 +165,7 @@ export class ReportKeys {
       );
     }
     const key = this.#among(keys, agent, sent.keyId);
-    if (!key || !this.#isSigned(key, agent, sent)) throw this.#forged(agent, key);
+    if (!key || !this.#isSigned(key, agent, sent)) throw this.#forged(agent, key !== undefined);
     const batch = sent.batch && { batch: sent.batch };
     return { keyId: sent.keyId, signature: Buffer.from(sent.signature).toString("base64"), ...batch };
   }
@@ -176,19 +176,53 @@ export class ReportKeys {
    */
   checkBatch(agent: string, payloads: readonly Uint8Array[], sent: Signed): (index: number) => Promise<Kept> {
     const signature = Buffer.from(sent.signature).toString("base64");
-    const look = async () => {
-      const tree = new BatchTree(payloads.map(leafHash));
-      const key = this.#among(await this.#keysOf(agent, sent.keyId), agent, sent.keyId);
-      const about = { purpose: REPORT_BATCH_PURPOSE, agent, batch: tree, ...sent } as const;
-      return { tree, key, signed: key !== undefined && this.#isBatchSigned(key, about) };
-    };
-    let looking: ReturnType<typeof look> | undefined;
+    let looking: ReturnType<ReportKeys["lookAtBatch"]> | undefined;
     return async (index) => {
-      looking ??= look();
-      const { tree, key, signed } = await looking;
-      if (!signed) throw this.#forged(agent, key);
+      looking ??= this.lookAtBatch(REPORT_BATCH_PURPOSE, agent, payloads.map(leafHash), sent);
+      const { tree, isKnown, isSigned } = await looking;
+      if (!isSigned) throw this.#forged(agent, isKnown);
       return { keyId: sent.keyId, signature, batch: tree.placeOf(index) };
     };
+  }
+
+  /** Whether the agent has signed a batch with these leaves. @throws InsituError retryable */
+  async lookAtBatch(purpose: BatchPurpose, agent: string, leaves: readonly Uint8Array[], sent: Signed) {
+    const tree = new BatchTree(leaves);
+    const key = this.#among(await this.#keysOf(agent, sent.keyId), agent, sent.keyId);
+    const about = { purpose, agent, batch: tree, signature: sent.signature, keyId: sent.keyId };
+    return {
+      tree,
+      isKnown: key !== undefined,
+      isSigned: key !== undefined && this.#isBatchSigned(key, about),
+    };
+  }
+
+  /** Whether this server takes nothing of the agent that is not signed. @throws InsituError retryable */
+  async mustSign(agent: string): Promise<boolean> {
+    return this.#options.requireSigned || (await this.#keysOf(agent, "")).length > 0;
+  }
+
+  /**
+   * Whether the agent has, at any time, signed that batch: also under a key of before the name was enrolled anew.
+   * @throws InsituError retryable
+   */
+  async hasSigned(purpose: BatchPurpose, agent: string, batch: Batch, sent: Signed): Promise<boolean> {
+    const { signature, keyId } = sent;
+    const key =
+      this.#among(this.#formerOf(agent), agent, keyId) ??
+      this.#among(await this.#keysOf(agent, keyId), agent, keyId) ??
+      this.#among(this.#formerOf(agent), agent, keyId); // the look into the store may have brought it
+    return key !== undefined && this.#isBatchSigned(key, { purpose, agent, batch, signature, keyId });
+  }
+
+  /** Wall time since when an agent of that name signs; undefined when none does. @throws InsituError retryable */
+  async signsSinceMs(agent: string): Promise<number | undefined> {
+    const keys = [...(await this.#keysOf(agent, "")), ...this.#formerOf(agent)];
+    return keys.length === 0 ? undefined : Math.min(...keys.map(({ addedAtMs }) => addedAtMs));
+  }
+
+  #formerOf(agent: string): readonly ReportKey[] {
+    return this.#options.registry.known(agent)?.formerReportKeys ?? [];
   }
 
   #among(keys: readonly ReportKey[], agent: string, keyId: string): KeyObject | undefined {
@@ -218,11 +252,11 @@ export class ReportKeys {
     return true;
   }
 
-  #forged(agent: string, key: KeyObject | undefined): InsituError {
+  #forged(agent: string, isKnown: boolean): InsituError {
     return this.#refusal(
       agent,
       "report.forged",
-      key
+      isKnown
         ? `the signature of the report is not one of ${agent} over this report`
         : `the report is signed with a key that is not known to be one of ${agent}`,
     );

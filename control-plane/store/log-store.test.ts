@@ -1,19 +1,22 @@
-import { randomBytes } from "node:crypto";
+import { generateKeyPairSync, randomBytes, sign } from "node:crypto";
 import fc from "fast-check";
 import { connect, type NatsConnection } from "nats";
 import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
+import { type BatchPurpose, BatchTree, signedBatch, verifyBatch } from "../../shared/wire/batch-signature.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
 import type { LogEntry } from "../../shared/wire/log-entries.ts";
+import { logLeaf } from "../../shared/wire/log-signature.ts";
 import { subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
 import type { LogLine } from "../api/schemas.ts";
 import type { RunQueries } from "../api/services.ts";
+import { LogDoubts } from "../gateway/log-doubts.ts";
 import type { LogChunk } from "../gateway/ports.ts";
 import { ensureStreams } from "./jetstream.ts";
-import { LogStore } from "./log-store.ts";
+import { LogStore, type LogStoreOptions } from "./log-store.ts";
 import type { PoisonStream } from "./poison-stream.ts";
 
 let nats: TestNats;
@@ -69,7 +72,10 @@ class OneRun {
   }
 }
 
-function logsOf(run: OneRun, granted = true): LogStore {
+/** Of agents that sign nothing. */
+const credulous: LogStoreOptions["doubts"] = { of: () => () => Promise.resolve(undefined) };
+
+function logsOf(run: OneRun, granted = true, doubts = credulous): LogStore {
   return new LogStore({
     connection,
     clock: systemClock,
@@ -77,6 +83,7 @@ function logsOf(run: OneRun, granted = true): LogStore {
     poison,
     queries: run.queries,
     wasGranted: () => Promise.resolve(granted),
+    doubts,
   });
 }
 
@@ -253,4 +260,128 @@ test("a reader that is slower than the log holds little of it in memory, and get
     if (line.seq === count) run.end(count);
   }
   expect(seqs).toEqual(Array.from({ length: count }, (_, n) => n + 1));
+});
+
+describe("of logs that were signed", () => {
+  const [ours, others] = [generateKeyPairSync("ed25519"), generateKeyPairSync("ed25519")];
+  const keyIds = { "site/a": "a".repeat(64), "site/b": "b".repeat(64), "elsewhere/c": "c".repeat(64) };
+  type Agent = keyof typeof keyIds;
+  const uriOf = (agent: string) => `spiffe://insitu.test/${agent}`;
+  const pairOf = (agent: string) => (agent === "site/a" ? ours : others);
+
+  const doubts = new LogDoubts({
+    keys: {
+      hasSigned: (purpose, agent, batch, { signature, keyId }) =>
+        Promise.resolve(
+          keyIds[agent as Agent] === keyId &&
+            verifyBatch(pairOf(agent).publicKey, { purpose, agentUri: uriOf(agent), batch }, signature),
+        ),
+      signsSinceMs: (agent) => Promise.resolve(agent in keyIds ? 10 : undefined),
+    },
+    grantsOf: () => [
+      { step: "load", epoch: 1, environment: "site", agent: "site/a", startedAtMs: 20 },
+      { step: "load", epoch: 2, environment: "site", agent: "site/old", startedAtMs: 20 },
+      { step: "load", epoch: 3, environment: "site", agent: "site/a", startedAtMs: 5 },
+      { step: "load", epoch: 4, environment: "site", agent: null, startedAtMs: null },
+    ],
+    wasGranted: () => Promise.resolve(false),
+    agentsOf: () => ["site/old", "site/a"],
+  });
+
+  /** As they go up in one batch. */
+  function signed(chunks: LogChunk[], agent: Agent = "site/a", purpose: BatchPurpose = "insitu.logs.v1") {
+    const tree = new BatchTree(chunks.map(logLeaf));
+    const signature = sign(null, signedBatch(purpose, uriOf(agent), tree), pairOf(agent).privateKey);
+    const about = { agent, keyId: keyIds[agent], signature: signature.toString("base64") };
+    return chunks.map((one, i) => ({ ...one, signed: { ...about, batch: tree.placeOf(i) } }));
+  }
+
+  async function shown(run: OneRun): Promise<(number | string)[]> {
+    const lines: (number | string)[] = [];
+    for await (const line of read(logsOf(run, true, doubts), run, false))
+      lines.push(line.refused?.replace(/ \(message.*/, "") ?? line.seq);
+    return lines;
+  }
+  const put = async (run: OneRun, chunks: LogChunk[]) => {
+    for (const one of chunks) await logsOf(run).append("site/a", one);
+  };
+
+  test("each chunk is shown, also of batches that share their entries", async () => {
+    const run = new OneRun();
+    const parts = [range(1, 2), range(3, 1), range(4, 3)].map((entries) => chunk(run, entries));
+    await put(run, signed(parts));
+    await put(run, signed([chunk(run, range(7, 2))]));
+    expect(await shown(run)).toEqual([1, 2, 3, 4, 5, 6, 7, 8]);
+  });
+
+  type Change = (chunk: LogChunk, run: OneRun) => LogChunk;
+  const altered: [string, Change, string][] = [
+    [
+      "whose text was changed",
+      (c, run) => ({ ...chunk(run, [entry(3, Buffer.from("lie"))]), signed: c.signed }),
+      "site/a signed",
+    ],
+    ["that claims more entries", (c) => ({ ...c, entryCount: 900 }), "site/a signed"],
+    ["of another epoch", (c) => ({ ...c, epoch: 3 }), "site/a signed"],
+    ["of another attempt", (c) => ({ ...c, attempt: 2 }), "site/a signed"],
+    [
+      "at another index of its batch",
+      (c) => ({ ...c, signed: { ...c.signed!, batch: { ...c.signed!.batch, index: 0 } } }),
+      "site/a signed",
+    ],
+    [
+      "that is said to be of a larger batch",
+      (c) => ({ ...c, signed: { ...c.signed!, batch: { ...c.signed!.batch, size: 4 } } }),
+      "site/a signed",
+    ],
+    [
+      "that is said to be another agent's",
+      (c) => ({ ...c, signed: { ...c.signed!, agent: "site/b" } }),
+      "site/b signed",
+    ],
+    ["signed by an agent of another site", (c) => signed([c], "elsewhere/c")[0]!, "not granted"],
+    ["signed as a report", (c) => signed([c], "site/a", "insitu.reports.v1")[0]!, "site/a signed"],
+    [
+      "with another thing in the place of its signature",
+      (c) => ({ ...c, signed: { ...c.signed!, keyId: "none" } }),
+      "is none",
+    ],
+    ["without its signature", (c) => ({ ...c, signed: undefined }), "site/a signs its logs"],
+    [
+      "without a signature, of a grant that nobody took",
+      (c) => ({ ...c, epoch: 4, signed: undefined }),
+      "signs its logs",
+    ],
+    [
+      "without a signature, of a grant that never was",
+      (c) => ({ ...c, epoch: 9, signed: undefined }),
+      "nobody is known",
+    ],
+  ];
+  test.each(altered)(
+    "a chunk %s is named in its place, set aside, and hides none of the others",
+    async (_, change, why) => {
+      const run = new OneRun();
+      const [first, second, third] = signed(
+        [range(1, 2), range(3, 1), range(4, 1)].map((of) => chunk(run, of)),
+      );
+      await put(run, [first!, change(second!, run), third!]);
+      const [one, two, refused, ...rest] = await shown(run);
+      expect([one, two, ...rest]).toEqual([1, 2, 4]);
+      expect(refused).toContain("of attempt");
+      expect(refused).toContain(why);
+      await poison.close();
+      const kept = (await poison.list()).filter(({ subject }) => subject.includes(run.runId));
+      expect(kept).toMatchObject([{ source: "logs" }]);
+    },
+  );
+
+  test("those of agents that did not sign when the attempt began are shown", async () => {
+    const run = new OneRun();
+    await put(run, [
+      { ...chunk(run, range(1, 1)), epoch: 2 },
+      { ...chunk(run, range(2, 1)), epoch: 3 },
+    ]);
+    expect(await shown(run)).toEqual([1, 2]);
+  });
 });

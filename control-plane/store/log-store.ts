@@ -8,15 +8,13 @@ import type { LogEntry } from "../../shared/wire/log-entries.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { LogLine } from "../api/schemas.ts";
 import type { LogQueries, RunQueries } from "../api/services.ts";
+import type { LogDoubts, StoredChunk } from "../gateway/log-doubts.ts";
 import type { LogChunk, LogSink } from "../gateway/ports.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
+import { chunkOf, headersOf } from "./log-headers.ts";
 import { publish } from "./publish.ts";
 import { readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
-const EPOCH = "Insitu-Epoch";
-const FIRST = "Insitu-First-Entry";
-const COUNT = "Insitu-Entry-Count";
-const ENCODING = "Insitu-Encoding";
 /** Longer than a cluster takes to elect a leader. Then the agent is told to send it again. */
 const PATIENCE_MS = 20_000;
 /** After the end of a run, how long a follower waits for chunks that its outcomes announce. */
@@ -34,6 +32,7 @@ export interface LogStoreOptions {
   queries: Pick<RunQueries, "get" | "follow">;
   /** Whether the attempt under that epoch was granted to the agent's environment. */
   wasGranted(agent: string, chunk: Pick<LogChunk, "runId" | "stepId" | "epoch">): Promise<boolean>;
+  doubts: Pick<LogDoubts, "of">;
 }
 
 export class LogStore implements LogSink, LogQueries {
@@ -59,12 +58,7 @@ export class LogStore implements LogSink, LogQueries {
         // By content, not by the agent's sequence: a reinstalled agent begins that anew. With the count, because
         // a chunk that begins at the same entry and reaches further is another one, and not a repeat.
         messageId: `${runId}/${stepId}/${attempt}/${epoch}/${firstEntry}+${chunk.entryCount}`,
-        headers: {
-          [EPOCH]: String(epoch),
-          [FIRST]: String(firstEntry),
-          [COUNT]: String(chunk.entryCount),
-          [ENCODING]: chunk.encoding,
-        },
+        headers: headersOf(chunk),
       },
     );
   }
@@ -75,8 +69,17 @@ export class LogStore implements LogSink, LogQueries {
       void this.#options.poison.put({ source: "logs", subject, seq, from: "", reason, data });
     });
     const filter = filterOf(query);
+    const doubtOf = this.#options.doubts.of(query.runId);
     const source = query.follow ? this.#follow(query, filter, unfolder) : this.#stored(filter);
-    for await (const message of source) yield* unfolder.unfold(message);
+    for await (const message of source) {
+      const chunk = chunkOf(message);
+      if (chunk === undefined) unfolder.refuse(message, "it does not say which entries it holds");
+      else {
+        const doubt = await doubtOf(chunk);
+        if (doubt === undefined) yield* unfolder.unfold({ message, chunk });
+        else yield refused({ message, chunk }, doubt, unfolder);
+      }
+    }
     yield* unfolder.rest();
   }
 
@@ -181,43 +184,58 @@ function filterOf(query: Query): string {
   return subjects.log(query.runId, query.step, query.attempt);
 }
 
+/** A chunk, and the message that it came in. */
+interface Piece {
+  message: StreamMessage;
+  chunk: StoredChunk;
+}
+
+/**
+ * In the place of a chunk that its agent did not sign. What it says of its entries is not believed either: it takes the
+ * place of none. Whoever wants to see it finds it where poison is kept.
+ */
+function refused({ message, chunk }: Piece, doubt: string, unfolder: Unfolder): LogLine {
+  const { stepId: step, attempt, epoch, firstEntry: seq } = chunk;
+  const last = seq + chunk.entryCount - 1;
+  const why = `entries ${seq} to ${last} of attempt ${attempt} of step ${step}, epoch ${epoch}: ${doubt} (message ${message.seq} of the stream ${STREAMS.logs})`;
+  unfolder.refuse(message, why);
+  const about = { step, attempt, epoch, seq, atMs: message.storedAtMs, stream: "agent" } as const;
+  return { ...about, data: "", droppedBytes: 0, refused: why };
+}
+
 /** The log of one attempt under one epoch, while it is read. */
 interface Thread {
   /** The entry that comes next. */
   next: number;
   /** Chunks that came before their turn, by their first entry. */
-  early: Map<number, StreamMessage>;
+  early: Map<number, Piece>;
 }
 
 /** Chunks to entries, in the order in which they were written; what was stored twice is read once. */
 class Unfolder {
   readonly #threads = new Map<string, Thread>();
-  /** Told of a chunk that cannot be read. The others are. */
-  readonly #onPoison: (message: StreamMessage, reason: string) => void;
+  /** Told of a chunk that is not shown. The others are. */
+  readonly refuse: (message: StreamMessage, reason: string) => void;
 
-  constructor(onPoison: (message: StreamMessage, reason: string) => void) {
-    this.#onPoison = onPoison;
+  constructor(onRefused: (message: StreamMessage, reason: string) => void) {
+    this.refuse = onRefused;
   }
 
   lastSeq(step: string, attempt: number, epoch: number): number {
     return (this.#threads.get(`${step}/${attempt}/${epoch}`)?.next ?? 1) - 1;
   }
 
-  *unfold(message: StreamMessage): Generator<LogLine> {
-    if (![EPOCH, FIRST, COUNT].every((name) => /^[1-9]\d{0,9}$/.test(message.header(name)))) {
-      this.#onPoison(message, "it does not say which entries it holds");
-      return;
-    }
-    const key = `${stepAndAttempt(message).join("/")}/${message.header(EPOCH)}`;
+  *unfold(piece: Piece): Generator<LogLine> {
+    const { stepId, attempt, epoch, firstEntry: first } = piece.chunk;
+    const key = `${stepId}/${attempt}/${epoch}`;
     const thread = this.#threads.get(key) ?? { next: 1, early: new Map() };
     this.#threads.set(key, thread);
-    const first = Number(message.header(FIRST));
     if (first > thread.next) {
       const other = thread.early.get(first);
-      if (!other || endOf(other) < endOf(message)) thread.early.set(first, message);
+      if (!other || endOf(other) < endOf(piece)) thread.early.set(first, piece);
       return;
     }
-    yield* this.#emit(thread, message);
+    yield* this.#emit(thread, piece);
     // Chunks may overlap: one that waited can begin before the entry that is wanted, and reach beyond it.
     for (let ready = readyIn(thread); ready !== undefined; ready = readyIn(thread)) {
       const early = thread.early.get(ready)!;
@@ -236,49 +254,43 @@ class Unfolder {
     }
   }
 
-  *#emit(thread: Thread, message: StreamMessage): Generator<LogLine> {
-    const [step, attempt] = stepAndAttempt(message);
-    for (const entry of this.#entriesOf(message)) {
+  *#emit(thread: Thread, piece: Piece): Generator<LogLine> {
+    const { stepId: step, attempt, epoch } = piece.chunk;
+    for (const entry of this.#entriesOf(piece)) {
       if (entry.seq < thread.next) continue;
       yield {
         step,
         attempt,
-        epoch: Number(message.header(EPOCH)),
+        epoch,
         seq: entry.seq,
-        atMs: entry.atMs || message.storedAtMs,
+        atMs: entry.atMs || piece.message.storedAtMs,
         stream: entry.stream,
         data: Buffer.from(entry.data).toString("base64"),
         droppedBytes: entry.droppedBytes,
         ...(entry.droppedLines ? { droppedLines: entry.droppedLines } : {}),
       };
     }
-    thread.next = Math.max(thread.next, endOf(message));
+    thread.next = Math.max(thread.next, endOf(piece));
   }
 
   /** Empty when they cannot be decoded: agents compress them, and nobody looks inside before. */
-  #entriesOf(message: StreamMessage): LogEntry[] {
-    const encoding = message.header(ENCODING) === "gzip" ? "gzip" : "identity";
+  #entriesOf({ message, chunk }: Piece): LogEntry[] {
     try {
-      return decodeLogEntries(encoding, message.data);
+      return decodeLogEntries(chunk.encoding, chunk.entries);
     } catch (err) {
-      this.#onPoison(message, reasonOf(err));
+      this.refuse(message, reasonOf(err));
       return [];
     }
   }
 }
 
 /** The entry after the last one of a chunk. */
-function endOf(message: StreamMessage): number {
-  return Number(message.header(FIRST)) + Number(message.header(COUNT));
+function endOf({ chunk }: Piece): number {
+  return chunk.firstEntry + chunk.entryCount;
 }
 
 /** First entry of a waiting chunk whose turn has come. */
 function readyIn(thread: Thread): number | undefined {
   for (const first of thread.early.keys()) if (first <= thread.next) return first;
   return undefined;
-}
-
-function stepAndAttempt(message: StreamMessage): [string, number] {
-  const [, , step, attempt] = message.subject.split(".");
-  return [step!, Number(attempt)];
 }

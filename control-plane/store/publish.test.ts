@@ -53,7 +53,15 @@ async function writers(connection: NatsConnection) {
   const poison = await poisonOf(connection);
   const inbox = new JetStreamInbox({ connection, manager, clock, log, poison, accept: async () => true });
   const queries = { get: () => undefined, follow: async function* () {} };
-  const logs = new LogStore({ connection, clock, log, poison, queries, wasGranted: async () => true });
+  const logs = new LogStore({
+    connection,
+    clock,
+    log,
+    poison,
+    queries,
+    doubts: { of: () => () => Promise.resolve(undefined) },
+    wasGranted: async () => true,
+  });
   const report = { kind: "finished" as const, lease, outcome: outcome() };
   const entries = Buffer.from("");
   const chunk = { ...lease, seq: 1, firstEntry: 1, entryCount: 1, encoding: "identity" as const, entries };

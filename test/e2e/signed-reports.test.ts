@@ -109,3 +109,63 @@ test("whoever writes to NATS ends no attempt, and the signature of the one that 
   expect(startedAt(start.reportedAtMs!)).toBe(true);
   expect(startedAt(start.reportedAtMs! + 1)).toBe(false);
 });
+
+test("a log that was changed at NATS is not shown: insitu runs logs names the chunk, and fails", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST, env: { INSITU_LOG_LEVEL: "error" } });
+  await plant.startServer();
+  const say = { environment: "site", run: ["sh", "-ec", "echo the truth"] };
+  const steps = [
+    { id: "first", ...say },
+    { id: "second", ...say },
+  ];
+  await plant.apply(
+    { kind: "environment", name: "site", jurisdiction: "DE" },
+    { kind: "pipeline", name: "told", steps },
+  );
+  await plant.startAgent(WHO.environment, WHO.name);
+  const { id: runId } = await plant.start("told");
+  await plant.events(runId, () => false);
+  const logs = () => {
+    const argv = [
+      join(DIST, "insitu.js"),
+      "runs",
+      "logs",
+      runId,
+      "--server",
+      plant.url,
+      "--token",
+      plant.token,
+    ];
+    return promisify(execFile)(process.execPath, argv).then(
+      ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
+      ({ code, stdout, stderr }: { code: number; stdout: string; stderr: string }) => ({
+        code,
+        stdout,
+        stderr,
+      }),
+    );
+  };
+  await expect.poll(logs).toMatchObject({ code: 0, stdout: expect.stringMatching(/(the truth\n.*){2}/s) });
+
+  const config = loadConfig(["--data", join(plant.directory, "server")], {}) as ServerConfig;
+  await using connection = Object.assign(
+    await connectNats({ ...(await runningTarget(config)), name: "test" }),
+    { [Symbol.asyncDispose]: () => connection.close() },
+  );
+  const { streams } = await connection.jetstreamManager();
+  const subject = subjects.log(runId, "first", 1);
+  const stored = await streams.getMessage(STREAMS.logs, { last_by_subj: subject });
+  stored.header.delete("Nats-Msg-Id");
+  const lie = Buffer.from(Buffer.from(stored.data).toString("latin1").replace("truth", "lies!"), "latin1");
+  await connection.jetstream().publish(subject, lie, { headers: stored.header });
+  await streams.deleteMessage(STREAMS.logs, stored.seq);
+  const read = await logs();
+  expect(read.stdout).toContain("the truth");
+  expect(read.stdout).not.toContain("lies");
+  expect(read.stdout).toMatch(/not shown here: entries 1 to 1 of attempt 1 of step first/);
+  expect(read.code).toBe(1);
+  expect(read.stderr).toContain("it is not what site/only signed");
+  expect(read.stderr).toContain("insitu poison list");
+});

@@ -41,10 +41,12 @@ export async function logs(
     paint: output.paint,
   });
   const dropped = { bytes: 0, lines: 0 };
+  const refused: string[] = [];
   const query = { step, attempt, follow: options.follow === true };
   for await (const entry of client.logs(id, query, signal)) {
     dropped.bytes += entry.droppedBytes;
     dropped.lines += entry.droppedLines ?? 0;
+    if (entry.refused !== undefined) refused.push(entry.refused);
     if (options.stream !== undefined && entry.stream !== options.stream) continue;
     // What the agent says is not what the step wrote.
     if (asTheyCame && options.stream === undefined && entry.stream === "agent") continue;
@@ -58,7 +60,19 @@ export async function logs(
   const rest = lines.flush();
   if (rest !== "") await out.write(rest);
   for (const note of await notes(invocation, id, before, { step, dropped })) await output.note(note);
+  if (refused.length > 0) throw forged(refused);
   return EXIT.ok;
+}
+
+/** Also when the log itself goes somewhere else: who reads it is to know that it is not whole. */
+function forged(refused: string[]): InsituError {
+  const [first, ...others] = refused;
+  const more = others.length > 0 ? `; and ${others.length} more` : "";
+  return new InsituError(
+    "log.forged",
+    `a part of these logs is not what the agent signed, and is not shown: ${first}${more}. Somebody with access to NATS may have changed it; copies: insitu poison list`,
+    { details: { refused } },
+  );
 }
 
 /** What a reader would otherwise miss without knowing. */

@@ -672,6 +672,14 @@ export const DESCRIPTOR = {
                       "rule": "repeated",
                       "type": "LogChunk",
                       "id": 1
+                    },
+                    "signature": {
+                      "type": "bytes",
+                      "id": 2
+                    },
+                    "keyId": {
+                      "type": "string",
+                      "id": 3
                     }
                   }
                 },
