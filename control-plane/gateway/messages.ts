@@ -139,13 +139,11 @@ export function parseRefusedOffer(message: RefusedOffer__Output): { payload: Uin
   return { payload: Uint8Array.from(payload), reason };
 }
 
+const Seq = Count.refine((n) => n >= 1, "at least 1");
+
 /** A sequence number of a report or a log chunk. @throws InsituError `request.invalid`. */
 export function parseSeq(seq: string): number {
-  return parse(
-    Count.refine((n) => n >= 1, "at least 1"),
-    seq,
-    "sequence",
-  );
+  return parse(Seq, seq, "sequence");
 }
 
 /** @throws InsituError `request.invalid`, `request.too-large`: nothing that sending it again would mend. */

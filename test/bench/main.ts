@@ -14,6 +14,7 @@ import { Plant } from "../support/plant.ts";
 import { measureBoxes } from "./boxes.ts";
 import { measureFailover } from "./failover.ts";
 import { type Floors, measureFloors } from "./floors.ts";
+import { measureLogs, writesLines } from "./logs.ts";
 import { median, percentile } from "./statistics.ts";
 
 interface Budget {
@@ -36,6 +37,7 @@ const say = (line: string): void => void process.stderr.write(`${line}\n`);
 
 const CHAIN = 40;
 const FAN = values.quick ? 1_000 : 10_000;
+const LINES = values.quick ? 300_000 : 1_000_000;
 
 function chain(name: string, step: object) {
   const steps = Array.from({ length: CHAIN }, (_, i) => ({
@@ -106,6 +108,11 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
     chain("chain-process", { run: ["true"] }),
     fan("fan-1000", 1_000),
     fan("fan", FAN),
+    {
+      kind: "pipeline",
+      name: "lines",
+      steps: [{ id: "write", environment: "bench", ...writesLines(LINES) }],
+    },
   );
   await plant.startAgent("bench", "one", ["--slots", "4"]);
 
@@ -151,6 +158,19 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
   );
   add("40 sequential steps, processes", median(processes) / 1_000, "s", 1.0, true, "submit to done, median");
   add("40 sequential steps, no-op", median(noop) / 1_000, "s", 0.4, true, "submit to done, median");
+
+  say("a step that writes lines …");
+  await measureLogs(plant, "lines", LINES);
+  const lineRates: number[] = [];
+  for (let i = 0; i < (values.quick ? 1 : 3); i++) lineRates.push(await measureLogs(plant, "lines", LINES));
+  add(
+    "log lines taken in, stored and readable",
+    median(lineRates),
+    "1/s",
+    200_000,
+    false,
+    `${LINES} of one step, signed, until a reader who follows has them`,
+  );
 
   say("fan-out over four agents …");
   for (const name of ["two", "three", "four"]) await plant.startAgent("bench", name, ["--slots", "64"]);
