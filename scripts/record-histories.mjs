@@ -1,4 +1,7 @@
-/** `node scripts/record-histories.mjs`: records runs of this version for `test/compat`. Once for each release. */
+/**
+ * `node scripts/record-histories.mjs [NAME …]`: records runs of this version for `test/compat`. Once for each release, and
+ * by name for what came after the others were recorded.
+ */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -20,4 +23,4 @@ await build({
   logLevel: "warning",
 });
 const { record } = await import(pathToFileURL(outfile).href);
-await record(ROOT);
+await record(ROOT, process.argv.slice(2));

@@ -5,6 +5,10 @@ import { describe, expect, test } from "vitest";
 import { owed, step } from "../../shared/engine/engine.ts";
 import type { RunEvent } from "../../shared/engine/events.ts";
 import { isTerminalRun, isTerminalStep, stepOf } from "../../shared/engine/state.ts";
+import { leafHash } from "../../shared/provenance/merkle.ts";
+import type { ReportPayload } from "../../shared/wire/attempt.ts";
+import { batchAt } from "../../shared/wire/batch-signature.ts";
+import { type ReportSignature, reportBytes } from "../../shared/wire/report-signature.ts";
 import { endOf, eventsOf, type History, readHistory, statesOf, writeHistory } from "./history.ts";
 
 const ROOT = fileURLToPath(new URL("histories/", import.meta.url));
@@ -39,6 +43,33 @@ test("every kind of event is in a recorded history", () => {
   const recorded = new Set(histories.flatMap(([, history]) => eventsOf(history)).map(({ kind }) => kind));
   expect([...recorded].sort()).toEqual(Object.keys(KINDS).sort());
 });
+
+test("what agents signed is written again from the events, and stands in its batch where it says", () => {
+  const roots = new Map<string, Set<string>>();
+  let placed = 0;
+  for (const [, history] of histories) {
+    const { runId } = history.end.run;
+    for (const event of eventsOf(history)) {
+      const report = reportOf(event, runId);
+      const { signed } = event as { signed?: ReportSignature };
+      if (!report || signed?.batch === undefined) continue;
+      const batch = batchAt(leafHash(reportBytes(report)), signed.batch);
+      const found = roots.get(signed.signature) ?? new Set();
+      roots.set(signed.signature, found.add(Buffer.from(batch!.root).toString("hex")));
+      placed += 1;
+    }
+  }
+  expect(placed).toBeGreaterThan(roots.size);
+  expect([...roots.values()].map((found) => found.size)).toEqual([...roots.values()].map(() => 1));
+});
+
+function reportOf(event: RunEvent, runId: string): ReportPayload | undefined {
+  if (event.kind !== "attempt.started" && event.kind !== "attempt.finished") return undefined;
+  const { step: stepId, attempt, epoch } = event;
+  const lease = { runId, stepId, attempt, epoch };
+  if (event.kind === "attempt.finished") return { kind: "finished", lease, outcome: event.outcome };
+  return event.reportedAtMs === undefined ? undefined : { kind: "started", lease, atMs: event.reportedAtMs };
+}
 
 describe.each(histories)("%s", (_, history) => {
   const states = statesOf(history);

@@ -112,6 +112,12 @@ const RECORDINGS: Record<string, Recording> = {
       open();
     },
   },
+  together: {
+    about: "steps that start and end together, whose reports go up in batches under one signature",
+    pipeline: () =>
+      Array.from({ length: 20 }, (_, i) => ({ id: `s${i}`, environment: "site", uses: "noop" })),
+    play: async () => {},
+  },
   restored: {
     about:
       "a run goes on from a backup; its once step may have run since, until an operator says that it may run",
@@ -145,12 +151,13 @@ const RECORDINGS: Record<string, Recording> = {
   },
 };
 
-/** Writes `test/compat/histories/<version>/*.jsonl` under the root of the repository. */
-export async function record(root: string): Promise<void> {
+/** Writes `test/compat/histories/<version>/*.jsonl` under the root of the repository; of `names` alone, if there are any. */
+export async function record(root: string, names: readonly string[] = []): Promise<void> {
   const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
   const directory = join(root, "test/compat/histories", version);
   mkdirSync(directory, { recursive: true });
   for (const [name, recording] of Object.entries(RECORDINGS)) {
+    if (names.length > 0 && !names.includes(name)) continue;
     const file = join(directory, `${name}.jsonl`);
     writeFileSync(file, await play(join(root, "dist"), name, recording));
     console.log(`recorded test/compat/histories/${version}/${name}.jsonl`);
