@@ -76,3 +76,11 @@ test("whatever a step writes, nothing but colours drives the terminal", () => {
     }),
   );
 });
+
+test("what was refused is named in its place, and shows no control characters of whoever made it", () => {
+  const lines = new LogLines({ ...style, harmless: true });
+  const refused = "entries 3 to 4 of attempt 1 of step a\u001b[2J: it is not what site/a signed";
+  const out = lines.push(entry("one\n")) + lines.push(entry("", { stream: "agent", refused }));
+  expect(out).toMatch(/^one\n.*-- not shown here: entries 3 to 4 of attempt 1/);
+  expect(out).not.toContain("\u001b");
+});
