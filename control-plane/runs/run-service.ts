@@ -328,7 +328,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     const about = { atMs, step: stepId, attempt, epoch, agent };
     await actor.submit(
       report.kind === "started"
-        ? { kind: "started", ...about, ...(signed && { signed, reportedAtMs: report.atMs }) }
+        ? { kind: "started", ...about, ...(signed && { said: { signed, reportedAtMs: report.atMs } }) }
         : {
             kind: "finished",
             ...about,

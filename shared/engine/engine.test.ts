@@ -76,8 +76,8 @@ test("what its agent signed of a start is kept once, with the time that it names
   const { attempt, epoch } = stepOf(run.state, "a")!;
   const said = { signed: { keyId: "0".repeat(64), signature: "c2ln" }, reportedAtMs: 77 };
   const start = { kind: "started", step: "a", attempt, epoch, agent: AGENT } as const;
-  run.feed({ ...start, ...said });
-  run.feed({ ...start, ...said });
+  run.feed({ ...start, said });
+  run.feed({ ...start, said });
   expect(run.events.filter(({ kind }) => kind === "attempt.started")).toEqual([
     { kind: "attempt.started", atMs: 1_000, step: "a", attempt, epoch, agent: AGENT, ...said },
   ]);

@@ -210,18 +210,9 @@ function started(draft: Draft, input: InputOf<"started">): void {
     draft.effects.push({ kind: "supersede", step: input.step, attempt, epoch, agent });
     return;
   }
-  const { signed, reportedAtMs } = input;
-  const said = signed && reportedAtMs !== undefined ? { signed, reportedAtMs } : {};
-  draft.emit({
-    kind: "attempt.started",
-    atMs,
-    step: input.step,
-    attempt: current.attempt,
-    epoch,
-    agent,
-    ...said,
-  });
-  draft.effects.push({ kind: "lease.begin", step: input.step, attempt: current.attempt, epoch, agent });
+  const about = { step: input.step, attempt: current.attempt, epoch, agent };
+  draft.emit({ kind: "attempt.started", atMs, ...about, ...input.said });
+  draft.effects.push({ kind: "lease.begin", ...about });
 }
 
 function finished(draft: Draft, input: InputOf<"finished">): void {

@@ -43,8 +43,7 @@ export type Input = { atMs: number } & (
       epoch: number;
       agent: string;
       /** By the agent, where it signs; and when it started, by its own clock. */
-      signed?: ReportSignature;
-      reportedAtMs?: number;
+      said?: { signed: ReportSignature; reportedAtMs: number };
     }
   | {
       kind: "finished";
