@@ -107,6 +107,7 @@ async function makeIdentity(pki: Pki, id: string): Promise<AgentIdentity> {
       removedReason: "",
       revokedKeys: [],
       reportKeys: [],
+      formerReportKeys: [],
       roots: null,
       issuer: null,
     },

@@ -202,7 +202,8 @@ export class Replica implements ReplicaEnd, Host {
           ? parts.router.accept(agent, this.#refreshed(report))
           : parts.router.accept(agent, report, signed),
     };
-    const items = reportItems(session.peer, { sink, keys: parts.keys, poison: this.#poison() })({ reports });
+    const take = reportItems(session.peer, { sink, keys: parts.keys, poison: this.#poison() });
+    const items = take({ reports, signature: Buffer.alloc(0), keyId: "" }); // each has its own
     for (const item of items) void this.#report(session, item);
   }
 
