@@ -5,11 +5,12 @@ import { hostname } from "node:os";
 import { basename, dirname, join } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../shared/errors.ts";
-import type { EnvironmentSpec } from "../shared/model/spec.ts";
+import type { AccessPolicySpec, EnvironmentSpec } from "../shared/model/spec.ts";
 import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
+import { AccessAuthority } from "./access/access-authority.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
 import { openAuthority } from "./access/authority.ts";
@@ -21,6 +22,7 @@ import {
   REPLICA_KEYS_PREFIX,
   ReplicaKeys,
 } from "./access/authority-service.ts";
+import { ruleFaults } from "./access/cedar-access.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
@@ -220,8 +222,21 @@ async function open(
     journal: resourceLog,
     placement,
     clock,
+    ruleFaults,
     agentsOf: (environment) => fleet.agentsOf(environment),
   });
+  const authority = new AccessAuthority(
+    {
+      get revision() {
+        return resourceLog.seq;
+      },
+      policies: () => resourceLog.list("access-policy").map(({ spec }) => spec as AccessPolicySpec),
+      pipelines: () => resourceLog.pipelinesEver(),
+      environments: () => resourceLog.list("environment").map(({ spec }) => spec as EnvironmentSpec),
+      factsOf: (spec) => resources.factsOf(spec),
+    },
+    log,
+  );
   const desk = new Desk(placement, resources, resourceLog, fleet, (environment) =>
     runs.outstandingOffers(environment),
   );
@@ -465,6 +480,7 @@ async function open(
     },
     {
       access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens),
+      authority,
       log,
       clock,
       idempotency: new KvIdempotencyStore(idempotencyKv, clock),

@@ -30,6 +30,7 @@ const request = (name: string) => ({
   name,
   role: "runner" as const,
   pipelines: ["nightly"],
+  groups: ["lab"],
   ttlMs: HOUR_MS,
   by: "ada",
 });
@@ -41,6 +42,8 @@ test("a token made at one replica opens another, with its role and nothing more;
   expect(await other.tokens.authenticate(token)).toEqual({
     name: "ci",
     grants: [{ role: "runner", pipelines: ["nightly"] }],
+    groups: ["lab"],
+    madeBy: "ada",
   });
   const secret = token.slice("ins_ci_".length);
   expect(secret).toHaveLength(43);

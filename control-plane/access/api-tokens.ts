@@ -14,7 +14,7 @@ import { type Clock, newSecret } from "../../shared/system.ts";
 import type { Access } from "../api/access.ts";
 import type { ApiTokens } from "../api/services.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { ROLES } from "./rights.ts";
+import { GroupName, ROLES } from "./rights.ts";
 
 /** Bucket `api-tokens`, key: the name. */
 export const ApiTokenRecord = z.object({
@@ -24,6 +24,8 @@ export const ApiTokenRecord = z.object({
   sha256: z.string(),
   role: z.enum(ROLES),
   pipelines: z.array(Name).nullable(),
+  /** Came later: a token that was made before has none. */
+  groups: z.array(GroupName).default([]),
   createdBy: z.string(),
   createdAtMs: z.int(),
   expiresAtMs: z.int(),
@@ -60,7 +62,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
   };
 
   return {
-    async create({ name, role, pipelines, ttlMs, by }) {
+    async create({ name, role, pipelines, groups, ttlMs, by }) {
       if (name === LOCAL_OPERATOR) {
         throw new InsituError(
           "request.invalid",
@@ -76,6 +78,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
         sha256: hash(secret).toString("hex"),
         role,
         pipelines,
+        groups,
         createdBy: by,
         createdAtMs: nowMs,
         expiresAtMs,
@@ -87,7 +90,7 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
         const message = `there is or was a token named ${name}, and records speak of it by that name; take another`;
         throw new InsituError("conflict", message, { cause: err });
       });
-      log.info({ caller: by, tokenName: name, role, pipelines, expiresAtMs }, "API token created");
+      log.info({ caller: by, tokenName: name, role, pipelines, groups, expiresAtMs }, "API token created");
       return { ...viewOf(record), token: `ins_${name}_${secret}` };
     },
 
@@ -120,7 +123,8 @@ export function createApiTokens({ kv, clock, log }: ApiTokenDeps): ApiTokens & A
       const nowMs = clock.wallMs();
       if (record === undefined || !opens(record, secret, nowMs)) return null;
       if (usedLongAgo(record, nowMs)) await markUsed(name, nowMs);
-      return { name, grants: [{ role: record.role, pipelines: record.pipelines }] };
+      const { role, pipelines, groups, createdBy: madeBy } = record;
+      return { name, grants: [{ role, pipelines }], groups, madeBy };
     },
   };
 }

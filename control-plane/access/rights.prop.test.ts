@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { denied, type Grant, may, type Principal, RIGHTS, type Right, ROLES, reach } from "./rights.ts";
+import { denied } from "./access-decision.ts";
+import { type Grant, may, type Principal, RIGHTS, type Right, ROLES, reach } from "./rights.ts";
 
 const pipeline = fc.constantFrom("nightly", "weekly", "hourly");
 const grant: fc.Arbitrary<Grant> = fc.record({
@@ -64,7 +65,11 @@ describe("rights", () => {
 
   test("a refusal names the right and what the caller has", () => {
     const who: Principal = { name: "ci", grants: [{ role: "viewer", pipelines: ["nightly"] }] };
-    const error = denied(who, "runs:start", "nightly");
+    const error = denied({
+      principal: who,
+      right: "runs:start",
+      target: { kind: "pipeline", name: "nightly" },
+    });
     expect(error.code).toBe("auth.denied");
     expect(error.message).toContain("runs:start on pipeline nightly; ci is viewer on nightly");
   });

@@ -4,7 +4,13 @@
  * Only what belongs to a pipeline can be reached through a grant that names pipelines: the pipeline, its runs, their
  * logs. Sites, datasets, agents and tokens belong to none, so such a grant never covers them.
  */
-import { InsituError } from "../../shared/errors.ts";
+
+import { z } from "zod";
+
+/** As access policies and identity providers write it. */
+export const GroupName = z
+  .string()
+  .regex(/^[\w.@:/ -]{1,128}$/, "1 to 128 letters, digits, spaces and _.@:/-");
 
 export const RIGHTS = [
   "resources:view",
@@ -20,14 +26,30 @@ export const RIGHTS = [
   "agents:revoke",
   "tokens:manage",
   "authority:manage",
+  "access:edit",
   "poison:manage",
 ] as const;
 export type Right = (typeof RIGHTS)[number];
+
+/** Rights over what belongs to a pipeline. The others are had over everything, or not at all. */
+export const PIPELINE_RIGHTS: readonly Right[] = [
+  "resources:view",
+  "resources:apply",
+  "resources:delete",
+  "runs:view",
+  "runs:start",
+  "runs:cancel",
+  "runs:resolve",
+  "logs:read",
+];
+export const ENVIRONMENT_RIGHTS: readonly Right[] = ["agents:admit", "agents:revoke"];
 
 const VIEW = ["resources:view", "runs:view", "fleet:view"] as const;
 
 /** `resolve` decides whether a step runs twice: it is a right of its own, and no runner's. */
 const ROLE_RIGHTS = {
+  /** What access policies give, and nothing else. */
+  none: [],
   viewer: VIEW,
   runner: [...VIEW, "runs:start", "runs:cancel", "logs:read"],
   operator: [...VIEW, "runs:start", "runs:cancel", "runs:resolve", "logs:read"],
@@ -49,6 +71,12 @@ export interface Grant {
 export interface Principal {
   name: string;
   grants: readonly Grant[];
+  /** What access policies can speak of. */
+  groups?: readonly string[];
+  /** Of a token: who made it. The two are one person where a second one is asked for. */
+  madeBy?: string;
+  /** The server's own token. */
+  local?: true;
 }
 
 /** @param pipeline null asks for the right over everything */
@@ -67,18 +95,12 @@ export function reach(principal: Principal, right: Right): readonly string[] | n
   return [...new Set(grants.flatMap(({ pipelines }) => pipelines ?? []))].sort();
 }
 
-/** Says which right is missing, and nothing about what it was wanted for that the caller did not say itself. */
-export function denied(principal: Principal, right: Right, pipeline: string | null): InsituError {
-  const over = pipeline === null ? "over everything" : `on pipeline ${pipeline}`;
-  const held = principal.grants.map(({ role, pipelines }) =>
+/** For people: `runner on nightly; viewer`. */
+export function rolesOf({ grants }: Principal): string {
+  const held = grants.map(({ role, pipelines }) =>
     pipelines === null ? role : `${role} on ${pipelines.join(", ")}`,
   );
-  return new InsituError(
-    "auth.denied",
-    `this needs the right ${right} ${over}; ${principal.name} is ${held.join("; ") || "nobody here"}. ` +
-      "Who has tokens:manage can give you a token with it",
-    { details: { right, pipeline, caller: principal.name } },
-  );
+  return held.join("; ") || "nobody here";
 }
 
 function gives({ role }: Grant, right: Right): boolean {

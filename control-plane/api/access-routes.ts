@@ -1,9 +1,10 @@
 /** Who calls and what they may do; tokens for others. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
-import { RIGHTS } from "../access/rights.ts";
+import { GroupName, RIGHTS } from "../access/rights.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
-import { covers, needs, SIGNED_IN } from "./guard.ts";
+import { covers, demand, needs, onEnvironment, onPipeline, SIGNED_IN } from "./guard.ts";
 import { json, jsonBody, problems } from "./routes.ts";
 import { ApiTokenBody, ApiTokenView, CanIView, NewApiTokenView, WhoAmIView } from "./schemas.ts";
 
@@ -23,11 +24,16 @@ const canI = createRoute({
   path: "/v1/access/can-i",
   operationId: "canI",
   tags: ["access"],
-  summary: "Whether the caller has a right; the answer is the same whether or not the pipeline exists",
+  summary:
+    "Whether the caller has a right; it is the same of a pipeline that is hidden and of one that is missing",
   request: {
     query: z.object({
       right: z.enum(RIGHTS),
       pipeline: Name.optional().openapi({ description: "Over this one; otherwise over everything" }),
+      environment: Name.optional().openapi({ description: "In this one" }),
+      as_group: GroupName.optional().openapi({
+        description: "Of somebody in this group who has no role; needs resources:view over everything",
+      }),
     }),
   },
   responses: { 200: json(CanIView, "The answer"), ...problems },
@@ -66,23 +72,41 @@ const revoke = createRoute({
   responses: { 200: json(ApiTokenView, "The token as it is now"), ...problems },
 });
 
-export function accessRoutes(app: OpenAPIHono<ApiEnv>, { tokens }: RouteDeps): void {
+/** What rules are told of a pipeline that is not there, and of one that the caller may not view. */
+const UNKNOWN_PIPELINE = { team: null, environments: [] };
+
+export function accessRoutes(app: OpenAPIHono<ApiEnv>, { tokens, resources }: RouteDeps): void {
   app.openapi(whoAmI, (c) => {
-    const { name, grants } = c.get("principal");
+    const { name, grants, groups = [] } = c.get("principal");
     const copy = grants.map(({ role, pipelines }) => ({ role, pipelines: pipelines && [...pipelines] }));
-    return c.json({ name, grants: copy }, 200);
+    return c.json({ name, groups: [...groups], grants: copy }, 200);
   });
 
-  app.openapi(canI, (c) => {
-    const { right, pipeline = null } = c.req.valid("query");
-    return c.json({ right, pipeline, allowed: covers(c, right, pipeline) }, 200);
+  app.openapi(canI, async (c) => {
+    const { right, pipeline = null, environment = null, as_group: group } = c.req.valid("query");
+    if (pipeline !== null && environment !== null)
+      throw new InsituError(
+        "request.invalid",
+        "ask about a pipeline or about an environment, not about both",
+      );
+    if (group !== undefined) await demand(c, "resources:view", null);
+    const principal =
+      group === undefined ? c.get("principal") : { name: `group:${group}`, groups: [group], grants: [] };
+    const target =
+      pipeline !== null ? onPipeline(pipeline) : environment !== null ? onEnvironment(environment) : null;
+    const seen =
+      pipeline === null ||
+      (covers(c, "resources:view", target) && resources.get("pipeline", pipeline) !== undefined);
+    const facts = seen ? undefined : UNKNOWN_PIPELINE;
+    const { verdict, because } = c.get("authority").decide({ principal, right, target, facts });
+    return c.json({ right, pipeline, environment, allowed: verdict === "yes", verdict, because }, 200);
   });
 
   app.openapi(list, async (c) => c.json({ items: await tokens.list() }, 200));
 
   app.openapi(create, async (c) => {
-    const { name, role, pipelines, ttlMs } = c.req.valid("json");
-    return c.json(await tokens.create({ name, role, pipelines, ttlMs, by: c.get("caller") }), 201);
+    const asked = c.req.valid("json");
+    return c.json(await tokens.create({ ...asked, by: c.get("caller") }), 201);
   });
 
   app.openapi(revoke, async (c) =>

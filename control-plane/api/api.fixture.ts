@@ -4,6 +4,7 @@ import type { RunEvent, RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
+import { ROLES_ALONE } from "../access/access-authority.ts";
 import type { KeptPoison } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import { tokenAccess } from "./access.ts";
@@ -138,10 +139,12 @@ export class FakeServices implements ApiServices {
         ];
         throw new InsituError("document.invalid", "1 document is not valid", { details: { errors } });
       }
-      this.applied.push({ set, ...options });
+      await options.allow([]);
+      this.applied.push({ set, by: options.by(), dryRun: options.dryRun });
       return [{ kind: "pipeline", name: "penguins", action: "created", version: DIGEST }];
     },
     plan: async () => [this.#plan("penguins")],
+    factsOf: ({ owner = null }) => ({ team: owner, environments: [] }),
     planStored: async (pipeline) => this.#plan(pipeline),
     list: (kind) => this.resourcesByKind.get(kind) ?? [],
     get: (kind, name) => this.resourcesByKind.get(kind)?.find((one) => one.name === name),
@@ -294,6 +297,7 @@ export function testApi(over: Partial<ApiOptions> = {}) {
   const clock: Clock = over.clock ?? systemClock;
   const app = createApi(services, {
     access: tokenAccess(TOKEN),
+    authority: ROLES_ALONE,
     log: pino({ level: "silent" }),
     clock,
     idempotency: new MemoryIdempotencyStore(clock),

@@ -41,6 +41,7 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   app.use("/v1/*", async (c, next) => {
     const principal = await authenticate(options.access, c.req.header("authorization"));
     c.set("principal", principal);
+    c.set("authority", options.authority);
     c.set("caller", principal.name);
     await next();
   });

@@ -1,6 +1,7 @@
 /** What every route sees besides the request. */
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
+import type { Authority } from "../access/access-decision.ts";
 import type { Principal } from "../access/rights.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type { Access } from "./access.ts";
@@ -10,6 +11,7 @@ import type { ApiServices } from "./services.ts";
 
 export interface ApiOptions {
   access: Access;
+  authority: Authority;
   log: Logger;
   clock: Clock;
   idempotency: IdempotencyStore;
@@ -35,6 +37,7 @@ export interface ApiEnv {
     /** Who calls, after authentication. */
     caller: string;
     principal: Principal;
+    authority: Authority;
     requestId: string;
     /** The body as JSON text; "" for none. */
     bodyText: string;

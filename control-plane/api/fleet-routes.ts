@@ -5,7 +5,7 @@ import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
-import { needs } from "./guard.ts";
+import { demand, needs, needsOnEnvironment, onEnvironment } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   AgentView,
@@ -42,7 +42,7 @@ const get = createRoute({
 });
 
 const revoke = createRoute({
-  ...needs("agents:revoke"),
+  ...needsOnEnvironment("agents:revoke"),
   method: "post",
   path: "/v1/agents/{environment}/{name}/revoke",
   operationId: "revokeAgent",
@@ -68,7 +68,7 @@ const listServers = createRoute({
 });
 
 const createToken = createRoute({
-  ...needs("agents:admit"),
+  ...needsOnEnvironment("agents:admit"),
   method: "post",
   path: "/v1/join-tokens",
   operationId: "createJoinToken",
@@ -125,7 +125,7 @@ const listRequests = createRoute({
 });
 
 const decideRequest = createRoute({
-  ...needs("agents:admit"),
+  ...needsOnEnvironment("agents:admit"),
   method: "post",
   path: "/v1/join-requests/{environment}/{name}",
   operationId: "decideJoinRequest",
@@ -163,7 +163,9 @@ export function fleetRoutes(
   app.openapi(get, (c) => c.json(known(c.req.valid("param")), 200));
 
   app.openapi(revoke, async (c) => {
-    const { environment, name } = known(c.req.valid("param"));
+    const asked = c.req.valid("param");
+    await demand(c, "agents:revoke", onEnvironment(asked.environment));
+    const { environment, name } = known(asked);
     await agents.revoke({ environment, name, by: c.get("caller"), ...c.req.valid("json") });
     return c.json(known({ environment, name }), 200);
   });
@@ -177,12 +179,14 @@ export function fleetRoutes(
     const { environment, name } = c.req.valid("param");
     if (!Name.safeParse(environment).success || !Name.safeParse(name).success)
       throw new InsituError("not-found", `no agent waits for approval as ${environment}/${name}`);
+    await demand(c, "agents:admit", onEnvironment(environment));
     const by = c.get("caller");
     await joinRequests.decide({ environment, name, fingerprint, approved: approve, by });
     return c.body(null, 204);
   });
 
   app.openapi(createToken, async (c) => {
+    await demand(c, "agents:admit", onEnvironment(c.req.valid("json").environment));
     const token = await joinTokens.create({ ...c.req.valid("json"), by: c.get("caller") });
     return c.json(token, 201);
   });

@@ -172,6 +172,7 @@ describe("a caller of one pipeline", () => {
     const { call } = as("runner", ["nightly"]);
     expect(await (await call("/v1/access/whoami")).json()).toEqual({
       name: "ci",
+      groups: [],
       grants: [{ role: "runner", pipelines: ["nightly"] }],
     });
     const ask = async (query: string) =>

@@ -1,10 +1,20 @@
 /** Pipelines, datasets, environments and pools: apply, plan, read, delete. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
-import { KINDS, type Kind } from "../../shared/model/spec.ts";
+import { KINDS, type Kind, type PipelineSpec } from "../../shared/model/spec.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { pageByKey } from "./cursor.ts";
-import { demand, needs, needsOnPipeline } from "./guard.ts";
+import {
+  decideOn,
+  demand,
+  demandAll,
+  type Need,
+  needs,
+  needsOnPipeline,
+  needsToApply,
+  onPipeline,
+} from "./guard.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   AppliedChange,
@@ -16,6 +26,7 @@ import {
   ResourceDetail,
   StoredResourceView,
 } from "./schemas.ts";
+import type { AskedChange, ResourceService } from "./services.ts";
 import { refuseUnseenPipeline, seenResources, unknownResource } from "./unseen.ts";
 
 const PLURALS: Record<Kind, string> = {
@@ -23,10 +34,19 @@ const PLURALS: Record<Kind, string> = {
   dataset: "datasets",
   environment: "environments",
   pool: "pools",
+  "access-policy": "access-policies",
+};
+
+const TITLES: Record<Kind, { one: string; many: string }> = {
+  pipeline: { one: "Pipeline", many: "Pipelines" },
+  dataset: { one: "Dataset", many: "Datasets" },
+  environment: { one: "Environment", many: "Environments" },
+  pool: { one: "Pool", many: "Pools" },
+  "access-policy": { one: "AccessPolicy", many: "AccessPolicies" },
 };
 
 const apply = createRoute({
-  ...needs("resources:apply"),
+  ...needsToApply,
   method: "post",
   path: "/v1/apply",
   operationId: "apply",
@@ -67,15 +87,27 @@ const pipelineVersion = createRoute({
 
 export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDeps): void {
   app.openapi(apply, async (c) => {
-    const options = { by: c.get("caller"), dryRun: c.req.valid("query").dry_run === "true" };
-    return c.json({ changes: await resources.apply(c.req.valid("json"), options) }, 200);
+    // Its errors, and what it says is unchanged, tell of whatever is there.
+    await demandOfApply(c, [{ right: "resources:view", target: null }], true);
+    const dryRun = c.req.valid("query").dry_run === "true";
+    const changes = await resources.apply(c.req.valid("json"), {
+      by: () => c.get("caller"),
+      dryRun,
+      allow: (asked) =>
+        demandOfApply(
+          c,
+          asked.flatMap((one) => needsOf(one, resources)),
+          dryRun,
+        ),
+    });
+    return c.json({ changes }, 200);
   });
 
   app.openapi(plan, async (c) => {
     const body = c.req.valid("json");
     if ("documents" in body) {
       // Its explanations speak of whatever datasets and sites the documents name.
-      demand(c, "resources:view", null);
+      await demand(c, "resources:view", null);
       return c.json({ plans: await resources.plan(body) }, 200);
     }
     refuseUnseenPipeline(c, resources, body.pipeline);
@@ -96,7 +128,7 @@ export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDep
 
 function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"], kind: Kind): void {
   const plural = PLURALS[kind];
-  const titled = kind[0]?.toUpperCase() + kind.slice(1);
+  const titled = TITLES[kind];
   const view = kind === "pipeline" ? needsOnPipeline("resources:view") : needs("resources:view");
   const one = { params: z.object({ name: z.string().openapi({ description: `Name of the ${kind}` }) }) };
 
@@ -104,7 +136,7 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
     ...view,
     method: "get",
     path: `/v1/${plural}`,
-    operationId: `list${titled}s`,
+    operationId: `list${titled.many}`,
     tags: ["resources"],
     summary: `All ${plural}, by name`,
     request: { query: z.object({ limit: limit(100), cursor: Cursor }) },
@@ -122,7 +154,7 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
     ...view,
     method: "get",
     path: `/v1/${plural}/{name}`,
-    operationId: `get${titled}`,
+    operationId: `get${titled.one}`,
     tags: ["resources"],
     summary: `One ${kind}`,
     request: one,
@@ -136,16 +168,40 @@ function kindRoutes(app: OpenAPIHono<ApiEnv>, resources: RouteDeps["resources"],
   });
 
   const remove = createRoute({
-    ...needs("resources:delete"),
+    ...(kind === "pipeline"
+      ? needsOnPipeline("resources:delete")
+      : needs(kind === "access-policy" ? "access:edit" : "resources:delete")),
     method: "delete",
     path: `/v1/${plural}/{name}`,
-    operationId: `delete${titled}`,
+    operationId: `delete${titled.one}`,
     tags: ["resources"],
     summary: `Delete one ${kind}`,
     request: one,
     responses: { 200: json(AppliedChange, "What changed"), ...problems },
   });
-  app.openapi(remove, async (c) =>
-    c.json(await resources.remove(kind, c.req.valid("param").name, c.get("caller")), 200),
+  app.openapi(remove, async (c) => {
+    const { name } = c.req.valid("param");
+    if (kind === "pipeline") {
+      refuseUnseenPipeline(c, resources, name);
+      await demand(c, "resources:delete", onPipeline(name));
+    }
+    return c.json(await resources.remove(kind, name, c.get("caller")), 200);
+  });
+}
+
+/** A document that changes who a pipeline belongs to, or where it runs, needs the right before and after. */
+function needsOf({ kind, name, before, after }: AskedChange, resources: ResourceService): Need[] {
+  if (kind === "access-policy") return [{ right: "access:edit", target: null }];
+  if (kind !== "pipeline") return [{ right: "resources:apply", target: null }];
+  const target = onPipeline(name);
+  return [before, after].flatMap((spec) =>
+    spec === undefined
+      ? []
+      : [{ right: "resources:apply" as const, target, facts: resources.factsOf(spec as PipelineSpec) }],
   );
+}
+
+/** A dry run changes nothing, so no second person is asked for one. */
+async function demandOfApply(c: Context<ApiEnv>, asked: readonly Need[], dryRun: boolean): Promise<void> {
+  await demandAll(c, dryRun ? asked.filter((need) => decideOn(c, need).verdict !== "with-approval") : asked);
 }

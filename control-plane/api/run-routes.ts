@@ -5,9 +5,8 @@ import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import type { Right } from "../access/rights.ts";
-import { reach as pipelinesOf } from "../access/rights.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
-import { covers, demand, needsOnPipeline } from "./guard.ts";
+import { covers, demand, demandAll, needsOnPipeline, onPipeline } from "./guard.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   CancelRunBody,
@@ -20,7 +19,7 @@ import {
   StartRunBody,
 } from "./schemas.ts";
 import { bodyOf, eventFrames, logFrames } from "./streams.ts";
-import { refuseUnseenPipeline } from "./unseen.ts";
+import { reachesAll, refuseUnseenPipeline } from "./unseen.ts";
 
 const RunParams = z.object({ id: z.string().max(64).openapi({ description: "Id of the run" }) });
 
@@ -155,19 +154,28 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   /** A run that the caller may not view is answered like one that is not there. */
   const existing = (c: Context<ApiEnv>, id: string) => {
     const run = queries.get(id);
-    if (run === undefined || !covers(c, "runs:view", run.pipeline))
+    if (run === undefined || !covers(c, "runs:view", onPipeline(run.pipeline)))
       throw new InsituError("not-found", `there is no run ${id}; GET /v1/runs lists them`);
     return run;
   };
   /** Who has the right over everything needs no look at the run, which this replica may not know of yet. */
-  const demandOnRun = (c: Context<ApiEnv>, right: Right, id: string) => {
-    if (!covers(c, right, null)) demand(c, right, existing(c, id).pipeline);
+  const demandOnRun = async (c: Context<ApiEnv>, right: Right, id: string) => {
+    if (!reachesAll(c, right)) await demand(c, right, onPipeline(existing(c, id).pipeline));
+  };
+
+  /** An older version may run elsewhere than the newest, and belong to another team: the right is needed over both. */
+  const demandStart = async (c: Context<ApiEnv>, pipeline: string, version: string | undefined) => {
+    const right = "runs:start" as const;
+    const target = onPipeline(pipeline);
+    const spec = version === undefined ? undefined : await deps.resources.version(version);
+    const older = spec?.name === pipeline ? [{ right, target, facts: deps.resources.factsOf(spec) }] : [];
+    await demandAll(c, [{ right, target }, ...older]);
   };
 
   app.openapi(start, async (c) => {
     const { pipeline, version, params } = c.req.valid("json");
     refuseUnseenPipeline(c, deps.resources, pipeline);
-    demand(c, "runs:start", pipeline);
+    await demandStart(c, pipeline, version);
     const seed = c.get("repeatSeed");
     const request = {
       pipeline,
@@ -183,7 +191,7 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
 
   app.openapi(list, (c) => {
     const { pipeline, status, limit, cursor } = c.req.valid("query");
-    const pipelines = pipelinesOf(c.get("principal"), "runs:view");
+    const pipelines = c.get("authority").reach(c.get("principal"), "runs:view");
     const page = queries.list({
       limit,
       ...(pipelines === null ? {} : { pipelines }),
@@ -197,14 +205,14 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   app.openapi(get, (c) => c.json(existing(c, c.req.valid("param").id), 200));
 
   app.openapi(cancel, async (c) => {
-    demandOnRun(c, "runs:cancel", c.req.valid("param").id);
+    await demandOnRun(c, "runs:cancel", c.req.valid("param").id);
     const request = { by: c.get("caller"), reason: c.req.valid("json").reason };
     return c.json(await runs.cancel(c.req.valid("param").id, request), 200);
   });
 
   app.openapi(resolve, async (c) => {
     const { id, step } = c.req.valid("param");
-    demandOnRun(c, "runs:resolve", id);
+    await demandOnRun(c, "runs:resolve", id);
     const { as: decision, reason, evenIfItRan } = c.req.valid("json");
     const request = { runId: id, step, decision, reason, evenIfItRan, by: c.get("caller") };
     return c.json(await runs.resolve(request), 200);
@@ -222,10 +230,10 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
     return new Response(body, { headers: { ...STREAM_HEADERS, "content-type": "text/event-stream" } });
   });
 
-  app.openapi(logs, (c) => {
+  app.openapi(logs, async (c) => {
     const { step, attempt, follow } = c.req.valid("query");
     const run = existing(c, c.req.valid("param").id);
-    demand(c, "logs:read", run.pipeline);
+    await demand(c, "logs:read", onPipeline(run.pipeline));
     if (step !== undefined && !run.steps.some((one) => one.id === step)) {
       const known = run.steps.map((one) => one.id);
       throw new InsituError(

@@ -3,6 +3,7 @@ import { z } from "@hono/zod-openapi";
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import { Digest, Name } from "../../shared/model/names.ts";
 import {
+  AccessPolicySpec,
   DatasetSpec,
   EnvironmentSpec,
   KINDS,
@@ -17,7 +18,7 @@ import {
   OutcomeStatus,
   OutputValue,
 } from "../../shared/wire/attempt.ts";
-import { RIGHTS, ROLES } from "../access/rights.ts";
+import { GroupName, RIGHTS, ROLES } from "../access/rights.ts";
 import { POISON_SOURCES } from "../poison/ports.ts";
 
 const StepStatus = z.enum([
@@ -252,7 +253,7 @@ export type PlanView = z.infer<typeof PlanView>;
 
 export const AppliedChange = z
   .object({
-    kind: z.enum(["pipeline", "dataset", "environment", "pool"]),
+    kind: z.enum(KINDS),
     name: z.string(),
     action: z.enum(["created", "unchanged", "updated", "new-version", "deleted"]),
     version: z.string().nullable(),
@@ -301,8 +302,8 @@ export const StoredResourceView = z
     version: z
       .string()
       .nullable()
-      .openapi({ description: "Digest of the pipeline version; null for other kinds" }),
-    spec: z.union([PipelineSpec, DatasetSpec, EnvironmentSpec, PoolSpec]),
+      .openapi({ description: "Digest of a pipeline or an access policy; null for other kinds" }),
+    spec: z.union([PipelineSpec, DatasetSpec, EnvironmentSpec, PoolSpec, AccessPolicySpec]),
     revision: z.int(),
     appliedAtMs: AtMs,
     appliedBy: z.string(),
@@ -480,6 +481,11 @@ export const ApiTokenBody = z
       .nullable()
       .default(null)
       .openapi({ description: "The role holds for these alone; null: for everything" }),
+    groups: z
+      .array(GroupName)
+      .max(100)
+      .default([])
+      .openapi({ description: "Groups that it counts among, for access policies" }),
     ttlMs: z
       .int()
       .min(1_000)
@@ -493,6 +499,7 @@ export const ApiTokenView = z
     name: z.string(),
     role: z.enum(ROLES),
     pipelines: z.array(z.string()).nullable(),
+    groups: z.array(z.string()),
     createdBy: z.string(),
     createdAtMs: AtMs,
     expiresAtMs: AtMs,
@@ -508,13 +515,23 @@ export type NewApiTokenView = z.infer<typeof NewApiTokenView>;
 export const WhoAmIView = z
   .object({
     name: z.string(),
+    groups: z.array(z.string()),
     grants: z.array(z.object({ role: z.enum(ROLES), pipelines: z.array(z.string()).nullable() })),
   })
   .openapi("WhoAmI");
 export type WhoAmIView = z.infer<typeof WhoAmIView>;
 
 export const CanIView = z
-  .object({ right: z.enum(RIGHTS), pipeline: z.string().nullable(), allowed: z.boolean() })
+  .object({
+    right: z.enum(RIGHTS),
+    pipeline: z.string().nullable(),
+    environment: z.string().nullable(),
+    allowed: z.boolean(),
+    verdict: z
+      .enum(["yes", "no", "with-approval"])
+      .openapi({ description: "`with-approval`: once a second person has approved the same request" }),
+    because: z.string().openapi({ description: "The role or the rule that decided" }),
+  })
   .openapi("CanI");
 export type CanIView = z.infer<typeof CanIView>;
 

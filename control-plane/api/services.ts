@@ -3,6 +3,7 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
+import type { PipelineFacts } from "../access/access-decision.ts";
 import type { Role } from "../access/rights.ts";
 import type { PoisonDesk } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
@@ -37,7 +38,7 @@ export interface Page<T> {
 export interface StoredResource {
   kind: Kind;
   name: string;
-  /** Digest of the pipeline version; null for other kinds. */
+  /** Digest of a pipeline or an access policy; null for other kinds. */
   version: string | null;
   spec: Resource["spec"];
   /** Sequence of the apply that made it so; grows. */
@@ -46,9 +47,27 @@ export interface StoredResource {
   appliedBy: string;
 }
 
+/** What an apply wants to set, changed or not. */
+export interface AskedChange {
+  kind: Kind;
+  name: string;
+  before: Resource["spec"] | undefined;
+  after: Resource["spec"];
+}
+
+export interface ApplyOptions {
+  /** Asked when the change is written: a second person may have joined the first by then. */
+  by(): string;
+  dryRun: boolean;
+  /** Throws when the caller may not. Called before anything is said of what would change, and again when it changes. */
+  allow(asked: readonly AskedChange[]): Promise<void>;
+}
+
 export interface ResourceService {
   /** All or nothing. Throws `document.invalid` with `details.errors: DocumentError[]`, `placement.denied` likewise. */
-  apply(set: DocumentSet, options: { by: string; dryRun: boolean }): Promise<AppliedChange[]>;
+  apply(set: DocumentSet, options: ApplyOptions): Promise<AppliedChange[]>;
+  /** What access policies can ask of a pipeline, by this spec and where it may run now. */
+  factsOf(spec: PipelineSpec): PipelineFacts;
   /** Validates and explains every pipeline in the set, against it and what is stored. Does not throw on unplaceable. */
   plan(set: DocumentSet): Promise<PlanView[]>;
   planStored(pipeline: string, version?: string): Promise<PlanView>;
@@ -175,6 +194,8 @@ export interface ApiTokens {
     name: string;
     role: Role;
     pipelines: string[] | null;
+    /** What access policies can speak of. */
+    groups: string[];
     ttlMs: number;
     by: string;
   }): Promise<NewApiTokenView>;

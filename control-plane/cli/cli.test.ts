@@ -440,12 +440,17 @@ describe("help and completion", () => {
     ["run", "error: runs cannot be deleted; `insitu runs cancel` stops one\n"],
     ["agents", "error: agents cannot be deleted\n"],
     ["spool", "error: there is no kind spool; did you mean 'pool'?\n"],
-    ["thing", "error: there is no kind thing; there are pipeline, dataset, environment, pool\n"],
+    [
+      "thing",
+      "error: there is no kind thing; there are pipeline, dataset, environment, pool, access-policy\n",
+    ],
   ])("delete %s is refused, and what can be deleted is told", async (kind, told) => {
     const { code, stderr } = await insitu(["delete", kind, "x"]);
     expect([code, stderr]).toEqual([2, told]);
     const { stdout } = await insitu(["delete", "--help"]);
-    expect(stdout).toContain("Kinds: pipelines, datasets, environments, pools. Runs and agents cannot");
+    expect(stdout).toContain(
+      "Kinds: pipelines, datasets, environments, pools, access-policies. Runs and agents cannot",
+    );
   });
 
   test("an unknown command or flag gives 2", async () => {

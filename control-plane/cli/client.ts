@@ -38,6 +38,7 @@ export const PLURALS: Record<Kind, string> = {
   dataset: "datasets",
   environment: "environments",
   pool: "pools",
+  "access-policy": "access-policies",
 };
 
 const PAGE_ITEMS = 500;
@@ -297,7 +298,15 @@ export class ApiClient {
     return this.#get("/v1/access/whoami", signal);
   }
 
-  canI(asked: { right: Right; pipeline?: string | undefined }, signal: AbortSignal): Promise<CanIView> {
+  canI(
+    asked: {
+      right: Right;
+      pipeline?: string | undefined;
+      environment?: string | undefined;
+      as_group?: string | undefined;
+    },
+    signal: AbortSignal,
+  ): Promise<CanIView> {
     return this.#http.json({ method: "GET", path: "/v1/access/can-i", query: asked, signal });
   }
 
@@ -307,7 +316,7 @@ export class ApiClient {
 
   /** Not repeated on a broken connection, like that of a join token. */
   createToken(
-    request: { name: string; role: string; pipelines: string[] | null; ttlMs: number },
+    request: { name: string; role: string; pipelines: string[] | null; groups: string[]; ttlMs: number },
     signal: AbortSignal,
   ): Promise<NewApiTokenView> {
     return this.#http.json({ method: "POST", path: "/v1/tokens", body: request, signal });

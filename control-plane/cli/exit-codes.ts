@@ -7,6 +7,7 @@ export const EXIT = {
   runNotSuccessful: 3,
   denied: 5,
   notAllowed: 6,
+  needsApproval: 9,
   brokenPipe: 141,
 } as const;
 
@@ -20,6 +21,7 @@ const CODES: readonly (readonly [number, string])[] = [
   [6, "sign in first, or not allowed"],
   [7, "conflict: somebody else changed it first, or the run has ended already"],
   [8, "the server cannot be reached"],
+  [9, "a second person has to approve it first"],
   [124, "waited for too long (--timeout)"],
   [130, "interrupted with Ctrl-C"],
   [141, "whoever read the output has closed it"],

@@ -10,6 +10,7 @@ const SPELLINGS: Record<ShownKind, readonly string[]> = {
   dataset: ["dataset", "datasets", "ds"],
   environment: ["environment", "environments", "env", "envs"],
   pool: ["pool", "pools"],
+  "access-policy": ["access-policy", "access-policies", "accesspolicy", "accesspolicies"],
   run: ["run", "runs"],
   agent: ["agent", "agents"],
 };

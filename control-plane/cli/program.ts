@@ -14,8 +14,9 @@ import type { Screen } from "./terminal.ts";
 
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
 
-const KINDS = "Kinds: pipelines, datasets, environments, pools, runs, agents.";
-const DELETED_KINDS = "Kinds: pipelines, datasets, environments, pools. Runs and agents cannot be deleted.";
+const KINDS = "Kinds: pipelines, datasets, environments, pools, access-policies, runs, agents.";
+const DELETED_KINDS =
+  "Kinds: pipelines, datasets, environments, pools, access-policies. Runs and agents cannot be deleted.";
 
 /** Runs one command line, without the program's name. Gives the exit code; prints errors itself. */
 export async function runCommand(argv: readonly string[], world: World): Promise<number> {
@@ -414,13 +415,23 @@ function accessCommands(program: Command, act: Act): void {
     .action(act(async () => (await commands()).whoAmI));
   examples(whoAmI, ["insitu auth whoami", "insitu auth whoami -o json"]);
   const canI = auth
-    .command("can-i <right> [pipeline]")
-    .description("whether you have a right, over everything or on one pipeline; exit 0 for yes, 6 for no")
+    .command("can-i <right> [target]")
+    .description(
+      "whether you have a right, over everything or on one pipeline or environment, and what decides it",
+    )
+    .option("--pipeline <name>", "on this pipeline, like pipeline/NAME")
+    .option("--environment <name>", "in this environment, like environment/NAME")
+    .option("--as-group <name>", "whether somebody in this group who has no role has it")
     .action(act(async () => (await commands()).canI));
   examples(
     canI,
-    ["insitu auth can-i runs:start pipeline/nightly", "insitu auth can-i tokens:manage"],
-    `Rights: ${RIGHTS.join(", ")}.`,
+    [
+      "insitu auth can-i runs:start pipeline/nightly",
+      "insitu auth can-i agents:revoke --environment hq",
+      "insitu auth can-i runs:start --pipeline payroll --as-group payroll",
+      "insitu auth can-i tokens:manage",
+    ],
+    `Exit 0 for yes, 6 for no, 9 when a second person has to approve it.\nRights: ${RIGHTS.join(", ")}.`,
   );
 
   const tokens = program.command("tokens").description("API tokens for people and programs");
@@ -434,6 +445,7 @@ function accessCommands(program: Command, act: Act): void {
     .description("a token with one role; it is shown once, and its name is never given again")
     .addOption(new Option("--role <role>", "what it may do").choices(ROLES).makeOptionMandatory())
     .option("--pipeline <name>", "over this pipeline and its runs alone; may be repeated", collect)
+    .option("--group <name>", "count it among this group, for access policies; may be repeated", collect)
     .option("--ttl <duration>", "how long it is good", "90d")
     .action(act(async () => (await commands()).createToken));
   examples(
@@ -441,6 +453,7 @@ function accessCommands(program: Command, act: Act): void {
     [
       "insitu tokens create ci --role runner --pipeline nightly --pipeline weekly",
       "insitu tokens create ada --role operator --ttl 30d",
+      "insitu tokens create payroll-ci --role none --group payroll",
     ],
     "docs/security/access.md says what each role may do.",
   );

@@ -14,7 +14,7 @@ export function planApply(stored: StoredResources, incoming: readonly LocatedRes
     const { kind } = resource;
     const { name } = resource.spec;
     const before = stored.get(`${kind}/${name}`);
-    const version = kind === "pipeline" ? digestOf(resource.spec) : null;
+    const version = kind === "pipeline" || kind === "access-policy" ? digestOf(resource.spec) : null;
     const same =
       kind === "pipeline"
         ? before?.version === version

@@ -1,6 +1,13 @@
 /** The port behind which resources are kept. */
 import type { Plan } from "../../shared/engine/plan.ts";
-import type { DatasetSpec, EnvironmentSpec, Kind, PipelineSpec, PoolSpec } from "../../shared/model/spec.ts";
+import type {
+  AccessPolicySpec,
+  DatasetSpec,
+  EnvironmentSpec,
+  Kind,
+  PipelineSpec,
+  PoolSpec,
+} from "../../shared/model/spec.ts";
 import type { StoredResource } from "../api/services.ts";
 
 export type ResourceChange =
@@ -8,7 +15,8 @@ export type ResourceChange =
   | { action: "set"; kind: "pipeline"; name: string; version: string }
   | { action: "set"; kind: "dataset"; name: string; spec: DatasetSpec }
   | { action: "set"; kind: "environment"; name: string; spec: EnvironmentSpec }
-  | { action: "set"; kind: "pool"; name: string; spec: PoolSpec };
+  | { action: "set"; kind: "pool"; name: string; spec: PoolSpec }
+  | { action: "set"; kind: "access-policy"; name: string; spec: AccessPolicySpec };
 
 export interface PipelineVersion {
   version: string;
@@ -24,6 +32,8 @@ export interface ResourceJournal {
   list(kind: Kind): StoredResource[];
   /** By `kind/name`. */
   all(): ReadonlyMap<string, StoredResource>;
+  /** By name, as last applied; those that were deleted since too. */
+  pipelinesEver(): ReadonlyMap<string, PipelineSpec>;
   /** Newest first. */
   versionsOf(pipeline: string): PipelineVersion[];
   /** @throws not-found, internal when the stored body does not have its digest */

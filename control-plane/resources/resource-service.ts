@@ -1,13 +1,27 @@
 /** Applies, plans and removes resources: loads documents, decides, and appends to the resource log. */
 import { InsituError } from "../../shared/errors.ts";
 import { digestOf } from "../../shared/model/canonical.ts";
+import type { DocumentError } from "../../shared/model/document-errors.ts";
 import { type LocatedResource, loadDocuments } from "../../shared/model/load-documents.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
-import type { DatasetSpec, EnvironmentSpec, Kind, PipelineSpec } from "../../shared/model/spec.ts";
+import type {
+  AccessPolicySpec,
+  DatasetSpec,
+  EnvironmentSpec,
+  Kind,
+  PipelineSpec,
+} from "../../shared/model/spec.ts";
 import { type KnownResources, validateSet } from "../../shared/model/validate-set.ts";
 import { type Clock, newId } from "../../shared/system.ts";
+import type { PipelineFacts } from "../access/access-decision.ts";
 import type { AppliedChange, PlanView } from "../api/schemas.ts";
-import type { DocumentSet, ResourceService, StoredResource } from "../api/services.ts";
+import type {
+  ApplyOptions,
+  AskedChange,
+  DocumentSet,
+  ResourceService,
+  StoredResource,
+} from "../api/services.ts";
 import { describeStep, explainRefusal, isPlaceable, refusalLines } from "../placement/choose.ts";
 import type { Placement, PlacementFacts } from "../placement/placement.ts";
 import { type BoxingAgent, withSandbox } from "../placement/with-sandbox.ts";
@@ -21,6 +35,8 @@ export interface ResourceServiceOptions {
   journal: ResourceJournal;
   placement: Placement;
   clock: Clock;
+  /** What is wrong with the rules of an access policy. */
+  ruleFaults(spec: AccessPolicySpec): { rule: string; line: number; message: string; hint?: string }[];
   /** Agents connected now. */
   agentsOf(environment: string): readonly BoxingAgent[];
 }
@@ -32,12 +48,13 @@ export class Resources implements ResourceService {
     this.#options = options;
   }
 
-  async apply(set: DocumentSet, options: { by: string; dryRun: boolean }): Promise<AppliedChange[]> {
+  async apply(set: DocumentSet, options: ApplyOptions): Promise<AppliedChange[]> {
     const { journal, clock } = this.#options;
     for (let conflicts = 0; ; conflicts++) {
       const expectedSeq = journal.seq;
       const incoming = this.#load(set);
       const changes = planApply(journal.all(), incoming);
+      await options.allow(incoming.map((resource) => this.#asked(resource)));
       this.#refuseUnplaceable(incoming);
       const wanted = changes.filter((change) => change.action !== "unchanged");
       if (options.dryRun || wanted.length === 0) return changes;
@@ -45,7 +62,7 @@ export class Resources implements ResourceService {
       for (const { version, spec } of pipelinesOf(incoming)) await journal.keepVersion(version, spec);
       const atMs = clock.wallMs();
       try {
-        await journal.append(writes, { by: options.by, atMs, expectedSeq, id: newId(atMs) });
+        await journal.append(writes, { by: options.by(), atMs, expectedSeq, id: newId(atMs) });
         return changes;
       } catch (err) {
         if (InsituError.from(err).code !== "conflict" || conflicts >= CONFLICTS_MAX) throw err;
@@ -108,6 +125,20 @@ export class Resources implements ResourceService {
     return { kind, name, action: "deleted", version: stored.version };
   }
 
+  factsOf(spec: PipelineSpec): PipelineFacts {
+    return { team: spec.owner ?? null, environments: this.#environmentsOf(spec) };
+  }
+
+  /** Where at least one step of it may run, by policy alone. */
+  #environmentsOf(spec: PipelineSpec): string[] {
+    const { placement } = this.#options;
+    const facts = this.facts();
+    const verdicts = spec.steps.flatMap((step) => placement.explain(spec.name, step, facts));
+    return [
+      ...new Set(verdicts.filter(({ allowed }) => allowed).map(({ environment }) => environment)),
+    ].sort();
+  }
+
   /** What placement rests on now. */
   facts(): PlacementFacts {
     return this.#facts([]);
@@ -125,12 +156,34 @@ export class Resources implements ResourceService {
       // Own keys only: "constructor" is no attachment.
       readAttachment: (path) => (Object.hasOwn(set.attachments, path) ? set.attachments[path] : undefined),
     });
-    const errors = [...loaded.errors, ...validateSet(loaded.resources, this.#known(), loaded.broken)];
+    const errors = [
+      ...loaded.errors,
+      ...validateSet(loaded.resources, this.#known(), loaded.broken),
+      ...loaded.resources.flatMap((resource) => this.#ruleErrors(resource)),
+    ];
     if (errors.length === 0) return loaded.resources;
     const [first] = errors;
     const more = errors.length > 1 ? ` (and ${errors.length - 1} more)` : "";
     const where = first ? `${first.file}:${first.line}:${first.column}: ${first.message}` : "";
     throw new InsituError("document.invalid", `${where}${more}`, { details: { errors } });
+  }
+
+  #ruleErrors(resource: LocatedResource): DocumentError[] {
+    if (resource.kind !== "access-policy") return [];
+    const { file, spec } = resource;
+    return this.#options.ruleFaults(spec).map(({ rule, line, message, hint }) => ({
+      file,
+      ...resource.locate(["rules", rule]),
+      path: `rules.${rule}`,
+      message: `rule ${rule} of access policy ${spec.name}, in its line ${line}: ${message}`,
+      ...(hint === undefined ? {} : { hint }),
+      code: "rule.invalid",
+    }));
+  }
+
+  #asked({ kind, spec }: LocatedResource): AskedChange {
+    const before = this.#options.journal.get(kind, spec.name)?.spec;
+    return { kind, name: spec.name, before, after: spec };
   }
 
   #known(): KnownResources {
@@ -213,5 +266,7 @@ function toWrite(change: AppliedChange, incoming: readonly LocatedResource[]): R
   if (resource.kind === "dataset") return { action: "set", kind: "dataset", name, spec: resource.spec };
   if (resource.kind === "environment")
     return { action: "set", kind: "environment", name, spec: resource.spec };
+  if (resource.kind === "access-policy")
+    return { action: "set", kind: "access-policy", name, spec: resource.spec };
   return { action: "set", kind: "pool", name, spec: resource.spec };
 }

@@ -10,6 +10,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { digestOf } from "../../shared/model/canonical.ts";
 import { Digest, Name } from "../../shared/model/names.ts";
 import {
+  AccessPolicySpec,
   DatasetSpec,
   EnvironmentSpec,
   KINDS,
@@ -40,6 +41,12 @@ const Change = z.union([
     spec: EnvironmentSpec,
   }),
   z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("pool"), spec: PoolSpec }),
+  z.strictObject({
+    ...head,
+    action: z.literal("set"),
+    kind: z.literal("access-policy"),
+    spec: AccessPolicySpec,
+  }),
 ]);
 const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
 
@@ -56,6 +63,8 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   readonly #poison: PoisonSink;
   readonly #stop = new AbortController();
   readonly #resources = new Map<string, StoredResource>();
+  /** Also of pipelines that were deleted since: their runs stay, and somebody's they are. */
+  readonly #lastPipelines = new Map<string, PipelineSpec>();
   readonly #history = new Map<string, PipelineVersion[]>();
   readonly #plans = new Map<string, Promise<Plan>>();
   readonly #onChange = new Set<() => void>();
@@ -130,6 +139,10 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   /** Newest first. */
   versionsOf(pipeline: string): PipelineVersion[] {
     return [...(this.#history.get(pipeline) ?? [])].reverse();
+  }
+
+  pipelinesEver(): ReadonlyMap<string, PipelineSpec> {
+    return this.#lastPipelines;
   }
 
   onChange(listener: () => void): void {
@@ -248,11 +261,17 @@ export class ResourceLog implements PlanSource, ResourceJournal {
       this.#resources.delete(`${kind}/${name}`);
       return;
     }
-    const version = change.kind === "pipeline" ? change.version : null;
+    const version =
+      change.kind === "pipeline"
+        ? change.version
+        : change.kind === "access-policy"
+          ? digestOf(change.spec)
+          : null;
     const spec = change.kind === "pipeline" ? bodies.get(change.version)! : change.spec;
     const { atMs: appliedAtMs, by: appliedBy } = applied;
     this.#resources.set(`${kind}/${name}`, { kind, name, version, spec, revision, appliedAtMs, appliedBy });
-    if (version === null) return;
+    if (change.kind !== "pipeline" || version === null) return;
+    this.#lastPipelines.set(name, bodies.get(version)!);
     const history = this.#history.get(name) ?? [];
     this.#history.set(name, [
       ...history.filter((old) => old.version !== version),

@@ -28,11 +28,14 @@ describe("each fault has its own words", () => {
   test.each<[string, string[]]>([
     ["", ["1:1 the file holds no document"]],
     ["- a", ["1:1 a document must be a mapping with kind and name; this is a list"]],
-    ["name: p", ["1:1 kind is missing; it must be one of pipeline, dataset, environment, pool"]],
+    [
+      "name: p",
+      ["1:1 kind is missing; it must be one of pipeline, dataset, environment, pool, access-policy"],
+    ],
     [
       "kind: pipline",
       [
-        "1:7 kind is 'pipline'; it must be one of pipeline, dataset, environment, pool (did you mean 'pipeline'?)",
+        "1:7 kind is 'pipline'; it must be one of pipeline, dataset, environment, pool, access-policy (did you mean 'pipeline'?)",
       ],
     ],
     [

@@ -397,11 +397,36 @@ export const PoolDocument = z
   .describe("A limited resource that steps share");
 export type PoolDocument = z.infer<typeof PoolDocument>;
 
+const RULES_MAX = 100;
+const RULE_MAX_LENGTH = 16 * 1024;
+const RULES_EXPECTED = `a mapping of names to rules in Cedar, from 1 to ${RULES_MAX}`;
+const RULE_EXPECTED = `the text of one Cedar policy, at most ${RULE_MAX_LENGTH} characters`;
+export const AccessPolicyDocument = z
+  .strictObject({
+    ...head("access-policy"),
+    owner: Owner,
+    rules: z
+      .record(
+        ResourceName,
+        z.string({ error: RULE_EXPECTED }).max(RULE_MAX_LENGTH, { error: RULE_EXPECTED }).pipe(Text),
+        { error: RULES_EXPECTED },
+      )
+      .refine((rules) => Object.keys(rules).length >= 1 && Object.keys(rules).length <= RULES_MAX, {
+        error: RULES_EXPECTED,
+      })
+      .describe("One Cedar policy each, by the name that refusals and `insitu auth can-i` give"),
+  })
+  .describe(
+    "Who may do what, in Cedar: grants to people and groups beyond their roles, and what is forbidden",
+  );
+export type AccessPolicyDocument = z.infer<typeof AccessPolicyDocument>;
+
 export const DOCUMENT_SCHEMAS = {
   pipeline: PipelineDocument,
   dataset: DatasetDocument,
   environment: EnvironmentDocument,
   pool: PoolDocument,
+  "access-policy": AccessPolicyDocument,
 } as const;
 /** Any document, told apart by its `kind`. */
 export const AnyDocument = z.discriminatedUnion("kind", [
@@ -409,5 +434,6 @@ export const AnyDocument = z.discriminatedUnion("kind", [
   DatasetDocument,
   EnvironmentDocument,
   PoolDocument,
+  AccessPolicyDocument,
 ]);
 export type AnyDocument = z.infer<typeof AnyDocument>;

@@ -173,11 +173,21 @@ export const PoolSpec = z.strictObject({
 });
 export type PoolSpec = z.infer<typeof PoolSpec>;
 
-export const KINDS = ["pipeline", "dataset", "environment", "pool"] as const;
+/** Rules in Cedar about who may do what, by name. What they may speak of is checked where they are applied. */
+export const AccessPolicySpec = z.strictObject({
+  name: Name,
+  description: z.string().optional(),
+  owner: z.string().optional(),
+  rules: z.record(Name, z.string()),
+});
+export type AccessPolicySpec = z.infer<typeof AccessPolicySpec>;
+
+export const KINDS = ["pipeline", "dataset", "environment", "pool", "access-policy"] as const;
 export type Kind = (typeof KINDS)[number];
 
 export type Resource =
   | { kind: "pipeline"; spec: PipelineSpec }
   | { kind: "dataset"; spec: DatasetSpec }
   | { kind: "environment"; spec: EnvironmentSpec }
-  | { kind: "pool"; spec: PoolSpec };
+  | { kind: "pool"; spec: PoolSpec }
+  | { kind: "access-policy"; spec: AccessPolicySpec };

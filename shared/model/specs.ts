@@ -1,5 +1,6 @@
 /** From what a person wrote to what is stored, and back. */
 import type {
+  AccessPolicyDocument,
   AnyDocument,
   DatasetDocument,
   EnvironmentDocument,
@@ -8,6 +9,7 @@ import type {
   StepDocument,
 } from "./documents.ts";
 import type {
+  AccessPolicySpec,
   ArtifactSpec,
   DatasetSpec,
   DisconnectSpec,
@@ -52,6 +54,8 @@ export function specOf(document: AnyDocument, files: Record<string, string> = {}
       return { kind: "environment", spec: environmentSpec(document) };
     case "pool":
       return { kind: "pool", spec: poolSpec(document) };
+    case "access-policy":
+      return { kind: "access-policy", spec: accessPolicySpec(document) };
   }
 }
 
@@ -209,6 +213,10 @@ function poolSpec({ name, description, owner, capacity }: PoolDocument): PoolSpe
   return { name, ...given({ description, owner }), capacity };
 }
 
+function accessPolicySpec({ name, description, owner, rules }: AccessPolicyDocument): AccessPolicySpec {
+  return { name, ...given({ description, owner }), rules };
+}
+
 /** A document that describes the resource: `specOf` gives the same again, with the same digest. */
 export function documentOf(resource: Resource): AnyDocument {
   switch (resource.kind) {
@@ -253,6 +261,10 @@ export function documentOf(resource: Resource): AnyDocument {
     case "pool": {
       const { name, description, owner, capacity } = resource.spec;
       return { kind: "pool", name, ...given({ description, owner }), capacity };
+    }
+    case "access-policy": {
+      const { name, description, owner, rules } = resource.spec;
+      return { kind: "access-policy", name, ...given({ description, owner }), rules };
     }
   }
 }

@@ -5,6 +5,7 @@ const TOKEN = {
   name: "ci",
   role: "runner",
   pipelines: ["nightly"],
+  groups: [],
   createdBy: "operator",
   createdAtMs: 1,
   expiresAtMs: 9_000_000_000_000,
@@ -13,14 +14,16 @@ const TOKEN = {
 };
 
 test.each([
-  [true, "yes\n", 0],
-  [false, "no\n", 6],
-])("can-i asks about one pipeline; the answer %j ends as a script can tell", async (allowed, out, code) => {
-  const answer = { right: "runs:start", pipeline: "nightly", allowed };
+  ["yes", "yes\n", 0],
+  ["no", "no\n", 6],
+  ["with-approval", "yes, once a second person has approved it\n", 9],
+])("can-i asks about one pipeline; the answer %s ends as a script can tell", async (verdict, out, code) => {
+  const answer = { right: "runs:start", pipeline: "nightly", verdict, because: "rule people/night says so" };
   await using server = await SmallServer.start({ "GET /v1/access/can-i": json(answer) });
   const command = ["auth", "can-i", "runs:start", "pipeline/nightly"];
   const written = await insitu(command, { server: server.url, token: "t" });
   expect([written.code, written.stdout]).toEqual([code, out]);
+  expect(written.stderr).toContain("rule people/night says so");
   const asked = new URL(server.received[0]?.path ?? "", server.url).searchParams;
   expect(Object.fromEntries(asked)).toEqual({ right: "runs:start", pipeline: "nightly" });
 });
@@ -42,6 +45,7 @@ test("tokens create prints the token alone on stdout, for 90 days unless told ot
     name: "ci",
     role: "runner",
     pipelines: ["nightly"],
+    groups: [],
     ttlMs: 90 * 86_400_000,
   });
   // The answer is a secret, and is not kept for a repeat.

@@ -11,32 +11,59 @@ export async function whoAmI(invocation: Invocation): Promise<number> {
   const client = await invocation.client();
   const me = await client.whoAmI(signal);
   if (!output.people) await output.data(me);
-  else
+  else {
     for (const grant of me.grants) await output.line(`${me.name}  ${grant.role}  ${over(grant.pipelines)}`);
+    if (me.groups.length > 0) await output.line(`${me.name}  in  ${me.groups.join(", ")}`);
+  }
   return EXIT.ok;
 }
 
-/** Exit 0 for yes and 6 for no, so that a script may ask before it begins. */
-export async function canI(invocation: Invocation, [right = "", target]: string[]): Promise<number> {
+const CAN_I = {
+  yes: { says: "yes", exit: EXIT.ok },
+  no: { says: "no", exit: EXIT.notAllowed },
+  "with-approval": { says: "yes, once a second person has approved it", exit: EXIT.needsApproval },
+} as const;
+
+/** Exit 0 for yes, 6 for no and 9 for not alone, so that a script may ask before it begins. */
+export async function canI(
+  invocation: Invocation,
+  [right = "", target]: string[],
+  options: { pipeline?: string; environment?: string; asGroup?: string } = {},
+): Promise<number> {
   const known = RIGHTS.find((one) => one === right);
   if (known === undefined) {
     throw new InsituError("request.invalid", `there is no right "${right}"; there are ${RIGHTS.join(", ")}`);
   }
-  const pipeline = target?.replace(/^pipelines?\//, "");
+  const site = /^env(?:ironment)?s?\/(.*)$/.exec(target ?? "")?.[1];
+  const asked = {
+    right: known,
+    pipeline: options.pipeline ?? (site === undefined ? target?.replace(/^pipelines?\//, "") : undefined),
+    environment: options.environment ?? site,
+    as_group: options.asGroup,
+  };
   const client = await invocation.client();
-  const answer = await client.canI({ right: known, pipeline }, invocation.signal);
+  const answer = await client.canI(asked, invocation.signal);
   const { output } = invocation;
-  if (output.people) await output.line(answer.allowed ? "yes" : "no");
-  else await output.data(answer);
-  return answer.allowed ? EXIT.ok : EXIT.notAllowed;
+  const { says, exit } = CAN_I[answer.verdict];
+  if (output.people) {
+    await output.line(says);
+    await output.note(answer.because);
+  } else await output.data(answer);
+  return exit;
 }
 
 export async function createToken(
   invocation: Invocation,
   [name = ""]: string[],
-  { role, pipeline, ttl }: { role: string; pipeline?: string[]; ttl: string },
+  { role, pipeline, group, ttl }: { role: string; pipeline?: string[]; group?: string[]; ttl: string },
 ): Promise<number> {
-  const request = { name, role, pipelines: pipeline ?? null, ttlMs: parseDuration(ttl, "--ttl") };
+  const request = {
+    name,
+    role,
+    pipelines: pipeline ?? null,
+    groups: group ?? [],
+    ttlMs: parseDuration(ttl, "--ttl"),
+  };
   const client = await invocation.client();
   const token = await client.createToken(request, invocation.signal);
   const { output } = invocation;
@@ -71,6 +98,7 @@ export async function listTokens(invocation: Invocation): Promise<number> {
     { title: "TOKEN", value: (token) => token.name },
     { title: "ROLE", value: (token) => token.role },
     { title: "OVER", value: (token) => over(token.pipelines) },
+    { title: "GROUPS", value: (token) => token.groups.join(", ") },
     { title: "STATE", value: (token) => stateOf(token, nowMs), hue: (token) => stateHue(token, nowMs) },
     { title: "UNTIL", value: (token) => instant(token.expiresAtMs) },
     { title: "LAST USED", value: ({ lastUsedAtMs: at }) => (at === null ? "never" : instant(at)) },

@@ -1,6 +1,7 @@
 /** `insitu get`, `describe` and `delete`. */
 import { InsituError } from "../../../shared/errors.ts";
 import type {
+  AccessPolicySpec,
   DatasetSpec,
   EnvironmentSpec,
   Kind,
@@ -97,6 +98,12 @@ const COLUMNS: Record<Kind, Columns> = {
     { title: "OWNER", value: ({ spec }) => spec.owner ?? "" },
     { title: "DESCRIPTION", value: ({ spec }) => spec.description ?? "" },
   ],
+  "access-policy": [
+    NAME,
+    { title: "RULES", value: ({ spec }) => Object.keys((spec as AccessPolicySpec).rules).join(", ") },
+    { title: "VERSION", value: ({ version }) => shortDigest(version ?? "-") },
+    APPLIED,
+  ],
 };
 
 function fieldsOf(kind: Kind, resource: ResourceDetail): [string, string][] {
@@ -126,6 +133,14 @@ function fieldsOf(kind: Kind, resource: ResourceDetail): [string, string][] {
     }
     case "pool":
       return [...head, ["capacity", String((spec as PoolSpec).capacity)], ...tail];
+    case "access-policy": {
+      const rules = Object.entries((spec as AccessPolicySpec).rules);
+      const shown = rules.map(([name, text]): [string, string] => [
+        `rule ${name}`,
+        text.trim().split("\n").map(oneLine).join("\n"),
+      ]);
+      return [...head, ["version", resource.version ?? "-"], ...shown, ...tail];
+    }
   }
 }
 
