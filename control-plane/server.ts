@@ -22,6 +22,8 @@ import {
   REPLICA_KEYS_PREFIX,
   ReplicaKeys,
 } from "./access/authority-service.ts";
+import { APPROVALS_KEPT_MS, createApprovalDesk } from "./access/approval-desk.ts";
+import { ApprovalRecord } from "./access/approvals.ts";
 import { ruleFaults } from "./access/cedar-access.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
@@ -448,6 +450,12 @@ async function open(
     schema: ApiTokenRecord,
   });
   const apiTokens = createApiTokens({ kv: apiTokenKv, clock, log });
+  const approvalKv = await openKv(connection, {
+    ...buckets,
+    bucket: BUCKETS.approvals,
+    schema: ApprovalRecord,
+    ttlMs: APPROVALS_KEPT_MS,
+  });
   const idempotencyKv = await openKv(connection, {
     ...buckets,
     bucket: BUCKETS.idempotency,
@@ -475,6 +483,7 @@ async function open(
       joinRequests,
       authority,
       tokens: apiTokens,
+      approvals: createApprovalDesk({ kv: approvalKv, clock, log }),
       poison,
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },

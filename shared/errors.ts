@@ -16,6 +16,7 @@ const TABLE = {
   "auth.missing": [401, 16, 6, "Sign in first"],
   "auth.denied": [403, 7, 6, "Not allowed"],
   "token.invalid": [403, 7, 6, "The join token is not valid"],
+  "approval.needed": [202, 9, 9, "A second person has to approve it first"],
   "approval.waiting": [409, 9, 8, "A person has to approve it first"],
   "agent.name-taken": [409, 6, 7, "Another agent has this name"],
   "not-found": [404, 5, 4, "Not found"],

@@ -71,17 +71,20 @@ export function decide(
   if (ask === null) return { verdict: role ? "yes" : "no", because: roleSays(principal, role) };
   const plain = weigh(principal, role, ask(false));
   if (plain.allowed) return { verdict: "yes", because: plain.because };
-  if (!weigh(principal, role, ask(true)).allowed) return { verdict: "no", because: plain.because };
+  const lifted = weigh(principal, role, ask(true));
+  if (plain.broken || !lifted.allowed)
+    return { verdict: "no", because: (plain.broken ? plain : lifted).because };
   return { verdict: "with-approval", because: plain.because };
 }
 
 function weigh(principal: Principal, role: boolean, answer: RulesAnswer) {
   const { permits, forbids, errors } = answer;
-  if (errors.length > 0) return { allowed: false, because: `no rule counts: ${errors.join("; ")}` };
-  if (forbids.length > 0) return { allowed: false, because: `${rules(forbids)} it` };
-  if (role) return { allowed: true, because: roleSays(principal, true) };
-  if (permits.length > 0) return { allowed: true, because: `${rules(permits, "permit")} it` };
-  return { allowed: false, because: roleSays(principal, false) };
+  const broken = errors.length > 0;
+  if (broken) return { allowed: false, broken, because: `no rule counts: ${errors.join("; ")}` };
+  if (forbids.length > 0) return { allowed: false, broken, because: `${rules(forbids)} it` };
+  if (role) return { allowed: true, broken, because: roleSays(principal, true) };
+  if (permits.length > 0) return { allowed: true, broken, because: `${rules(permits, "permit")} it` };
+  return { allowed: false, broken, because: roleSays(principal, false) };
 }
 
 function rules(names: readonly string[], verb: "permit" | "forbid" = "forbid"): string {

@@ -6,6 +6,7 @@ import {
   preparsePolicySet,
   preparseSchema,
   statefulIsAuthorized,
+  type ValidationAnswer,
   validate,
 } from "@cedar-policy/cedar-wasm/nodejs";
 import { InsituError } from "../../shared/errors.ts";
@@ -27,10 +28,7 @@ export interface RuleFault {
 export function ruleFaults(spec: Pick<AccessPolicySpec, "rules">): RuleFault[] {
   return Object.entries(spec.rules).flatMap(([rule, text]) => {
     const checked = validate({ schema: ACCESS_SCHEMA, policies: { staticPolicies: { [rule]: text } } });
-    const errors =
-      checked.type === "failure"
-        ? checked.errors
-        : [...checked.validationErrors, ...checked.validationWarnings].map(({ error }) => error);
+    const errors = checked.type === "failure" ? checked.errors : worst(checked);
     return errors.map((error) => {
       const start = error.sourceLocations?.[0]?.start ?? 0;
       const line = Buffer.from(text).subarray(0, start).toString().split("\n").length;
@@ -40,6 +38,12 @@ export function ruleFaults(spec: Pick<AccessPolicySpec, "rules">): RuleFault[] {
       return { rule, line, message, ...(error.help === null ? {} : { hint: error.help }) };
     });
   });
+}
+
+/** Warnings alone when there is no error: they mostly follow from one. */
+function worst({ validationErrors, validationWarnings }: Extract<ValidationAnswer, { type: "success" }>) {
+  const found = validationErrors.length > 0 ? validationErrors : validationWarnings;
+  return found.map(({ error }) => error);
 }
 
 export interface RulesQuestion {

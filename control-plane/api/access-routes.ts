@@ -106,7 +106,7 @@ export function accessRoutes(app: OpenAPIHono<ApiEnv>, { tokens, resources }: Ro
 
   app.openapi(create, async (c) => {
     const asked = c.req.valid("json");
-    return c.json(await tokens.create({ ...asked, by: c.get("caller") }), 201);
+    return c.json(await tokens.create({ ...asked, by: c.get("principal").name }), 201);
   });
 
   app.openapi(revoke, async (c) =>

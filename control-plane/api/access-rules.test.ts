@@ -151,3 +151,99 @@ describe("can-i", () => {
     expect((await call("/v1/access/can-i?right=runs:start&pipeline=a&environment=b")).status).toBe(400);
   });
 });
+
+describe("a request that a rule lets through with a second person alone", () => {
+  const TWO = {
+    two: `forbid (principal, action in [Action::"runs:start", Action::"runs:cancel", Action::"agents:revoke", Action::"resources:apply"], resource)
+      unless { context.approved };`,
+  };
+  interface Waiting {
+    status: number;
+    code: string;
+    approval: { id: string };
+  }
+  const START = { json: { pipeline: "nightly" } };
+
+  test("has no effect until somebody else approved it, and then one, with both names on it", async () => {
+    const { as, services } = plant(TWO);
+    const keyed = { ...START, headers: { "idempotency-key": "once" } };
+    const first = await as("ada", "runner")("/v1/runs", keyed);
+    expect(first.status).toBe(202);
+    const { approval, code } = (await first.json()) as Waiting;
+    expect(code).toBe("approval.needed");
+    expect(services.details.size).toBe(2);
+    const decision = `/v1/approvals/${approval.id}/decision`;
+    const own = await as("ada", "runner")(decision, { json: { approve: true } });
+    expect([own.status, await detail(own)]).toEqual([403, expect.stringContaining("somebody else")]);
+    // Who has not the right itself is not even shown that there is one.
+    for (const path of [decision, `/v1/approvals/${approval.id}`]) {
+      const init = path === decision ? { json: { approve: true } } : {};
+      expect((await as("vera", "viewer")(path, init)).status).toBe(404);
+    }
+    expect(await (await as("vera", "viewer")("/v1/approvals")).json()).toEqual({ items: [] });
+    const shown = await (await as("bob", "operator")(`/v1/approvals/${approval.id}`)).json();
+    expect(shown).toMatchObject({
+      requester: "ada",
+      needs: [{ right: "runs:start", over: "pipeline/nightly" }],
+      body: JSON.stringify(START.json),
+      because: "rule people/two forbids it",
+    });
+    expect((await as("bob", "operator")(decision, { json: { approve: true } })).status).toBe(200);
+    const again = await as("ada", "runner")("/v1/runs", keyed);
+    expect(again.status).toBe(201);
+    expect(await again.json()).toMatchObject({ createdBy: "ada, approved by bob" });
+    const third = await as("ada", "runner")("/v1/runs", START);
+    expect(third.status).toBe(202);
+    expect(((await third.json()) as Waiting).approval.id).not.toBe(approval.id);
+  });
+
+  test("is let through to the letter: not for another caller, pipeline or parameter", async () => {
+    const { as } = plant(TWO);
+    const asked = (await (await as("ada", "runner")("/v1/runs", START)).json()) as Waiting;
+    await as("bob", "operator")(`/v1/approvals/${asked.approval.id}/decision`, { json: { approve: true } });
+    for (const [name, json] of [
+      ["eve", START.json],
+      ["ada", { pipeline: "payroll" }],
+      ["ada", { pipeline: "nightly", params: { all: true } }],
+    ] as const)
+      expect((await as(name, "runner")("/v1/runs", { json })).status).toBe(202);
+    expect((await as("ada", "none")("/v1/runs", START)).status).toBe(403);
+    expect((await as("ada", "runner")("/v1/runs", START)).status).toBe(201);
+  });
+
+  test("is denied with the reason, and an approval of what was refused after all stays good", async () => {
+    const { as } = plant(TWO);
+    const path = "/v1/runs/run-nope/cancel";
+    const cancel = () => as("ada", "runner")("/v1/runs/run-nightly/cancel", { json: {} });
+    expect((await as("ada", "runner")(path, { json: {} })).status).toBe(404);
+    const asked = (await (await cancel()).json()) as Waiting;
+    const json = { approve: false, reason: "not now" };
+    await as("bob", "operator")(`/v1/approvals/${asked.approval.id}/decision`, { json });
+    const refused = await cancel();
+    expect([refused.status, await detail(refused)]).toEqual([403, expect.stringContaining("not now")]);
+
+    const unplaceable = { json: { pipeline: "unplaceable" } };
+    const other = plant(TWO);
+    other.services.addResource("pipeline", "unplaceable", { name: "unplaceable" });
+    const start = () => other.as("ada", "runner")("/v1/runs", unplaceable);
+    const { approval } = (await (await start()).json()) as Waiting;
+    await other.as("bob", "operator")(`/v1/approvals/${approval.id}/decision`, { json: { approve: true } });
+    expect((await start()).status).toBe(422);
+    expect((await start()).status).toBe(422);
+  });
+
+  test("waits too where it applies resources or revokes an agent; a dry run does not", async () => {
+    const { as, services } = plant(TWO);
+    const json = { documents: [], attachments: {} };
+    expect((await as("root", "admin")("/v1/apply?dry_run=true", { json })).status).toBe(200);
+    const revoke = await as("root", "admin")("/v1/agents/hq/a/revoke", { json: { reason: "stolen" } });
+    expect(revoke.status).toBe(202);
+    expect(services.revocations).toEqual([]);
+    const item = expect.objectContaining({
+      requester: "root",
+      state: "waiting",
+      needs: [{ right: "agents:revoke", over: "environment/hq" }],
+    });
+    expect(await (await as("root", "admin")("/v1/approvals")).json()).toEqual({ items: [item] });
+  });
+});

@@ -5,6 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
 import { ROLES_ALONE } from "../access/access-authority.ts";
+import { type ApprovalRecord, ask, digestOfRequest, judge } from "../access/approvals.ts";
 import type { KeptPoison } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import { tokenAccess } from "./access.ts";
@@ -243,6 +244,34 @@ export class FakeServices implements ApiServices {
       throw new InsituError("not-found", `there is no token ${name}`);
     },
   };
+  readonly approvalRecords = new Map<string, ApprovalRecord>();
+  readonly approvals: ApiServices["approvals"] = {
+    ask: async (request) => {
+      const key = digestOfRequest(request);
+      const id = `approval-${this.approvalRecords.size + 1}`;
+      const answer = ask(this.approvalRecords.get(key), request, { nowMs: systemClock.wallMs(), id });
+      this.approvalRecords.set(key, answer.record);
+      return answer;
+    },
+    list: async () => [...this.approvalRecords.values()],
+    get: async (id) => this.#approval(id)[1],
+    decide: async (id, decision, check) => {
+      const [key, record] = this.#approval(id);
+      check(record);
+      const next = judge(record, decision, systemClock.wallMs());
+      this.approvalRecords.set(key, next);
+      return next;
+    },
+    giveBack: async ({ id }) => {
+      const [key, record] = this.#approval(id);
+      this.approvalRecords.set(key, { ...record, usedAtMs: null });
+    },
+  };
+  #approval(id: string): [string, ApprovalRecord] {
+    const found = [...this.approvalRecords].find(([, record]) => record.id === id);
+    if (found === undefined) throw new InsituError("not-found", `there is no approval ${id}`);
+    return found;
+  }
   readiness = () => ({ nats: this.ready });
 
   async *#follow(id: string, afterSeq: number, signal: AbortSignal) {

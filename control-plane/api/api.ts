@@ -6,6 +6,8 @@ import { newId } from "../../shared/system.ts";
 import { authenticate } from "./access.ts";
 import { accessRoutes } from "./access-routes.ts";
 import { authorityRoutes } from "./authority-routes.ts";
+import { approvalRoutes } from "./approval-routes.ts";
+import { keepUnused } from "./approving.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { ApiEnv, ApiOptions, RouteDeps } from "./context.ts";
 import { fleetRoutes } from "./fleet-routes.ts";
@@ -42,10 +44,12 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
     const principal = await authenticate(options.access, c.req.header("authorization"));
     c.set("principal", principal);
     c.set("authority", options.authority);
+    c.set("approvals", services.approvals);
     c.set("caller", principal.name);
     await next();
   });
   app.use("/v1/*", bodyReader);
+  app.use("/v1/*", keepUnused(services.approvals, options.log));
   for (const path of IDEMPOTENT_PATHS) app.on("POST", path, idempotent(options.idempotency, options.log));
 
   const deps: RouteDeps = { ...services, ...options, heartbeatMs: options.heartbeatMs ?? 15_000 };
@@ -67,6 +71,7 @@ export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   fleetRoutes(app, deps);
   accessRoutes(app, deps);
   authorityRoutes(app, deps);
+  approvalRoutes(app, deps);
   poisonRoutes(app, deps);
   checkGuards(app);
 }

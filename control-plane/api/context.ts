@@ -1,13 +1,14 @@
 /** What every route sees besides the request. */
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
+import type { ApprovalRecord } from "../access/approvals.ts";
 import type { Authority } from "../access/access-decision.ts";
 import type { Principal } from "../access/rights.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type { Access } from "./access.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { IdempotencyStore } from "./idempotency.ts";
-import type { ApiServices } from "./services.ts";
+import type { ApiServices, Approvals } from "./services.ts";
 
 export interface ApiOptions {
   access: Access;
@@ -38,6 +39,9 @@ export interface ApiEnv {
     caller: string;
     principal: Principal;
     authority: Authority;
+    approvals: Approvals;
+    /** A second person's, that this request has taken. */
+    approval?: ApprovalRecord;
     requestId: string;
     /** The body as JSON text; "" for none. */
     bodyText: string;

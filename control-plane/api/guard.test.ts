@@ -46,6 +46,7 @@ const BODIES: Record<string, object> = {
   decideJoinRequest: { approve: true, fingerprint: `sha256:${"0".repeat(64)}` },
   revokeAgent: { reason: "stolen" },
   createToken: { name: "ada", role: "viewer" },
+  decideApproval: { approve: true },
 };
 
 async function ask(api: ReturnType<typeof testApi>, { path, method, operationId }: (typeof GUARDED)[number]) {
@@ -96,7 +97,8 @@ describe("routes", () => {
 
   test.each(matrix)("%s of another pipeline: %s reaches nothing of payroll", async (role, _id, operation) => {
     const { status, text } = await ask(as(role, ["nightly"]), operation);
-    if (operation["x-insitu-right"] === "signed-in") expect(status).toBe(200);
+    if (/Approval$/.test(operation.operationId)) expect(status).toBe(404);
+    else if (operation["x-insitu-right"] === "signed-in") expect(status).toBe(200);
     else if (/^list(Runs|Pipelines)$/.test(operation.operationId)) expect(text).not.toContain("payroll");
     else expect([403, 404]).toContain(status);
     expect(text).not.toContain("salaries");

@@ -111,7 +111,8 @@ export function idempotent(store: IdempotencyStore, log: Logger): MiddlewareHand
     let done = false;
     try {
       await next();
-      done = c.res.ok;
+      // 202: it waits for a second person, and its repeat is what carries it out.
+      done = c.res.ok && c.res.status !== 202;
     } finally {
       // A claim that cannot be freed runs out by itself; why the request failed says more.
       if (!done) await store.release(key).catch(() => undefined);

@@ -25,6 +25,7 @@ export function problemOf(error: InsituError, instance?: string): Problem {
     ...(instance === undefined ? {} : { instance }),
     ...(error.retryable ? { retryable: true } : {}),
     ...(errors.length === 0 ? {} : { errors }),
+    ...(error.code === "approval.needed" ? { approval: error.details.approval as Problem["approval"] } : {}),
   };
 }
 

@@ -88,17 +88,13 @@ const pipelineVersion = createRoute({
 export function resourceRoutes(app: OpenAPIHono<ApiEnv>, { resources }: RouteDeps): void {
   app.openapi(apply, async (c) => {
     // Its errors, and what it says is unchanged, tell of whatever is there.
-    await demandOfApply(c, [{ right: "resources:view", target: null }], true);
+    const view: Need = { right: "resources:view", target: null };
+    await demandOfApply(c, [view], true);
     const dryRun = c.req.valid("query").dry_run === "true";
     const changes = await resources.apply(c.req.valid("json"), {
       by: () => c.get("caller"),
       dryRun,
-      allow: (asked) =>
-        demandOfApply(
-          c,
-          asked.flatMap((one) => needsOf(one, resources)),
-          dryRun,
-        ),
+      allow: (asked) => demandOfApply(c, [view, ...asked.flatMap((one) => needsOf(one, resources))], dryRun),
     });
     return c.json({ changes }, 200);
   });

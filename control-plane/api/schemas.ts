@@ -45,6 +45,10 @@ export const Problem = z
     code: z.string(),
     instance: z.string().optional(),
     retryable: z.boolean().optional(),
+    approval: z
+      .object({ id: z.string(), expiresAtMs: AtMs })
+      .optional()
+      .openapi({ description: "With status 202: what a second person has to approve" }),
     errors: z
       .array(
         z.object({
@@ -534,6 +538,33 @@ export const CanIView = z
   })
   .openapi("CanI");
 export type CanIView = z.infer<typeof CanIView>;
+
+export const ApprovalView = z
+  .object({
+    id: z.string(),
+    state: z.enum(["waiting", "approved", "denied", "expired", "used"]),
+    requester: z.string(),
+    needs: z.array(z.object({ right: z.enum(RIGHTS), over: z.string() })),
+    because: z.string().openapi({ description: "The rule that wants a second person" }),
+    method: z.string(),
+    path: z.string(),
+    askedAtMs: AtMs,
+    expiresAtMs: AtMs.openapi({ description: "Decided, or once approved used, before that" }),
+    decision: z.object({ approved: z.boolean(), by: z.string(), reason: z.string(), atMs: AtMs }).nullable(),
+    usedAtMs: AtMs.nullable(),
+  })
+  .openapi("Approval");
+export type ApprovalView = z.infer<typeof ApprovalView>;
+
+export const ApprovalDetail = ApprovalView.extend({
+  digest: z.string().openapi({ description: "SHA-256 of the requester, method, path and body" }),
+  body: z.string().openapi({ description: "Of the request, as it was sent" }),
+}).openapi("ApprovalDetail");
+export type ApprovalDetail = z.infer<typeof ApprovalDetail>;
+
+export const DecideApprovalBody = z
+  .strictObject({ approve: z.boolean(), reason: z.string().trim().max(500).default("") })
+  .openapi("DecideApproval");
 
 export const PoisonView = z
   .object({

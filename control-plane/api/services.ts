@@ -3,6 +3,7 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
+import type { ApprovalRecord, ApprovalRequest } from "../access/approvals.ts";
 import type { PipelineFacts } from "../access/access-decision.ts";
 import type { Role } from "../access/rights.ts";
 import type { PoisonDesk } from "../poison/ports.ts";
@@ -205,6 +206,27 @@ export interface ApiTokens {
   revoke(name: string, by: string): Promise<ApiTokenView>;
 }
 
+export interface Approvals {
+  /**
+   * Of the same request there is one at a time. `take`: it is approved, and this has used the approval up.
+   *
+   * @throws InsituError `request.too-large`, `limit.exceeded`, `store.unavailable`
+   */
+  ask(request: ApprovalRequest): Promise<{ verdict: "take" | "waiting" | "denied"; record: ApprovalRecord }>;
+  /** The oldest first, also those that are decided, used or expired, for 30 days. */
+  list(): Promise<ApprovalRecord[]>;
+  /** Throws `not-found`. */
+  get(id: string): Promise<ApprovalRecord>;
+  /** `check` throws when the caller may not, for the record as it is when it changes. Throws `not-found`, `conflict`. */
+  decide(
+    id: string,
+    decision: { approved: boolean; by: string; reason: string },
+    check: (record: ApprovalRecord) => void,
+  ): Promise<ApprovalRecord>;
+  /** Makes one that was taken good again: its request had no effect. */
+  giveBack(record: ApprovalRecord): Promise<void>;
+}
+
 export interface ApiServices {
   resources: ResourceService;
   runs: RunCommands;
@@ -217,6 +239,7 @@ export interface ApiServices {
   joinRequests: JoinRequests;
   authority: AuthorityCommands;
   tokens: ApiTokens;
+  approvals: Approvals;
   poison: PoisonDesk;
   /** Name → ok, for /readyz. */
   readiness(): Record<string, boolean>;

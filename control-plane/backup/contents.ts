@@ -29,6 +29,8 @@ const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   natsUsers: "after",
   joinTokens: "after",
   apiTokens: "after",
+  // A used one that came back unused would let its request through a second time.
+  approvals: "after",
   // Epochs of shards that are older than those in the run events would stop the runs.
   cluster: "after",
 };

@@ -9,6 +9,8 @@ import type {
   ApiTokenView,
   AppliedChange,
   AuthorityView,
+  ApprovalDetail,
+  ApprovalView,
   CanIView,
   JoinRequestView,
   JoinTokenView,
@@ -308,6 +310,23 @@ export class ApiClient {
     signal: AbortSignal,
   ): Promise<CanIView> {
     return this.#http.json({ method: "GET", path: "/v1/access/can-i", query: asked, signal });
+  }
+
+  async listApprovals(signal: AbortSignal): Promise<ApprovalView[]> {
+    return (await this.#get<{ items: ApprovalView[] }>("/v1/approvals", signal)).items;
+  }
+
+  getApproval(id: string, signal: AbortSignal): Promise<ApprovalDetail> {
+    return this.#get(`/v1/approvals/${encodeURIComponent(id)}`, signal);
+  }
+
+  decideApproval(
+    id: string,
+    decision: { approve: boolean; reason: string },
+    signal: AbortSignal,
+  ): Promise<ApprovalDetail> {
+    const path = `/v1/approvals/${encodeURIComponent(id)}/decision`;
+    return this.#http.json({ method: "POST", path, body: decision, signal });
   }
 
   async listTokens(signal: AbortSignal): Promise<ApiTokenView[]> {

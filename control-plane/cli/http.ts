@@ -110,7 +110,8 @@ export class HttpTransport {
   async open(call: Call): Promise<Answer> {
     try {
       const answer = await this.#send(call);
-      if (answer.status >= 200 && answer.status < 300) return answer;
+      // 202: nothing has happened yet, a second person has to approve it.
+      if (answer.status >= 200 && answer.status < 300 && answer.status !== 202) return answer;
       throw await problemError(answer, this.target);
     } catch (thrown) {
       const error = InsituError.from(thrown);

@@ -5,6 +5,7 @@ import { unknownName } from "../../shared/model/nearest.ts";
 import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
 import { authorityCommands } from "./authority-program.ts";
+import { approvalCommands } from "./approval-program.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
@@ -106,6 +107,7 @@ function build(world: World, state: { code: number }): Command {
   agentCommands(program, act);
   accessCommands(program, act);
   authorityCommands(program, { act, examples });
+  approvalCommands(program, { act, examples });
   backupCommands(program, act);
   natsCommands(program, {
     init: act(async () => (await import("./commands/nats.ts")).init),

@@ -37,7 +37,8 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
     if (signal?.aborted) throw err;
     throw new ApiError(0, "The server does not answer.");
   }
-  if (response.ok) return response;
+  // 202: nothing has happened yet, a second person has to approve it.
+  if (response.ok && response.status !== 202) return response;
   const problem = await response.json().catch(() => ({}));
   throw new ApiError(response.status, problem.detail ?? `The server answered ${response.status}.`);
 }

@@ -17,6 +17,8 @@ export const BUCKETS = {
   idempotency: "idempotency",
   /** Who may call the API, by the name of the token. */
   apiTokens: "api-tokens",
+  /** Requests that need a second person, by the digest of the request. */
+  approvals: "approvals",
   /** Keys with which agents are let into NATS, and those that are no more. */
   natsUsers: "nats-users",
   /** One entry: who the replicas are, and which of them owns which shard. */
