@@ -16,6 +16,8 @@ export interface PipelineFacts {
   team: string | null;
   /** Where at least one of its steps may run, by the policies of placement. */
   environments: readonly string[];
+  /** What an approval is bound to, where the request does not name a version itself. No rule sees it. */
+  version?: string | undefined;
 }
 
 export interface Question {
@@ -74,7 +76,7 @@ export function decide(
   const lifted = weigh(principal, role, ask(true));
   if (plain.broken || !lifted.allowed)
     return { verdict: "no", because: (plain.broken ? plain : lifted).because };
-  return { verdict: "with-approval", because: plain.because };
+  return { verdict: "with-approval", because: `${plain.because} to one person alone` };
 }
 
 function weigh(principal: Principal, role: boolean, answer: RulesAnswer) {

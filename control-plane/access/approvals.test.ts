@@ -64,6 +64,13 @@ describe("an approval", () => {
       needs: REQUEST.needs.map((need) => ({ ...need, facts: { team: "other", environments: [] } })),
     };
     expect(ask(approved, moved, { nowMs: 2, id: "b" }).verdict).toBe("waiting");
+    const of = (version: string) => ({
+      ...REQUEST,
+      needs: REQUEST.needs.map((need) => ({ ...need, facts: { team: null, environments: [], version } })),
+    });
+    const first = judge(ask(undefined, of("sha256:1"), { nowMs: 0, id: "a" }).record, yes, 1);
+    expect(ask(first, of("sha256:2"), { nowMs: 2, id: "b" }).verdict).toBe("waiting");
+    expect(ask(first, of("sha256:1"), { nowMs: 2, id: "b" }).verdict).toBe("take");
   });
 
   test("that was denied stays so until it ends, and one that was used cannot be denied", () => {

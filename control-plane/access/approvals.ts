@@ -39,7 +39,13 @@ export const ApprovalRecord = z.object({
     z.object({
       right: z.enum(RIGHTS),
       target: z.object({ kind: z.enum(["pipeline", "environment"]), name: z.string() }).nullable(),
-      facts: z.object({ team: z.string().nullable(), environments: z.array(z.string()) }).optional(),
+      facts: z
+        .object({
+          team: z.string().nullable(),
+          environments: z.array(z.string()),
+          version: z.string().optional(),
+        })
+        .optional(),
     }),
   ),
   /** The rule that wants it. */
@@ -106,7 +112,7 @@ function newRecord(request: ApprovalRequest, nowMs: number, id: string): Approva
     needs: needs.map(({ right, target, facts }) => ({
       right,
       target,
-      ...(facts === undefined ? {} : { facts: { team: facts.team, environments: [...facts.environments] } }),
+      ...(facts === undefined ? {} : { facts: { ...facts, environments: [...facts.environments] } }),
     })),
     because,
     askedAtMs: nowMs,
@@ -123,7 +129,14 @@ export function coversNeeds({ needs }: ApprovalRecord, wanted: readonly Approved
 }
 
 function needKey({ right, target, facts }: ApprovedNeed): string {
-  return JSON.stringify([right, target?.kind, target?.name, facts?.team, facts?.environments]);
+  return JSON.stringify([
+    right,
+    target?.kind,
+    target?.name,
+    facts?.team,
+    facts?.environments,
+    facts?.version,
+  ]);
 }
 
 /** Why this caller is no second person; null when it is one. Who makes a token knows it, and could use both. */

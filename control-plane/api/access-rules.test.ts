@@ -186,7 +186,7 @@ describe("a request that a rule lets through with a second person alone", () => 
       requester: "ada",
       needs: [{ right: "runs:start", over: "pipeline/nightly" }],
       body: JSON.stringify(START.json),
-      because: "rule people/two forbids it",
+      because: "rule people/two forbids it to one person alone",
     });
     expect((await as("bob", "operator")(decision, { json: { approve: true } })).status).toBe(200);
     const again = await as("ada", "runner")("/v1/runs", keyed);

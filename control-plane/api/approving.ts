@@ -51,9 +51,9 @@ export async function approve(
   }
   throw new InsituError(
     "approval.needed",
-    `this waits for a second person, for the right ${rights} is not had alone: ${open[0]?.because}. ` +
-      `Somebody else who has the right runs \`insitu approvals approve ${record.id}\`, ` +
-      `before ${new Date(record.expiresAtMs).toISOString()}; then send the same request again`,
+    `this waits for a second person (right ${rights}): ${open[0]?.because}. Somebody else who has the right runs ` +
+      `\`insitu approvals approve ${record.id}\` before ${new Date(record.expiresAtMs).toISOString()}; ` +
+      "then send the same request again",
     { details: { approval: { id: record.id, expiresAtMs: record.expiresAtMs } } },
   );
 }

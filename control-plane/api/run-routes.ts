@@ -163,19 +163,25 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
     if (!reachesAll(c, right)) await demand(c, right, onPipeline(existing(c, id).pipeline));
   };
 
-  /** An older version may run elsewhere than the newest, and belong to another team: the right is needed over both. */
-  const demandStart = async (c: Context<ApiEnv>, pipeline: string, version: string | undefined) => {
-    const right = "runs:start" as const;
-    const target = onPipeline(pipeline);
+  /**
+   * Gives the version to start. The right is needed over that one as well as the newest: it may run elsewhere, and
+   * belong to another team. What was approved, or just decided, is this version and none that is applied meanwhile.
+   */
+  const demandStart = async (c: Context<ApiEnv>, pipeline: string, asked: string | undefined) => {
+    const stored = deps.resources.get("pipeline", pipeline);
+    const version = asked ?? stored?.version ?? undefined;
     const spec = version === undefined ? undefined : await deps.resources.version(version);
-    const older = spec?.name === pipeline ? [{ right, target, facts: deps.resources.factsOf(spec) }] : [];
-    await demandAll(c, [{ right, target }, ...older]);
+    const known = spec?.name === pipeline ? [{ ...deps.resources.factsOf(spec), version }] : [];
+    const need = { right: "runs:start" as const, target: onPipeline(pipeline) };
+    const older = version !== stored?.version || known.length === 0;
+    await demandAll(c, [...(older ? [need] : []), ...known.map((facts) => ({ ...need, facts }))]);
+    return version;
   };
 
   app.openapi(start, async (c) => {
-    const { pipeline, version, params } = c.req.valid("json");
+    const { pipeline, version: asked, params } = c.req.valid("json");
     refuseUnseenPipeline(c, deps.resources, pipeline);
-    await demandStart(c, pipeline, version);
+    const version = await demandStart(c, pipeline, asked);
     const seed = c.get("repeatSeed");
     const request = {
       pipeline,

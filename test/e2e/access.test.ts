@@ -61,3 +61,70 @@ test("a program's token starts its pipeline over a killed server, does nothing e
     .filter((path) => readFileSync(path).includes(secret));
   expect(holding).toEqual([]);
 });
+
+test("rules let a group run its own pipelines and nothing else, over a killed server; some things need two people", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST });
+  await plant.startServer();
+  await plant.apply(
+    SITE,
+    { kind: "environment", name: "clinic", jurisdiction: "DE" },
+    { ...pipeline("nightly"), owner: "lab" },
+    pipeline("payroll"),
+    {
+      kind: "access-policy",
+      name: "people",
+      rules: {
+        lab: `permit (principal in Group::"lab",
+          action in [Action::"resources:view", Action::"runs:view", Action::"runs:start"], resource in Team::"lab");`,
+        clinic: `forbid (principal, action == Action::"runs:start", resource is Pipeline)
+          when { resource.environments.contains(Environment::"clinic") };`,
+        two: `forbid (principal, action == Action::"agents:revoke", resource) unless { context.approved };`,
+      },
+    },
+  );
+  const operator = plant.token;
+  const make = async (asked: object) =>
+    ((await plant.call("POST", "/v1/tokens", asked)) as { token: string }).token;
+  const lab = await make({ name: "lab-ci", role: "none", groups: ["lab"] });
+  const ada = await make({ name: "ada", role: "agent-admin" });
+  const bob = await make({ name: "bob", role: "agent-admin" });
+
+  const gone = once(plant.server!, "exit");
+  plant.server!.kill("SIGKILL");
+  await gone;
+  await plant.startServer();
+
+  plant.token = lab;
+  const run = await plant.start("nightly");
+  expect(run.createdBy).toBe("lab-ci");
+  await expect(plant.start("payroll")).rejects.toThrow(/: 404 /);
+  await expect(plant.call("GET", "/v1/datasets")).rejects.toThrow(/: 403 .*resources:view/);
+  // Who moves a pipeline to where nobody may start it has moved it out of everybody's reach, its own too.
+  plant.token = operator;
+  const moved = {
+    ...pipeline("nightly"),
+    owner: "lab",
+    steps: [{ id: "s", environment: "clinic", uses: "noop" }],
+  };
+  await plant.apply(moved);
+  await expect(plant.start("nightly")).rejects.toThrow(/: 403 .*people\/clinic/);
+  plant.token = lab;
+  await expect(plant.start("nightly")).rejects.toThrow(/: 403 .*runs:start/);
+  await expect(plant.apply(pipeline("nightly"))).rejects.toThrow(/: 403 .*resources:apply/);
+
+  plant.token = ada;
+  const revoke = () => plant.call("POST", "/v1/agents/site/a/revoke", { reason: "stolen" });
+  const waiting = (await revoke()) as { code: string; approval: { id: string } };
+  expect(waiting.code).toBe("approval.needed");
+  const decide = () => plant.call("POST", `/v1/approvals/${waiting.approval.id}/decision`, { approve: true });
+  await expect(decide()).rejects.toThrow(/: 403 /);
+  plant.token = lab;
+  await expect(decide()).rejects.toThrow(/: 404 /);
+  plant.token = bob;
+  expect(await decide()).toMatchObject({ state: "approved", decision: { by: "bob" } });
+  plant.token = ada;
+  // The right was had now: what is missing is the agent.
+  await expect(revoke()).rejects.toThrow(/: 404 .*no agent/);
+});
