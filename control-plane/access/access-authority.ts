@@ -1,4 +1,4 @@
-/** The rules that hold now, and what they speak of: follows the resources, and remembers answers until these change. */
+/** The rules that hold now, and what they speak of: follows the resources, and remembers answers until the rules change. */
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import { canonicalJson } from "../../shared/model/canonical.ts";
@@ -60,6 +60,8 @@ export class AccessAuthority implements Authority {
       this.decide({ principal, right, target: name === null ? null : { kind, name } }).verdict !== "no";
     if (open(null)) return true;
     if (this.#current() === null) return kind === "pipeline" && reach(principal, right)?.length !== 0;
+    // A rule may give it over a pipeline that this very request creates.
+    if (right === "resources:apply") return true;
     return this.#names(principal, kind).some(open);
   }
 
@@ -89,11 +91,13 @@ export class AccessAuthority implements Authority {
     if (revision === this.#revision) return this.#rules;
     const policies = this.#facts.policies();
     const source = canonicalJson(policies);
-    if (source !== this.#source || this.#revision === undefined) this.#rules = this.#load(policies);
-    this.#source = source;
+    if (source !== this.#source || this.#revision === undefined) {
+      this.#rules = this.#load(policies);
+      this.#source = source;
+      this.#answers.clear();
+    }
     this.#environments = new Map(this.#facts.environments().map((spec) => [spec.name, spec]));
     this.#pipelineFacts.clear();
-    this.#answers.clear();
     this.#reaches.clear();
     this.#revision = revision;
     return this.#rules;
@@ -110,14 +114,17 @@ export class AccessAuthority implements Authority {
     }
   }
 
-  #ask(rules: NonNullable<Rules>, { principal, right, facts, ...about }: Question, approved: boolean) {
-    const target = targetOf(right, about.target);
+  #ask(rules: NonNullable<Rules>, { principal, right, facts, ...asked }: Question, approved: boolean) {
+    const target = targetOf(right, asked.target);
     const { name, groups = [] } = principal;
-    const key = JSON.stringify([name, groups, right, target?.kind, target?.name, facts, approved]);
-    const known = this.#answers.get(key);
-    if (known !== undefined) return known;
     const pipeline = target?.kind === "pipeline" ? (facts ?? this.#factsOf(target.name)) : undefined;
     const environment = target?.kind === "environment" ? this.#environments.get(target.name) : undefined;
+    // By content: an answer outlives an apply that changed nothing of what it rests on.
+    const { jurisdiction, labels } = environment ?? {};
+    const about = [target?.kind, target?.name, pipeline?.team, pipeline?.environments, jurisdiction, labels];
+    const key = JSON.stringify([name, groups, right, approved, about]);
+    const known = this.#answers.get(key);
+    if (known !== undefined) return known;
     const answer = rules.ask({ name, groups, right, target, approved, pipeline, environment });
     if (this.#answers.size >= ANSWERS_MAX) this.#answers.clear();
     this.#answers.set(key, answer);

@@ -52,6 +52,7 @@ export interface StoredResource {
 export interface AskedChange {
   kind: Kind;
   name: string;
+  /** Of a pipeline that was deleted: as it was last. */
   before: Resource["spec"] | undefined;
   after: Resource["spec"];
 }

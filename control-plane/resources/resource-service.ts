@@ -43,6 +43,8 @@ export interface ResourceServiceOptions {
 
 export class Resources implements ResourceService {
   readonly #options: ResourceServiceOptions;
+  /** The facts of one state of the journal: a thousand pipelines are asked about one after the other. */
+  #factsAt: { seq: number; facts: PlacementFacts } | undefined;
 
   constructor(options: ResourceServiceOptions) {
     this.#options = options;
@@ -132,7 +134,9 @@ export class Resources implements ResourceService {
   /** Where at least one step of it may run, by policy alone. */
   #environmentsOf(spec: PipelineSpec): string[] {
     const { placement } = this.#options;
-    const facts = this.facts();
+    const { seq } = this.#options.journal;
+    if (this.#factsAt?.seq !== seq) this.#factsAt = { seq, facts: this.facts() };
+    const { facts } = this.#factsAt;
     const verdicts = spec.steps.flatMap((step) => placement.explain(spec.name, step, facts));
     return [
       ...new Set(verdicts.filter(({ allowed }) => allowed).map(({ environment }) => environment)),
@@ -182,7 +186,10 @@ export class Resources implements ResourceService {
   }
 
   #asked({ kind, spec }: LocatedResource): AskedChange {
-    const before = this.#options.journal.get(kind, spec.name)?.spec;
+    const { journal } = this.#options;
+    // The name of a pipeline that was deleted still has its runs and their logs.
+    const gone = kind === "pipeline" ? journal.pipelinesEver().get(spec.name) : undefined;
+    const before = journal.get(kind, spec.name)?.spec ?? gone;
     return { kind, name: spec.name, before, after: spec };
   }
 

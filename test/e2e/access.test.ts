@@ -80,6 +80,7 @@ test("rules let a group run its own pipelines and nothing else, over a killed se
           action in [Action::"resources:view", Action::"runs:view", Action::"runs:start"], resource in Team::"lab");`,
         clinic: `forbid (principal, action == Action::"runs:start", resource is Pipeline)
           when { resource.environments.contains(Environment::"clinic") };`,
+        edit: `permit (principal in Group::"lab", action == Action::"resources:apply", resource in Team::"lab");`,
         two: `forbid (principal, action == Action::"agents:revoke", resource) unless { context.approved };`,
       },
     },
@@ -88,6 +89,7 @@ test("rules let a group run its own pipelines and nothing else, over a killed se
   const make = async (asked: object) =>
     ((await plant.call("POST", "/v1/tokens", asked)) as { token: string }).token;
   const lab = await make({ name: "lab-ci", role: "none", groups: ["lab"] });
+  const author = await make({ name: "author", role: "viewer", groups: ["lab"] });
   const ada = await make({ name: "ada", role: "agent-admin" });
   const bob = await make({ name: "bob", role: "agent-admin" });
 
@@ -112,7 +114,23 @@ test("rules let a group run its own pipelines and nothing else, over a killed se
   await expect(plant.start("nightly")).rejects.toThrow(/: 403 .*people\/clinic/);
   plant.token = lab;
   await expect(plant.start("nightly")).rejects.toThrow(/: 403 .*runs:start/);
-  await expect(plant.apply(pipeline("nightly"))).rejects.toThrow(/: 403 .*resources:apply/);
+  await expect(plant.apply(pipeline("nightly"))).rejects.toThrow(/: 403 .*resources:view/);
+  // An author of the team makes and changes what is the team's, and takes nothing of others.
+  plant.token = author;
+  await plant.apply({ ...pipeline("weekly"), owner: "lab" });
+  await plant.apply({ ...pipeline("weekly"), owner: "lab", description: "changed" });
+  for (const taken of [
+    { ...pipeline("payroll"), owner: "lab" },
+    { ...pipeline("weekly"), owner: "else" },
+    SITE,
+  ])
+    await expect(plant.apply(taken)).rejects.toThrow(/: 403 .*resources:apply/);
+  const policy = {
+    kind: "access-policy",
+    name: "mine",
+    rules: { all: "permit (principal, action, resource);" },
+  };
+  await expect(plant.apply(policy)).rejects.toThrow(/: 403 .*access:edit/);
 
   plant.token = ada;
   const revoke = () => plant.call("POST", "/v1/agents/site/a/revoke", { reason: "stolen" });
