@@ -125,6 +125,12 @@ test("rules let a group run its own pipelines and nothing else, over a killed se
     SITE,
   ])
     await expect(plant.apply(taken)).rejects.toThrow(/: 403 .*resources:apply/);
+  plant.token = operator;
+  await plant.call("DELETE", "/v1/pipelines/payroll");
+  plant.token = author;
+  await expect(plant.apply({ ...pipeline("payroll"), owner: "lab" })).rejects.toThrow(
+    /: 403 .*resources:apply/,
+  );
   const policy = {
     kind: "access-policy",
     name: "mine",
