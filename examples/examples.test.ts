@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { ruleFaults } from "../control-plane/access/cedar-access.ts";
 import { readDocumentSet } from "../control-plane/cli/documents.ts";
 import { createCedarPlacement } from "../control-plane/placement/cedar-placement.ts";
 import { isPlaceable } from "../control-plane/placement/choose.ts";
@@ -55,6 +56,19 @@ describe("the sites' answers merge into the answer over the pooled data", () => 
     },
     120_000,
   );
+});
+
+test("the rules about people are rules", async () => {
+  const files = ["examples/access/people.yaml"];
+  const { documents } = await readDocumentSet(files, {
+    cwd: fileURLToPath(new URL("..", import.meta.url)),
+    readStdin: async () => "",
+  });
+  const { resources, errors } = loadDocuments({ files: documents, readAttachment: () => undefined });
+  expect(errors).toEqual([]);
+  expect(resources).toHaveLength(1);
+  for (const resource of resources)
+    expect(resource.kind === "access-policy" ? ruleFaults(resource.spec) : resource.kind).toEqual([]);
 });
 
 /** Steps with no place, of all that `-f` takes from these files and folders. */

@@ -138,6 +138,13 @@ const KINDS: Record<string, readonly Reference[]> = {
   "bucket join-tokens": VALUES,
   "bucket api-tokens": VALUES,
   "bucket nats-users": VALUES,
+  "bucket approvals": [
+    [
+      "control-plane/access/approval-desk.test.ts",
+      "asked for at one replica, approved at another, and taken once by ten requests at the same time",
+    ],
+    ...VALUES,
+  ],
   "bucket cluster": [
     ...VALUES,
     [RUNS, "and both try at the same moment: one outcome is committed, under one owner"],
