@@ -10,9 +10,11 @@ import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
 import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
-import { AccessAuthority } from "./access/access-authority.ts";
+import { AccessJudge } from "./access/access-judge.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
+import { APPROVALS_KEPT_MS, createApprovalDesk } from "./access/approval-desk.ts";
+import { ApprovalRecord } from "./access/approvals.ts";
 import { openAuthority } from "./access/authority.ts";
 import { AuthorityRecord } from "./access/authority-book.ts";
 import { AuthorityFiles } from "./access/authority-files.ts";
@@ -22,8 +24,6 @@ import {
   REPLICA_KEYS_PREFIX,
   ReplicaKeys,
 } from "./access/authority-service.ts";
-import { APPROVALS_KEPT_MS, createApprovalDesk } from "./access/approval-desk.ts";
-import { ApprovalRecord } from "./access/approvals.ts";
 import { ruleFaults } from "./access/cedar-access.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
@@ -227,7 +227,7 @@ async function open(
     ruleFaults,
     agentsOf: (environment) => fleet.agentsOf(environment),
   });
-  const authority = new AccessAuthority(
+  const judge = new AccessJudge(
     {
       get revision() {
         return resourceLog.seq;
@@ -489,7 +489,7 @@ async function open(
     },
     {
       access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens),
-      authority,
+      judge,
       log,
       clock,
       idempotency: new KvIdempotencyStore(idempotencyKv, clock),

@@ -44,7 +44,7 @@ export interface Decision {
 }
 
 /** The port that the API asks. Answers at once: everything that it needs is in memory. */
-export interface Authority {
+export interface Judge {
   decide(question: Question): Decision;
   /** Whether there is anything of this kind, the installation included, over which the answer is not "no". */
   anywhere(principal: Principal, right: Right, kind: "pipeline" | "environment"): boolean;

@@ -12,8 +12,8 @@ import {
 import { InsituError } from "../../shared/errors.ts";
 import { digestOf } from "../../shared/model/canonical.ts";
 import type { AccessPolicySpec } from "../../shared/model/spec.ts";
-import { ACCESS_SCHEMA, INSTALLATION } from "./access-schema.ts";
 import type { PipelineFacts, RulesAnswer, Target } from "./access-decision.ts";
+import { ACCESS_SCHEMA, INSTALLATION } from "./access-schema.ts";
 import type { Right } from "./rights.ts";
 
 export interface RuleFault {

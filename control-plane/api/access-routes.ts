@@ -98,7 +98,7 @@ export function accessRoutes(app: OpenAPIHono<ApiEnv>, { tokens, resources }: Ro
       pipeline === null ||
       (covers(c, "resources:view", target) && resources.get("pipeline", pipeline) !== undefined);
     const facts = seen ? undefined : UNKNOWN_PIPELINE;
-    const { verdict, because } = c.get("authority").decide({ principal, right, target, facts });
+    const { verdict, because } = c.get("judge").decide({ principal, right, target, facts });
     return c.json({ right, pipeline, environment, allowed: verdict === "yes", verdict, because }, 200);
   });
 

@@ -2,7 +2,7 @@
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
 import type { EnvironmentSpec, PipelineSpec } from "../../shared/model/spec.ts";
-import { AccessAuthority } from "../access/access-authority.ts";
+import { AccessJudge } from "../access/access-judge.ts";
 import type { Principal } from "../access/rights.ts";
 import { testApi } from "./api.fixture.ts";
 
@@ -18,13 +18,13 @@ const HIDE_PAYROLL = {
 /** An API with two pipelines of two teams, as one caller after the other. */
 function plant(rules: Record<string, string>) {
   let principal: Principal = { name: "nobody", grants: [] };
-  const at: { authority?: AccessAuthority } = {};
+  const at: { judge?: AccessJudge } = {};
   const api = testApi({
     access: { authenticate: async () => principal },
-    authority: {
-      decide: (...asked) => at.authority!.decide(...asked),
-      anywhere: (...asked) => at.authority!.anywhere(...asked),
-      reach: (...asked) => at.authority!.reach(...asked),
+    judge: {
+      decide: (...asked) => at.judge!.decide(...asked),
+      anywhere: (...asked) => at.judge!.anywhere(...asked),
+      reach: (...asked) => at.judge!.reach(...asked),
     },
   });
   const { services } = api;
@@ -41,7 +41,7 @@ function plant(rules: Record<string, string>) {
     environments: () => services.resources.list("environment").map(({ spec }) => spec as EnvironmentSpec),
     factsOf: (spec: PipelineSpec) => services.resources.factsOf(spec),
   };
-  at.authority = new AccessAuthority(facts, pino({ level: "silent" }));
+  at.judge = new AccessJudge(facts, pino({ level: "silent" }));
   const as = (name: string, role: Principal["grants"][number]["role"], groups: string[] = []) => {
     principal = { name, groups, grants: [{ role, pipelines: null }] };
     return api.call;

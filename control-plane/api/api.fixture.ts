@@ -4,7 +4,7 @@ import type { RunEvent, RunEventBatch } from "../../shared/engine/events.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
-import { ROLES_ALONE } from "../access/access-authority.ts";
+import { ROLES_ALONE } from "../access/access-judge.ts";
 import { type ApprovalRecord, ask, digestOfRequest, judge } from "../access/approvals.ts";
 import type { KeptPoison } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
@@ -326,7 +326,7 @@ export function testApi(over: Partial<ApiOptions> = {}) {
   const clock: Clock = over.clock ?? systemClock;
   const app = createApi(services, {
     access: tokenAccess(TOKEN),
-    authority: ROLES_ALONE,
+    judge: ROLES_ALONE,
     log: pino({ level: "silent" }),
     clock,
     idempotency: new MemoryIdempotencyStore(clock),

@@ -5,9 +5,9 @@ import { InsituError } from "../../shared/errors.ts";
 import { newId } from "../../shared/system.ts";
 import { authenticate } from "./access.ts";
 import { accessRoutes } from "./access-routes.ts";
-import { authorityRoutes } from "./authority-routes.ts";
 import { approvalRoutes } from "./approval-routes.ts";
 import { keepUnused } from "./approving.ts";
+import { authorityRoutes } from "./authority-routes.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { ApiEnv, ApiOptions, RouteDeps } from "./context.ts";
 import { fleetRoutes } from "./fleet-routes.ts";
@@ -43,7 +43,7 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   app.use("/v1/*", async (c, next) => {
     const principal = await authenticate(options.access, c.req.header("authorization"));
     c.set("principal", principal);
-    c.set("authority", options.authority);
+    c.set("judge", options.judge);
     c.set("approvals", services.approvals);
     c.set("caller", principal.name);
     await next();

@@ -2,8 +2,8 @@
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
-import { type ApprovalRecord, digestOfRequest, sameAsRequester, stateOf } from "../access/approvals.ts";
 import { denied } from "../access/access-decision.ts";
+import { type ApprovalRecord, digestOfRequest, sameAsRequester, stateOf } from "../access/approvals.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { covers, decideOn, SIGNED_IN } from "./guard.ts";
 import { json, jsonBody, problems } from "./routes.ts";

@@ -2,8 +2,8 @@
 import type { Context, MiddlewareHandler } from "hono";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
-import { coversNeeds } from "../access/approvals.ts";
 import type { Decision } from "../access/access-decision.ts";
+import { coversNeeds } from "../access/approvals.ts";
 import type { ApiEnv } from "./context.ts";
 import type { Need } from "./guard.ts";
 import type { Approvals } from "./services.ts";

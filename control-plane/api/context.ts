@@ -1,8 +1,8 @@
 /** What every route sees besides the request. */
 import type { Logger } from "pino";
 import type { Clock } from "../../shared/system.ts";
+import type { Judge } from "../access/access-decision.ts";
 import type { ApprovalRecord } from "../access/approvals.ts";
-import type { Authority } from "../access/access-decision.ts";
 import type { Principal } from "../access/rights.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import type { Access } from "./access.ts";
@@ -12,7 +12,7 @@ import type { ApiServices, Approvals } from "./services.ts";
 
 export interface ApiOptions {
   access: Access;
-  authority: Authority;
+  judge: Judge;
   log: Logger;
   clock: Clock;
   idempotency: IdempotencyStore;
@@ -38,7 +38,7 @@ export interface ApiEnv {
     /** Who calls, after authentication. */
     caller: string;
     principal: Principal;
-    authority: Authority;
+    judge: Judge;
     approvals: Approvals;
     /** A second person's, that this request has taken. */
     approval?: ApprovalRecord;

@@ -39,10 +39,9 @@ export function needsOnEnvironment(right: Right) {
 
 function needsSomewhere(right: Right, kind: "pipeline" | "environment", or?: Right) {
   const guard: Guard = async (c, next) => {
-    const [principal, authority] = [c.get("principal"), c.get("authority")];
+    const [principal, judge] = [c.get("principal"), c.get("judge")];
     const other = or !== undefined && decideOn(c, { right: or, target: null }).verdict !== "no";
-    if (!other && !authority.anywhere(principal, right, kind))
-      throw denied({ principal, right, target: null });
+    if (!other && !judge.anywhere(principal, right, kind)) throw denied({ principal, right, target: null });
     await next();
   };
   return { [RIGHT]: right, middleware: [guard] as Guard[] };
@@ -74,7 +73,7 @@ export async function demandAll(c: Context<ApiEnv>, wanted: readonly Need[]): Pr
 }
 
 export function decideOn(c: Context<ApiEnv>, need: Need): Decision {
-  return c.get("authority").decide({ ...need, principal: c.get("principal") });
+  return c.get("judge").decide({ ...need, principal: c.get("principal") });
 }
 
 /** Whether the caller has the right there by itself. What it may not view is answered like what is not there. */

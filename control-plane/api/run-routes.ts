@@ -197,7 +197,7 @@ export function runRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
 
   app.openapi(list, (c) => {
     const { pipeline, status, limit, cursor } = c.req.valid("query");
-    const pipelines = c.get("authority").reach(c.get("principal"), "runs:view");
+    const pipelines = c.get("judge").reach(c.get("principal"), "runs:view");
     const page = queries.list({
       limit,
       ...(pipelines === null ? {} : { pipelines }),

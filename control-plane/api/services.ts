@@ -3,8 +3,8 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
-import type { ApprovalRecord, ApprovalRequest } from "../access/approvals.ts";
 import type { PipelineFacts } from "../access/access-decision.ts";
+import type { ApprovalRecord, ApprovalRequest } from "../access/approvals.ts";
 import type { Role } from "../access/rights.ts";
 import type { PoisonDesk } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";

@@ -33,5 +33,5 @@ export function refuseUnseenPipeline(c: Context<ApiEnv>, resources: ResourceServ
 
 /** Whether the caller has the right over every pipeline that there is or will be: no need to look which one it is. */
 export function reachesAll(c: Context<ApiEnv>, right: Right): boolean {
-  return c.get("authority").reach(c.get("principal"), right) === null;
+  return c.get("judge").reach(c.get("principal"), right) === null;
 }

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
 import type { AccessPolicySpec, PipelineSpec } from "../../shared/model/spec.ts";
-import { AccessAuthority, type AccessFacts } from "./access-authority.ts";
+import { type AccessFacts, AccessJudge } from "./access-judge.ts";
 import { ruleFaults } from "./cedar-access.ts";
 import { may, PIPELINE_RIGHTS, type Principal, RIGHTS, type Right, ROLES, type Role } from "./rights.ts";
 
@@ -16,7 +16,7 @@ class World implements AccessFacts {
   rules: Record<string, string> = {};
   known = [pipeline("payroll", "payroll"), pipeline("nightly", "lab"), pipeline("loose")];
   places: Record<string, string[]> = { payroll: ["hq"], nightly: ["clinic", "hq"] };
-  readonly authority = new AccessAuthority(this, pino({ level: "silent" }));
+  readonly judge = new AccessJudge(this, pino({ level: "silent" }));
 
   set(rules: Record<string, string>): this {
     this.rules = rules;
@@ -41,7 +41,7 @@ class World implements AccessFacts {
   }
   ask(principal: Principal, right: Right, name?: string, kind: "pipeline" | "environment" = "pipeline") {
     const target = name === undefined ? null : { kind, name };
-    return this.authority.decide({ principal, right, target });
+    return this.judge.decide({ principal, right, target });
   }
   says(...asked: Parameters<World["ask"]>) {
     return this.ask(...asked).verdict;
@@ -64,9 +64,9 @@ describe("a rule", () => {
     expect(world.says(person(["payroll"]), "runs:start")).toBe("no");
     expect(world.says(person(["payroll"]), "runs:cancel", "payroll")).toBe("no");
     expect(world.says(person(["lab"]), "runs:start", "payroll")).toBe("no");
-    expect(world.authority.reach(person(["payroll"]), "runs:start")).toEqual(["payroll"]);
-    expect(world.authority.anywhere(person(["payroll"]), "runs:start", "pipeline")).toBe(true);
-    expect(world.authority.anywhere(person(["lab"]), "runs:start", "pipeline")).toBe(false);
+    expect(world.judge.reach(person(["payroll"]), "runs:start")).toEqual(["payroll"]);
+    expect(world.judge.anywhere(person(["payroll"]), "runs:start", "pipeline")).toBe(true);
+    expect(world.judge.anywhere(person(["lab"]), "runs:start", "pipeline")).toBe(false);
   });
 
   test("that forbids wins over every role, and over what another rule permits", () => {
@@ -82,7 +82,7 @@ describe("a rule", () => {
     );
     expect(world.says(person(["clinicians"], "runner"), "runs:start", "nightly")).toBe("yes");
     expect(world.says(person([], "runner"), "runs:start", "payroll")).toBe("yes");
-    expect(world.authority.reach(person([], "admin"), "runs:start")).toEqual(["loose", "payroll"]);
+    expect(world.judge.reach(person([], "admin"), "runs:start")).toEqual(["loose", "payroll"]);
   });
 
   test("speaks of sites by jurisdiction and label", () => {
@@ -93,7 +93,7 @@ describe("a rule", () => {
     expect(world.says(person(["site-crew"]), "agents:revoke", "clinic", "environment")).toBe("yes");
     expect(world.says(person(["site-crew"]), "agents:revoke", "hq", "environment")).toBe("no");
     expect(world.says(person(["site-crew"]), "agents:revoke", "no-such", "environment")).toBe("no");
-    expect(world.authority.anywhere(person(["site-crew"]), "agents:revoke", "environment")).toBe(true);
+    expect(world.judge.anywhere(person(["site-crew"]), "agents:revoke", "environment")).toBe(true);
   });
 
   test("holds from the moment that it is stored, and no longer than that", () => {
@@ -107,7 +107,7 @@ describe("a rule", () => {
     expect(ask()).toBe("no");
     world.set({});
     expect(ask()).toBe("no");
-    expect(world.authority.reach(person([], "viewer"), "runs:view")).toBeNull();
+    expect(world.judge.reach(person([], "viewer"), "runs:view")).toBeNull();
   });
 
   test("can ask for a second person", () => {
@@ -116,7 +116,7 @@ describe("a rule", () => {
     });
     expect(world.says(person([], "operator"), "runs:resolve", "payroll")).toBe("with-approval");
     expect(world.says(person([], "runner"), "runs:resolve", "payroll")).toBe("no");
-    expect(world.authority.reach(person([], "operator"), "runs:resolve")).toEqual([]);
+    expect(world.judge.reach(person([], "operator"), "runs:resolve")).toEqual([]);
   });
 
   test("that is stored and cannot be used denies everything, but not to mend it", () => {
@@ -135,7 +135,7 @@ describe("a rule", () => {
     });
     const { verdict, because } = world.ask(person([], "admin"), "runs:view", "payroll");
     expect([verdict, because]).toEqual(["no", expect.stringContaining("people/overflow")]);
-    expect(world.authority.reach(person([], "admin"), "runs:view")).toEqual([]);
+    expect(world.judge.reach(person([], "admin"), "runs:view")).toEqual([]);
   });
 
   test("takes the making of rules from everybody but the server's own token", () => {

@@ -4,9 +4,9 @@ import { InsituError } from "../../shared/errors.ts";
 import { canonicalJson } from "../../shared/model/canonical.ts";
 import type { AccessPolicySpec, EnvironmentSpec, PipelineSpec } from "../../shared/model/spec.ts";
 import {
-  type Authority,
   type Decision,
   decide,
+  type Judge,
   type PipelineFacts,
   type Question,
   type RulesAnswer,
@@ -34,7 +34,7 @@ const REACHES_MAX = 1_000;
 
 type Rules = { ask: CedarRules["ask"] } | null;
 
-export class AccessAuthority implements Authority {
+export class AccessJudge implements Judge {
   readonly #facts: AccessFacts;
   readonly #log: Pick<Logger, "error">;
   #revision: number | undefined;
@@ -143,7 +143,7 @@ export class AccessAuthority implements Authority {
 }
 
 /** Roles alone: what holds where nobody has written a policy. */
-export const ROLES_ALONE: Authority = {
+export const ROLES_ALONE: Judge = {
   decide: (question) => decide(question, null),
   anywhere: (principal, right, kind) =>
     decide({ principal, right, target: null }, null).verdict === "yes" ||
