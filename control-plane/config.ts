@@ -26,6 +26,8 @@ const Config = z
     natsHost: z.string().min(1),
     /** Of the embedded nats-server: whether each write is on disk before it is acknowledged, by whoever does it. */
     natsSync: z.enum(["always", "interval"]),
+    /** Of a single external nats-server: whether a copy is kept of what it acknowledged and may not have synced. */
+    natsCopy: z.enum(["on", "off"]),
     natsCaFile: z.string().optional(),
     natsServer: z.string().optional(),
     agentNatsUser: z.string(),
@@ -80,6 +82,9 @@ Flags (environment variable, default)
                           the servers of a cluster with commas between them
   --stream-replicas N     of a cluster's servers, how many keep each stream: 1, 3 or 5. Streams that exist are raised
                           to it, never lowered        (INSITU_STREAM_REPLICAS, what they have; 1 for new ones)
+  --nats-copy on|off      of a single existing one: "on" keeps a copy of what it acknowledged until it is on its disk,
+                          and puts back what a power cut took; "off" is for one with sync_interval: always, which is
+                          2.10 or newer                        (INSITU_NATS_COPY, on)
   --nats-host ADDR        of the embedded one; off loopback it speaks TLS    (INSITU_NATS_HOST, 127.0.0.1)
   --nats-port N           of the embedded one, 0: a free one (INSITU_NATS_PORT, 4222)
   --nats-sync WHEN        of the embedded one: "always" survives a power cut, "interval" is faster and can lose
@@ -119,6 +124,7 @@ const FLAGS = {
   "nats-host": { type: "string" },
   "nats-port": { type: "string" },
   "nats-sync": { type: "string" },
+  "nats-copy": { type: "string" },
   heartbeat: { type: "string" },
   "lease-ttl": { type: "string" },
   "offer-ttl": { type: "string" },
@@ -151,6 +157,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     natsHost: flags["nats-host"] ?? env.INSITU_NATS_HOST ?? "127.0.0.1",
     natsPort: flags["nats-port"] ?? env.INSITU_NATS_PORT ?? 4222,
     natsSync: flags["nats-sync"] ?? env.INSITU_NATS_SYNC ?? "always",
+    natsCopy: flags["nats-copy"] ?? env.INSITU_NATS_COPY ?? "on",
     natsCaFile: env.INSITU_NATS_CA_FILE,
     natsServer: env.INSITU_NATS_SERVER,
     agentNatsUser: env.INSITU_AGENT_NATS_USER ?? "",

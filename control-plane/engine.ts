@@ -2,6 +2,7 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { NatsConnection } from "nats";
+import type { Logger } from "pino";
 import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
 import { agentInbox } from "./access/nats-claims.ts";
@@ -24,8 +25,9 @@ import { pushAccount } from "./store/nats-claims-push.ts";
 import { NatsDisk } from "./store/nats-disk.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
 import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "./store/nats-target.ts";
-import { canSyncAlways, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
+import { canSyncAlways, isAlone, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
 import { flushBeforeAnswer } from "./store/stream-disk.ts";
+import { TailCopy } from "./store/tail-copy/tail-copy.ts";
 
 const SETTLE_RETRY_MS = 1_000;
 
@@ -41,7 +43,7 @@ export interface Engine {
   setEnvironments(environments: readonly string[]): Promise<void>;
 }
 
-type World = ServerWorld & { pki: Pki; secrets: string };
+type World = ServerWorld & { pki: Pki; secrets: string; replicaId: string };
 
 export async function openEngine(
   config: ServerConfig,
@@ -52,12 +54,15 @@ export async function openEngine(
   if (config.natsUrl !== undefined) {
     const operator = await externalOperator(config);
     return operator
-      ? await openExternalAccounts(config, operator, world, closers)
-      : await openPlain(config, world, closers);
+      ? await openExternalAccounts(config, operator, world, signal, closers)
+      : await openPlain(config, world, signal, closers);
   }
   const operator = await loadOrCreateNatsOperator(world.secrets);
   const embedded = await startEmbedded(config, world, operator, signal, closers);
-  return await openAccounts({ ...embedded, operator }, world, closers);
+  const keep = async (connection: NatsConnection): Promise<undefined> => {
+    if (embedded.disk) flushBeforeAnswer(connection, embedded.disk);
+  };
+  return await openAccounts({ ...embedded, operator, keep }, world, closers);
 }
 
 /** A NATS that was configured with our accounts: on it they are what they are on one that we start. */
@@ -65,6 +70,7 @@ async function openExternalAccounts(
   config: ServerConfig,
   operator: NatsOperator,
   world: World,
+  signal: AbortSignal,
   closers: Closers,
 ): Promise<Engine> {
   const target = await externalTarget(config);
@@ -74,20 +80,25 @@ async function openExternalAccounts(
     agentServers: target.servers,
     agentCaPem: target.caPem ?? "",
     operator,
-    disk: undefined,
+    keep: (connection: NatsConnection, signed: Target) =>
+      keepCopy({ config, connection, target: signed }, world, signal, closers),
   };
   const engine = await openAccounts(options, world, closers);
-  sayWhatAPowerCutTakes(engine.connection, world.log);
   world.log.info({}, "each environment has an account of its own on this NATS");
   return engine;
 }
 
 /** A NATS of the operator's own, where all agents are one user: what isolates environments is theirs to set up. */
-async function openPlain(config: ServerConfig, { log }: World, closers: Closers): Promise<Engine> {
+async function openPlain(
+  config: ServerConfig,
+  world: World,
+  signal: AbortSignal,
+  closers: Closers,
+): Promise<Engine> {
   const target = await externalTarget(config);
   const connection = await connect(target, closers);
-  sayWhatAPowerCutTakes(connection, log);
-  log.warn(
+  const copy = await keepCopy({ config, connection, target }, world, signal, closers);
+  world.log.warn(
     {},
     "environments share one account of this NATS: its permissions do not keep an agent from disturbing the queues of other environments",
   );
@@ -104,8 +115,33 @@ async function openPlain(config: ServerConfig, { log }: World, closers: Closers)
       stream: STREAMS.work,
       consumer: workConsumer(environment),
     }),
-    setEnvironments: await consumersOf(connection, workConsumer),
+    setEnvironments: await consumersOf(connection, workConsumer, { copy, log: world.log }),
   };
+}
+
+/** Of what a single NATS of others acknowledges and may not sync. */
+async function keepCopy(
+  about: { config: ServerConfig; connection: NatsConnection; target: Target },
+  { clock, log, replicaId }: World,
+  signal: AbortSignal,
+  closers: Closers,
+): Promise<TailCopy | undefined> {
+  const { config, connection, target } = about;
+  if (!isAlone(connection)) return undefined;
+  const copied = config.natsCopy === "on";
+  sayWhatAPowerCutTakes(connection, copied, log);
+  if (!copied) return undefined;
+  const copy = new TailCopy({
+    directory: join(config.data, "nats-tail"),
+    connection,
+    dial: () => connectNats({ ...target, name: "insitu-writer", reconnect: false }),
+    replicaId,
+    clock,
+    log,
+  });
+  closers.add("copy of what NATS acknowledged", () => copy[Symbol.asyncDispose]());
+  await copy.start(signal);
+  return copy;
 }
 
 /** An account for each environment. */
@@ -115,17 +151,19 @@ async function openAccounts(
     agentServers: string[];
     agentCaPem: string;
     operator: NatsOperator;
-    /** Where the server itself leaves to the kernel what it has acknowledged. */
-    disk: NatsDisk | undefined;
+    /** For a server that leaves to the kernel what it has acknowledged. */
+    keep(connection: NatsConnection, target: Target): Promise<TailCopy | undefined>;
   },
   { clock, log }: World,
   closers: Closers,
 ): Promise<Engine> {
-  const { target, agentServers, agentCaPem, operator, disk } = options;
-  const connection = await connect({ ...target, credentials: operator.controlPlaneUser() }, closers);
-  if (disk) flushBeforeAnswer(connection, disk);
+  const { agentServers, agentCaPem, operator } = options;
+  const target = { ...options.target, credentials: operator.controlPlaneUser() };
+  const connection = await connect(target, closers);
+  const copy = await options.keep(connection, target);
   const system = await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts");
-  const ensureConsumers = await consumersOf(connection, (environment) => operator.accountOf(environment));
+  const nameOf = (environment: string): string => operator.accountOf(environment);
+  const ensureConsumers = await consumersOf(connection, nameOf, { copy, log });
   let service: NatsIdentityService | undefined;
   const begun = (): NatsIdentityService => {
     if (!service) throw new Error("the engine has not begun");
@@ -202,16 +240,27 @@ async function connect(target: Target, closers: Closers, part = "server"): Promi
   return connection;
 }
 
-async function consumersOf(connection: NatsConnection, nameOf: (environment: string) => string) {
+async function consumersOf(
+  connection: NatsConnection,
+  nameOf: (environment: string) => string,
+  { copy, log }: { copy: TailCopy | undefined; log: Logger },
+) {
   const manager = await connection.jetstreamManager();
   const known = new Set<string>();
-  return async (environments: readonly string[]): Promise<void> => {
+  const ensure = async (environments: readonly string[]): Promise<void> => {
     for (const environment of environments) {
-      if (known.has(environment)) continue;
       await ensureWorkConsumer(manager, environment, nameOf(environment));
       known.add(environment);
     }
   };
+  // A power cut takes queues that are new, and the end of those that are older.
+  copy?.onRestored(() => {
+    ensure([...known]).catch((err: unknown) =>
+      log.error({ err }, "queues are not ready after a restart of NATS"),
+    );
+  });
+  return (environments: readonly string[]): Promise<void> =>
+    ensure(environments.filter((environment) => !known.has(environment)));
 }
 
 /** A nats-server of our own. */

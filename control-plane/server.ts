@@ -120,7 +120,7 @@ async function open(
   const signer = await loadOrCreateOfferSigner(secrets);
   const apiToken = await loadOrCreateApiToken(secrets);
 
-  const engine = await openEngine(config, { ...world, pki, secrets }, signal, closers);
+  const engine = await openEngine(config, { ...world, pki, secrets, replicaId }, signal, closers);
   const { connection } = engine;
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
   await refuseHalfRestored(await connection.jetstreamManager());

@@ -13,7 +13,7 @@ import {
   storeError,
   WRONG_LAST_SEQUENCE,
 } from "./jetstream.ts";
-import { flushed } from "./stream-disk.ts";
+import { stored } from "./stream-disk.ts";
 
 /** Of one try. The servers of a cluster elect a leader in 4 s and more: what was asked before is lost by then. */
 const TRY_TIMEOUT_MS = 3_000;
@@ -60,10 +60,7 @@ export async function publish(
 /** One try, for callers that try again themselves. @throws as `publish` */
 export async function publishOnce(connection: NatsConnection, message: Publication): Promise<Published> {
   try {
-    const published = await tryOnce(connection, message);
-    if (published.kind === "stored" && !message.mayBeLost)
-      await flushed(connection, message.stream, published.seq);
-    return published;
+    return await stored(connection, message, (over) => tryOnce(over, message));
   } catch (err) {
     throw storeError(err, message.what);
   }

@@ -13,7 +13,7 @@ import { isTerminalRun } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { untilAborted } from "../../shared/until-aborted.ts";
-import { STREAMS } from "../../shared/wire/subjects.ts";
+import { FILLER_HEADER, STREAMS } from "../../shared/wire/subjects.ts";
 import type { RunDetail, RunSummary, StepView } from "../api/schemas.ts";
 import type { Page, RunQueries } from "../api/services.ts";
 import { type PoisonSink, reasonOf } from "../poison/ports.ts";
@@ -281,6 +281,10 @@ export class ReadModel implements RunQueries {
       this.#inbox = [];
       if (!(await this.#untilFlushed(taken.at(-1)!.seq))) return;
       for (const message of taken) {
+        if (message.header(FILLER_HEADER) !== "") {
+          this.#advance(message);
+          continue;
+        }
         try {
           await this.#takeWhenAnswered(message);
         } catch (err) {

@@ -3,6 +3,7 @@
  * sync: nobody is told that something is stored before it has passed here.
  */
 import type { NatsConnection } from "nats";
+import type { Publication, Published } from "./publish.ts";
 
 export interface StreamDisk {
   /**
@@ -12,7 +13,14 @@ export interface StreamDisk {
    * @throws store.unavailable when it cannot be brought there: what was stored is then nothing to rely on
    */
   flush(stream: string, upToSeq: number): Promise<void>;
+  /**
+   * Where publishing is its own affair: makes the try over a connection that it chooses, and resolves when what was
+   * stored is on the disk. @throws as `flush`, also before the try
+   */
+  store?(message: Publication, attempt: Attempt): Promise<Published>;
 }
+
+export type Attempt = (over: NatsConnection) => Promise<Published>;
 
 const disks = new WeakMap<NatsConnection, StreamDisk>();
 
@@ -24,4 +32,17 @@ export function flushBeforeAnswer(connection: NatsConnection, disk: StreamDisk):
 /** Does nothing for a connection to a server that syncs by itself, or whose disk is out of reach. */
 export async function flushed(connection: NatsConnection, stream: string, upToSeq: number): Promise<void> {
   await disks.get(connection)?.flush(stream, upToSeq);
+}
+
+/** One try to publish, and then as `flushed`. */
+export async function stored(
+  connection: NatsConnection,
+  message: Publication,
+  attempt: Attempt,
+): Promise<Published> {
+  const disk = message.mayBeLost ? undefined : disks.get(connection);
+  if (disk?.store) return await disk.store(message, attempt);
+  const published = await attempt(connection);
+  if (published.kind === "stored") await disk?.flush(message.stream, published.seq);
+  return published;
 }

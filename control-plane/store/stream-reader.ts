@@ -36,6 +36,8 @@ export interface ReadOptions {
   filter?: string;
   /** First sequence that is wanted, from 1. */
   fromSeq: number;
+  /** Without the data. */
+  headersOnly?: boolean;
 }
 
 /** A call that gets no answer while a cluster elects a leader is made again soon. */
@@ -113,7 +115,7 @@ interface Reader {
 
 /** Delivers from a sequence on, and forgets what it has delivered. */
 async function addConsumer(options: ReadOptions): Promise<{ consumer: Consumer; pending: number }> {
-  const { connection, stream, filter, fromSeq } = options;
+  const { connection, stream, filter, fromSeq, headersOnly } = options;
   const limits = { timeout: CALL_TIMEOUT_MS, checkAPI: false };
   const manager = await connection.jetstreamManager(limits);
   const info = await manager.consumers.add(stream, {
@@ -124,6 +126,7 @@ async function addConsumer(options: ReadOptions): Promise<{ consumer: Consumer; 
     mem_storage: true,
     num_replicas: 1,
     ...(filter === undefined ? {} : { filter_subject: filter }),
+    ...(headersOnly ? { headers_only: true } : {}),
   });
   const consumer = connection.jetstream(limits).consumers.getPullConsumerFor(info);
   return { consumer, pending: info.num_pending };

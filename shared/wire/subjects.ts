@@ -27,6 +27,11 @@ export const BUCKETS = {
 
 /** A stream that is there while a backup is being restored. */
 export const RESTORE_MARK = "RESTORING";
+/** Which replicas keep a copy of what they wrote to a NATS that does not sync, and what each has to put back there. */
+export const TAIL_KEEPERS = "TAIL_KEEPERS";
+export const TAIL_MARKS = "TAIL_MARKS";
+/** Of a message that says nothing, and keeps a sequence. */
+export const FILLER_HEADER = "Insitu-Filler";
 
 export const SHARD_COUNT = 64;
 /** Of all runs that share pools: one replica hands out the places. */
@@ -45,6 +50,8 @@ export function shardOf(runId: string): number {
 export const subjects = {
   run: (runId: string) => `run.${shardOf(runId)}.${runId}`,
   allRuns: "run.>",
+  /** Of no run: keeps a sequence. */
+  runsFiller: "run.filler",
   work: (environment: string) => `work.${environment}`,
   allWork: "work.>",
   log: (runId: string, stepId: string, attempt: number) => `log.${runId}.${stepId}.${attempt}`,
@@ -62,6 +69,10 @@ export const subjects = {
   replica: (id: string) => `replica.${id}`,
   allReplicas: "replicas",
   restoring: "restoring",
+  tailKeeper: (replica: string) => `tail.keeper.${replica}`,
+  allTailKeepers: "tail.keeper.*",
+  tailMark: (replica: string) => `tail.mark.${replica}`,
+  allTailMarks: "tail.mark.*",
 } as const;
 
 /** The durable pull consumer of an environment on the WORK stream, where NATS has no accounts; else the account's key. */
