@@ -5,7 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { AppendResult, RunStore, StoredBatch } from "../runs/ports.ts";
 import { publishOnce } from "./publish.ts";
-import { flushed } from "./stream-disk.ts";
+import { flushed, readable } from "./stream-disk.ts";
 import { readToEnd, type StreamMessage } from "./stream-reader.ts";
 
 export class JetStreamRunStore implements RunStore {
@@ -36,6 +36,7 @@ export class JetStreamRunStore implements RunStore {
   async read(runId: string, afterSeq: number): Promise<StoredBatch[]> {
     const batches: StoredBatch[] = [];
     const filter = subjects.run(runId);
+    await readable(this.#connection);
     const from = { connection: this.#connection, stream: STREAMS.runs, filter, fromSeq: afterSeq + 1 };
     for await (const message of readToEnd(from)) batches.push(toBatch(message));
     // An append whose answer was lost is found here, and what follows from it is acknowledged.

@@ -12,7 +12,7 @@ import { type Clock, newSecret } from "../../shared/system.ts";
 import type { PoisonSink } from "../poison/ports.ts";
 import { lastMessageOf, passes } from "./jetstream.ts";
 import { publish } from "./publish.ts";
-import { flushed } from "./stream-disk.ts";
+import { flushed, readable } from "./stream-disk.ts";
 import { readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 import { whenReady } from "./when-ready.ts";
 
@@ -179,6 +179,7 @@ class NatsKv<T> implements KvStore<T> {
     const { connection } = this.#options;
     const stream = `KV_${this.#bucket}`;
     const found = await attempt(this.#bucket, key, async () => {
+      await readable(connection);
       const last = await lastMessageOf(connection, stream, subject);
       await flushed(connection, stream, last?.seq ?? 0); // another request may still wait for it, and this one acts on it
       return last;

@@ -14,6 +14,11 @@ export interface StreamDisk {
    */
   flush(stream: string, upToSeq: number): Promise<void>;
   /**
+   * Before a read that is acted on. After a restart of the server resolves when what it has lost is back: what is
+   * read before that may be out of date, and the `flush` after the read refuses it.
+   */
+  ready?(): Promise<void>;
+  /**
    * Where publishing is its own affair: makes the try over a connection that it chooses, and resolves when what was
    * stored is on the disk. @throws as `flush`, also before the try
    */
@@ -32,6 +37,11 @@ export function flushBeforeAnswer(connection: NatsConnection, disk: StreamDisk):
 /** Does nothing for a connection to a server that syncs by itself, or whose disk is out of reach. */
 export async function flushed(connection: NatsConnection, stream: string, upToSeq: number): Promise<void> {
   await disks.get(connection)?.flush(stream, upToSeq);
+}
+
+/** Before a read; `flushed` comes after it. @throws store.unavailable when what the server has lost is not back in time */
+export async function readable(connection: NatsConnection): Promise<void> {
+  await disks.get(connection)?.ready?.();
 }
 
 /** One try to publish, and then as `flushed`. */

@@ -13,7 +13,14 @@ import type { Logger } from "pino";
 import { InsituError } from "../../../shared/errors.ts";
 import type { Clock, Timer } from "../../../shared/system.ts";
 import { BUCKETS, STREAMS, subjects, TAIL_KEEPERS } from "../../../shared/wire/subjects.ts";
-import { errorCode, NO_MESSAGE_FOUND, READ_TIMEOUT_MS, STREAM_NOT_FOUND, storeError } from "../jetstream.ts";
+import {
+  errorCode,
+  NO_MESSAGE_FOUND,
+  onReconnect,
+  READ_TIMEOUT_MS,
+  STREAM_NOT_FOUND,
+  storeError,
+} from "../jetstream.ts";
 import type { Publication, Published } from "../publish.ts";
 import { publish } from "../publish.ts";
 import { refuseHalfRestored } from "../restore-mark.ts";
@@ -34,7 +41,7 @@ const FILE_MAX_BYTES = 32 * 1024 * 1024;
 const FILE_MAX_MS = 60_000;
 const REDIAL_MS = 250;
 /** As long as one try to publish may take. */
-const WRITER_PATIENCE_MS = 3_000;
+const PATIENCE_MS = 3_000;
 const KEEPER_PATIENCE_MS = 5_000;
 /** Messages fetched at a time, of those that others wrote. */
 const FETCH_MAX = 32;
@@ -84,6 +91,7 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
   #turnedAtMs = 0;
   #ticking: Promise<void> = Promise.resolve();
   #timer: Timer | undefined;
+  #forget: () => void = () => undefined;
   #following: Promise<void> = Promise.resolve();
 
   constructor(options: TailCopyOptions) {
@@ -105,6 +113,7 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     signal.addEventListener("abort", stop, { once: true });
     await this.#open().finally(() => signal.removeEventListener("abort", stop));
     flushBeforeAnswer(this.#options.connection, this);
+    this.#forget = onReconnect(this.#options.connection, () => this.#wake());
     await this.#sayThatWeAreHere();
     this.#following = this.#follow();
     this.#timer = this.#options.clock.every(TICK_MS, () => {
@@ -119,7 +128,9 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#stop.abort(new InsituError("cancelled", "closed"));
+    this.#forget();
     this.#timer?.cancel();
+    this.#wake();
     await this.#writer?.close();
     await this.#following;
     await this.#writer?.close(); // one that was opened meanwhile
@@ -138,9 +149,9 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
   }
 
   async flush(stream: string, upToSeq: number): Promise<void> {
-    const writer = this.#writer;
+    const writer = this.#sameServer();
     // What was read from a server that has lost something may be what was before.
-    if (!writer || writer.info?.server_id !== this.#options.connection.info?.server_id) throw this.#away();
+    if (!writer) throw this.#away();
     const { coverage } = await this.#knownOf(stream, writer);
     if (upToSeq <= coverage.covered) return;
     await Promise.allSettled([...(this.#underWay.get(stream) ?? [])]);
@@ -205,10 +216,26 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     return { kind: "stream", stream, config, floor: coverage.floor };
   }
 
+  async ready(): Promise<void> {
+    await this.#until(() => this.#sameServer());
+  }
+
   async #openWriter(): Promise<NatsConnection> {
+    return await this.#until(() => this.#writer);
+  }
+
+  /** What readers are connected to is what was put in order: its writer. */
+  #sameServer(): NatsConnection | undefined {
+    const server = this.#options.connection.info?.server_id;
+    return this.#writer?.info?.server_id === server ? this.#writer : undefined;
+  }
+
+  async #until<T>(holds: () => T | undefined): Promise<T> {
     const { clock } = this.#options;
-    const giveUpAtMs = clock.monotonicMs() + WRITER_PATIENCE_MS;
-    while (!this.#writer) {
+    const giveUpAtMs = clock.monotonicMs() + PATIENCE_MS;
+    for (;;) {
+      const found = holds();
+      if (found !== undefined) return found;
       const leftMs = giveUpAtMs - clock.monotonicMs();
       if (leftMs <= 0 || this.#stop.signal.aborted) throw this.#away();
       await new Promise<void>((resolve) => {
@@ -219,7 +246,10 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
         });
       });
     }
-    return this.#writer;
+  }
+
+  #wake(): void {
+    for (const wake of this.#waiters.splice(0)) wake();
   }
 
   #away(): InsituError {
@@ -285,7 +315,7 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     }
     this.#trouble = undefined;
     this.#writer = writer;
-    for (const wake of this.#waiters.splice(0)) wake();
+    this.#wake();
   }
 
   async #restore(connection: NatsConnection): Promise<void> {
