@@ -9,7 +9,7 @@ import type { AccessPolicySpec, EnvironmentSpec } from "../shared/model/spec.ts"
 import { type Clock, newId, newSecret, type Random } from "../shared/system.ts";
 import { encodeJoinToken } from "../shared/wire/join-token.ts";
 import { SOFTWARE_VERSION } from "../shared/wire/protocol.ts";
-import { BUCKETS, shardOf } from "../shared/wire/subjects.ts";
+import { BUCKETS, STREAMS, shardOf } from "../shared/wire/subjects.ts";
 import { AccessJudge } from "./access/access-judge.ts";
 import { loadOrCreateApiToken } from "./access/api-token.ts";
 import { ApiTokenRecord, createApiTokens, LOCAL_OPERATOR } from "./access/api-tokens.ts";
@@ -69,6 +69,7 @@ import { PoisonStream } from "./store/poison-stream.ts";
 import { ReadModel } from "./store/read-model.ts";
 import { ResourceLog } from "./store/resource-log.ts";
 import { refuseHalfRestored } from "./store/restore-mark.ts";
+import { noteMade } from "./store/stream-disk.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
 import { whenReady } from "./store/when-ready.ts";
 
@@ -129,6 +130,7 @@ async function open(
     await ensureStreams(manager, replicas);
     await limitQueues(manager, log);
   });
+  await noteMade(connection, Object.values(STREAMS));
 
   const poison = new PoisonStream({ connection, manager: await connection.jetstreamManager(), clock, log });
   closers.add("poison", () => poison.close());

@@ -12,7 +12,7 @@ import { type Clock, newSecret } from "../../shared/system.ts";
 import type { PoisonSink } from "../poison/ports.ts";
 import { lastMessageOf, passes } from "./jetstream.ts";
 import { publish } from "./publish.ts";
-import { flushed, readable } from "./stream-disk.ts";
+import { flushed, noteMade, readable } from "./stream-disk.ts";
 import { readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 import { whenReady } from "./when-ready.ts";
 
@@ -86,6 +86,7 @@ export async function openKv<T>(connection: NatsConnection, options: KvOptions<T
       }),
     ),
   );
+  await noteMade(connection, [`KV_${bucket}`]);
   return new NatsKv({ ...options, prefix, connection, patienceMs: PATIENCE_MS });
 }
 

@@ -13,6 +13,8 @@ export interface StreamDisk {
    * @throws store.unavailable when it cannot be brought there: what was stored is then nothing to rely on
    */
   flush(stream: string, upToSeq: number): Promise<void>;
+  /** The stream was made just now, or has been there: it is made again should a power cut take it. */
+  made?(stream: string): Promise<void>;
   /**
    * Before a read that is acted on. After a restart of the server resolves when what it has lost is back: what is
    * read before that may be out of date, and the `flush` after the read refuses it.
@@ -37,6 +39,11 @@ export function flushBeforeAnswer(connection: NatsConnection, disk: StreamDisk):
 /** Does nothing for a connection to a server that syncs by itself, or whose disk is out of reach. */
 export async function flushed(connection: NatsConnection, stream: string, upToSeq: number): Promise<void> {
   await disks.get(connection)?.flush(stream, upToSeq);
+}
+
+/** After streams were made or found. @throws store.unavailable when that cannot be noted */
+export async function noteMade(connection: NatsConnection, streams: readonly string[]): Promise<void> {
+  for (const stream of streams) await disks.get(connection)?.made?.(stream);
 }
 
 /** Before a read; `flushed` comes after it. @throws store.unavailable when what the server has lost is not back in time */

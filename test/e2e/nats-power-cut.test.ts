@@ -13,7 +13,7 @@ import { restoreImage } from "../support/sync-record.mjs";
 
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
 const RECORDER = new URL("../support/sync-record.mjs", import.meta.url);
-const LIMIT_MS = 180_000;
+const LIMIT_MS = 90_000;
 
 /** A NATS on a host of its own, and a replica on another one whose syncs are recorded. */
 class Centre implements AsyncDisposable {

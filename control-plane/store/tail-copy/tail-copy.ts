@@ -216,6 +216,10 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     return { kind: "stream", stream, config, floor: coverage.floor };
   }
 
+  async made(stream: string): Promise<void> {
+    await this.#knownOf(stream, await this.#openWriter());
+  }
+
   async ready(): Promise<void> {
     await this.#until(() => this.#sameServer());
   }
