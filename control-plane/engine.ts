@@ -2,7 +2,6 @@
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { NatsConnection } from "nats";
-import type { Logger } from "pino";
 import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
 import { agentInbox } from "./access/nats-claims.ts";
@@ -115,7 +114,7 @@ async function openPlain(
       stream: STREAMS.work,
       consumer: workConsumer(environment),
     }),
-    setEnvironments: await consumersOf(connection, workConsumer, { copy, log: world.log }),
+    setEnvironments: await consumersOf(connection, workConsumer, copy),
   };
 }
 
@@ -163,7 +162,7 @@ async function openAccounts(
   const copy = await options.keep(connection, target);
   const system = await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts");
   const nameOf = (environment: string): string => operator.accountOf(environment);
-  const ensureConsumers = await consumersOf(connection, nameOf, { copy, log });
+  const ensureConsumers = await consumersOf(connection, nameOf, copy);
   let service: NatsIdentityService | undefined;
   const begun = (): NatsIdentityService => {
     if (!service) throw new Error("the engine has not begun");
@@ -218,6 +217,8 @@ async function openAccounts(
           made.pushAll().catch((err: unknown) => log.error({ err }, "NATS was not told of all accounts"));
         }),
       ];
+      // A power cut takes accounts too.
+      copy?.onRestored(async () => await made.pushAll());
       made.start();
       closers.add("nats accounts", async () => {
         stop.abort();
@@ -243,7 +244,7 @@ async function connect(target: Target, closers: Closers, part = "server"): Promi
 async function consumersOf(
   connection: NatsConnection,
   nameOf: (environment: string) => string,
-  { copy, log }: { copy: TailCopy | undefined; log: Logger },
+  copy: TailCopy | undefined,
 ) {
   const manager = await connection.jetstreamManager();
   const known = new Set<string>();
@@ -254,11 +255,7 @@ async function consumersOf(
     }
   };
   // A power cut takes queues that are new, and the end of those that are older.
-  copy?.onRestored(() => {
-    ensure([...known]).catch((err: unknown) =>
-      log.error({ err }, "queues are not ready after a restart of NATS"),
-    );
-  });
+  copy?.onRestored(async () => await ensure([...known]));
   return (environments: readonly string[]): Promise<void> =>
     ensure(environments.filter((environment) => !known.has(environment)));
 }

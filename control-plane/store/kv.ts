@@ -225,6 +225,7 @@ class NatsKv<T> implements KvStore<T> {
     const { connection } = this.#options;
     const [stream, filter] = [`KV_${this.#bucket}`, this.#all()];
     let readSeq = 0;
+    await readable(connection);
     for await (const message of readToEnd({ connection, stream, filter, fromSeq: 1 })) {
       readSeq = message.seq;
       const change = this.#change(message);
@@ -240,6 +241,7 @@ class NatsKv<T> implements KvStore<T> {
           found.set(key, { kind: "put", key, value: parsed.value, revision: stored!.revision });
       }
     }
+    await flushed(connection, stream, Math.max(readSeq, last?.seq ?? 0));
     return [...found.values()].flatMap((change) =>
       change.kind === "put" ? [{ key: change.key, value: change.value, revision: change.revision }] : [],
     );

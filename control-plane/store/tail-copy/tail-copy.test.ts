@@ -12,6 +12,7 @@ import { connectNats, ensureStreams } from "../jetstream.ts";
 import { JetStreamRunStore } from "../jetstream-run-store.ts";
 import { openKv } from "../kv.ts";
 import { publish } from "../publish.ts";
+import { noteMade } from "../stream-disk.ts";
 import { lastSeqOf } from "../stream-reader.ts";
 import { TailCopy } from "./tail-copy.ts";
 
@@ -91,6 +92,7 @@ class Replica {
   async start(): Promise<this> {
     await this.copy.start(new AbortController().signal);
     await ensureStreams(await this.connection.jetstreamManager(), 1);
+    await noteMade(this.connection, Object.values(STREAMS));
     return this;
   }
 
@@ -116,6 +118,11 @@ class Replica {
     await this.copy[Symbol.asyncDispose]();
     await this.connection.close();
   }
+}
+
+/** Once. */
+function restoredBy({ copy }: Replica): Promise<void> {
+  return new Promise((resolve) => copy.onRestored(async () => resolve()));
 }
 
 async function startHost(): Promise<Host> {
@@ -157,7 +164,7 @@ describe("what a power cut of NATS took", () => {
     const disk = host.synced();
     let seq = first;
     for (let i = 0; i < 50; i++) seq = await replica.append(RUNS[0], `note ${i}`, seq);
-    const restored = new Promise<void>((resolve) => replica.copy.onRestored(resolve));
+    const restored = restoredBy(replica);
     const cut = host.powerCut(disk);
     // A new run would take the place of what was lost.
     const next = vi.waitFor(() => replica.append(RUNS[1], "other", 0), { timeout: 20_000 });
@@ -165,6 +172,18 @@ describe("what a power cut of NATS took", () => {
     await restored;
     expect(await next).toBe(seq + 1);
     expect(await vi.waitFor(() => replica.notes(RUNS[0]))).toHaveLength(51);
+  });
+
+  test("streams and buckets are made again that had nothing in them", async () => {
+    await using host = await startHost();
+    const disk = host.synced();
+    const replica = await (await host.replica("a")).start();
+    const kv = await replica.bucket();
+    const restored = restoredBy(replica);
+    await host.powerCut(disk);
+    await restored;
+    expect(await kv.get("nothing")).toBeUndefined();
+    for (const stream of Object.values(STREAMS)) expect(await lastSeqOf(replica.connection, stream)).toBe(0);
   });
 
   test("a sequence that nobody was told of is filled, so that what follows has its own again", async () => {
@@ -238,9 +257,7 @@ describe("what a power cut of NATS took", () => {
       seqs[run] = await replica.append(run, `note ${i}`, seqs[run]!);
       written.push([seqs[run]!, `note ${i}`]);
     }
-    const restored = Promise.all(
-      [a, b].map(({ copy }) => new Promise<void>((resolve) => copy.onRestored(resolve))),
-    );
+    const restored = Promise.all([a, b].map(restoredBy));
     await host.powerCut(disk);
     await restored;
     const found = [
@@ -259,7 +276,7 @@ describe("what a power cut of NATS took", () => {
     await b.append(RUNS[1], "of b", 0);
     const seq = await a.append(RUNS[0], "of a", 0);
     await b.stop();
-    const restored = new Promise<void>((resolve) => a.copy.onRestored(resolve));
+    const restored = restoredBy(a);
     await host.powerCut(disk);
     await restored;
     expect(a.told.find(({ level }) => level === "error")?.about).toMatchObject({ replicas: ["b"] });

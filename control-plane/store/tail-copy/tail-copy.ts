@@ -40,6 +40,7 @@ const TICK_MS = 10_000;
 const FILE_MAX_BYTES = 32 * 1024 * 1024;
 const FILE_MAX_MS = 60_000;
 const REDIAL_MS = 250;
+const TELL_AGAIN_MS = 1_000;
 /** As long as one try to publish may take. */
 const PATIENCE_MS = 3_000;
 const KEEPER_PATIENCE_MS = 5_000;
@@ -79,7 +80,8 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
   /** When a file was closed, on the clock that runs while NATS does. */
   readonly #closedAtMs = new Map<number, number>();
   readonly #underWay = new Map<string, Set<Promise<unknown>>>();
-  readonly #onRestored = new Set<() => void>();
+  readonly #onRestored = new Set<() => Promise<void>>();
+  #telling: Promise<unknown> = Promise.resolve();
   readonly #stop = new AbortController();
   #writer: NatsConnection | undefined;
   #waiters: (() => void)[] = [];
@@ -121,8 +123,8 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     });
   }
 
-  /** Streams may have been made anew: what hangs on them has to be too. */
-  onRestored(listener: () => void): void {
+  /** Streams may have been made anew: what hangs on them has to be too. Called again when it throws. */
+  onRestored(listener: () => Promise<void>): void {
     this.#onRestored.add(listener);
   }
 
@@ -135,6 +137,7 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
     await this.#following;
     await this.#writer?.close(); // one that was opened meanwhile
     await this.#ticking;
+    await this.#telling;
     await this.#settled();
     await this.#files.close();
   }
@@ -294,7 +297,10 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
       try {
         await this.#settled();
         await this.#open();
-        for (const restored of this.#onRestored) restored();
+        this.#telling = Promise.all([
+          this.#telling,
+          ...[...this.#onRestored].map((each) => this.#tell(each)),
+        ]);
       } catch (thrown) {
         const err = InsituError.from(thrown);
         const told = this.#trouble?.message === err.message;
@@ -303,6 +309,21 @@ export class TailCopy implements StreamDisk, AsyncDisposable {
         else log.debug({ err }, "NATS not ready yet; trying again");
         this.#trouble = err.retryable ? undefined : err;
         await clock.sleep(REDIAL_MS, signal).catch(() => {}); // closed, which the loop sees
+      }
+    }
+  }
+
+  async #tell(listener: () => Promise<void>): Promise<void> {
+    const { clock, log } = this.#options;
+    const { signal } = this.#stop;
+    while (!signal.aborted) {
+      try {
+        await this.ready();
+        return await listener();
+      } catch (err) {
+        if (signal.aborted) return;
+        log.warn({ err }, "what hangs on the streams is not back yet; trying again");
+        await clock.sleep(TELL_AGAIN_MS, signal).catch(() => {}); // closed, which the loop sees
       }
     }
   }
