@@ -24,8 +24,11 @@ test("one node: everything is readable by its owner alone, and nothing but the s
   const written = await init("--out", "one", "--host", "nats.example.org");
   expect(written).toMatchObject({ code: 0, stderr: "" });
   expect(written.stdout).toContain(
-    `INSITU_NATS_CA_FILE=${cwd}/one/secrets/ca.crt.pem insitu server --secrets ${cwd}/one/secrets --nats-url tls://nats.example.org:4222\n`,
+    `INSITU_NATS_CA_FILE=${cwd}/one/secrets/ca.crt.pem insitu server --secrets ${cwd}/one/secrets --nats-url tls://nats.example.org:4222 --nats-copy off\n`,
   );
+  // One that does not sync each write is not vouched for.
+  const older = await init("--out", "older", "--host", "nats.example.org", "--sync", "interval");
+  expect(older.stdout).toMatch(/--nats-url tls:\/\/nats.example.org:4222$/m);
   const files = readdirSync(join(cwd, "one"), { recursive: true, encoding: "utf8" });
   for (const file of files) expect(statSync(join(cwd, "one", file)).mode & 0o077).toBe(0);
   expect(files.filter((file) => file.startsWith("n1/")).sort()).toEqual([

@@ -43,10 +43,12 @@ export async function init(invocation: Invocation, _args: string[], options: Opt
   const setup = await writeSetup(order);
   const url = natsUrlOf(setup.nodes, order.ports.client);
   const replicas = setup.nodes.length > 1 ? ` --stream-replicas ${setup.nodes.length}` : "";
+  // Nobody can ask a nats-server whether it syncs each write: this one was told to.
+  const copy = setup.nodes.length === 1 && order.sync === "always" ? " --nats-copy off" : "";
   const authority = order.certificate
     ? "THE-CA-OF-YOUR-CERTIFICATE.pem"
     : quoted(join(setup.secrets, setup.caFile));
-  const start = `INSITU_NATS_CA_FILE=${authority} insitu server --secrets ${quoted(setup.secrets)} --nats-url ${url}${replicas}`;
+  const start = `INSITU_NATS_CA_FILE=${authority} insitu server --secrets ${quoted(setup.secrets)} --nats-url ${url}${replicas}${copy}`;
   if (!output.people) {
     const nodes = setup.nodes.map((node) => ({ ...node, directory: join(order.out, node.name) }));
     await output.data({ ...setup, nodes, natsUrl: url, start });
