@@ -11,11 +11,14 @@ import type { Clock } from "../../../shared/system.ts";
 import { subjects, TAIL_KEEPERS, TAIL_MARKS } from "../../../shared/wire/subjects.ts";
 import { readToEnd } from "../stream-reader.ts";
 
-/** How long the others may take to come back: their hosts may start with the one of NATS. Then we go on without. */
+/**
+ * How long the others may take to come back, or to put back the next of theirs: their hosts may start with the one of
+ * NATS. Then we go on without.
+ */
 export const PEERS_MAX_MS = 60_000;
 /** A replica that was heard of so much earlier than the last has nothing left that could be missing. */
 const RELEVANT_MS = 20 * 60_000;
-const POLL_MS = 100;
+const POLL_MS = 50;
 
 const Mark = z.object({
   server: z.string(),
@@ -30,7 +33,10 @@ export class Keepers {
   readonly #me: string;
   readonly #clock: Clock;
   readonly #log: Logger;
-  readonly #giveUpAtMs: number;
+  readonly #peersMaxMs: number;
+  #giveUpAtMs: number;
+  /** What the others said last. */
+  #said = "";
   readonly #signal: AbortSignal;
   readonly #next = new Map<string, number>();
   #others: string[] = [];
@@ -49,7 +55,8 @@ export class Keepers {
     this.#clock = options.clock;
     this.#log = options.log;
     this.#signal = options.signal;
-    this.#giveUpAtMs = options.clock.monotonicMs() + (options.peersMaxMs ?? PEERS_MAX_MS);
+    this.#peersMaxMs = options.peersMaxMs ?? PEERS_MAX_MS;
+    this.#giveUpAtMs = options.clock.monotonicMs() + this.#peersMaxMs;
   }
 
   /** After the stream of keepers has been put back. */
@@ -91,6 +98,9 @@ export class Keepers {
         return !mark || !holds(mark);
       });
       if (missing.length === 0) return;
+      const said = JSON.stringify(missing.map((other) => marks.get(other)));
+      if (said !== this.#said) this.#giveUpAtMs = this.#clock.monotonicMs() + this.#peersMaxMs;
+      this.#said = said;
       if (this.#clock.monotonicMs() >= this.#giveUpAtMs) {
         this.#log.error(
           { replicas: missing, what },
