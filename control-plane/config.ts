@@ -4,6 +4,8 @@ import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
+import { parseRoleRule } from "./access/people.ts";
+import { isLoopback } from "./api/serve.ts";
 
 const Config = z
   .strictObject({
@@ -46,6 +48,24 @@ const Config = z
     requireSignedReports: z
       .enum(["true", "false"], { error: "must be true or false" })
       .transform((text) => text === "true"),
+    /** Under which people open the console, when that is not the address that the server listens on. */
+    publicUrl: z
+      .string()
+      .refine(isWebAddress, {
+        error: "must be https://host[:port], without a path; http:// on loopback alone",
+      })
+      .optional(),
+    oidcIssuer: z
+      .string()
+      .refine(isIssuer, { error: "must be an https:// address without ? and #; http:// on loopback alone" })
+      .optional(),
+    oidcClientId: z.string().min(1).optional(),
+    oidcClientSecretFile: z.string().min(1).optional(),
+    oidcCaFile: z.string().min(1).optional(),
+    oidcGroupsClaim: z.string().min(1),
+    /** Asked for beside openid, profile and email. */
+    oidcScopes: z.array(z.string().regex(/^[\x21\x23-\x5b\x5d-\x7e]+$/, { error: "must be one word" })),
+    oidcRoles: z.array(z.string().transform(roleRule)),
     logLevel: z.enum(["debug", "info", "warn", "error"]),
     context: z.string().optional(),
   })
@@ -60,7 +80,18 @@ const Config = z
   .refine(({ natsUrl, streamReplicas = 1 }) => natsUrl !== undefined || streamReplicas === 1, {
     path: ["streamReplicas"],
     error: "needs a NATS cluster: give --nats-url its servers, with commas between them",
-  });
+  })
+  .refine(({ oidcIssuer, oidcClientId }) => (oidcIssuer === undefined) === (oidcClientId === undefined), {
+    path: ["oidcIssuer"],
+    error: "--oidc-issuer and --oidc-client-id belong together",
+  })
+  .refine(
+    (c) => c.oidcIssuer !== undefined || !(c.oidcClientSecretFile || c.oidcCaFile || c.oidcRoles.length > 0),
+    {
+      path: ["oidcIssuer"],
+      error: "the other --oidc flags are of no use without --oidc-issuer",
+    },
+  );
 export type ServerConfig = Readonly<z.infer<typeof Config>>;
 
 export const SERVER_HELP = `Usage: insitu server [flags]
@@ -95,6 +126,16 @@ Flags (environment variable, default)
   --trust-domain NAME     of the identities of agents       (INSITU_TRUST_DOMAIN, insitu.local)
   --require-signed-reports   takes no report that its agent has not signed, as agents of older releases do not
                                                             (INSITU_REQUIRE_SIGNED_REPORTS=true)
+  --public-url URL        under which people open the console, when a proxy stands before it   (INSITU_PUBLIC_URL)
+  --oidc-issuer URL       OpenID provider with which people sign in      (INSITU_OIDC_ISSUER)
+  --oidc-client-id ID     as it knows this server                        (INSITU_OIDC_CLIENT_ID)
+  --oidc-client-secret-file FILE   mode 0600; without it the client is a public one   (INSITU_OIDC_CLIENT_SECRET_FILE)
+  --oidc-role GROUP=ROLE[@PIPELINE,…]   what who is in the group may do; may be repeated
+                                                            (INSITU_OIDC_ROLES, with ; between them)
+  --oidc-groups-claim NAME   where the provider lists groups (INSITU_OIDC_GROUPS_CLAIM, groups)
+  --oidc-scope NAME       to ask for beside openid, profile and email; may be repeated
+                                                            (INSITU_OIDC_SCOPES, space-separated)
+  --oidc-ca FILE          PEM of the authority that vouches for the provider   (INSITU_OIDC_CA_FILE, the system's)
   --context FILE          also write { server, token } there, for the command line
   --log-level LEVEL       debug, info, warn, error          (INSITU_LOG_LEVEL, info)
 
@@ -105,6 +146,8 @@ The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
 Examples
   insitu server
   insitu server --host 0.0.0.0 --gateway-host 0.0.0.0 --nats-host 0.0.0.0 --public-host insitu.example.org
+  insitu server --oidc-issuer https://id.example.org --oidc-client-id insitu --oidc-role platform=admin \\
+                --oidc-role "science=runner@nightly,weekly"
   insitu server --nats-url tls://nats.example.org:4222
   insitu server --nats-url tls://n1.example.org:4222,tls://n2.example.org:4222,tls://n3.example.org:4222 \\
                 --stream-replicas 3
@@ -130,6 +173,14 @@ const FLAGS = {
   "offer-ttl": { type: "string" },
   "trust-domain": { type: "string" },
   "require-signed-reports": { type: "boolean" },
+  "public-url": { type: "string" },
+  "oidc-issuer": { type: "string" },
+  "oidc-client-id": { type: "string" },
+  "oidc-client-secret-file": { type: "string" },
+  "oidc-groups-claim": { type: "string" },
+  "oidc-scope": { type: "string", multiple: true },
+  "oidc-role": { type: "string", multiple: true },
+  "oidc-ca": { type: "string" },
   context: { type: "string" },
   "log-level": { type: "string" },
   help: { type: "boolean", short: "h" },
@@ -170,6 +221,14 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     requireSignedReports: String(
       flags["require-signed-reports"] ?? env.INSITU_REQUIRE_SIGNED_REPORTS ?? false,
     ),
+    publicUrl: flags["public-url"] ?? env.INSITU_PUBLIC_URL,
+    oidcIssuer: flags["oidc-issuer"] ?? env.INSITU_OIDC_ISSUER,
+    oidcClientId: flags["oidc-client-id"] ?? env.INSITU_OIDC_CLIENT_ID,
+    oidcClientSecretFile: flags["oidc-client-secret-file"] ?? env.INSITU_OIDC_CLIENT_SECRET_FILE,
+    oidcCaFile: flags["oidc-ca"] ?? env.INSITU_OIDC_CA_FILE,
+    oidcGroupsClaim: flags["oidc-groups-claim"] ?? env.INSITU_OIDC_GROUPS_CLAIM ?? "groups",
+    oidcScopes: flags["oidc-scope"] ?? words(env.INSITU_OIDC_SCOPES, " "),
+    oidcRoles: flags["oidc-role"] ?? words(env.INSITU_OIDC_ROLES, ";"),
     logLevel: flags["log-level"] ?? env.INSITU_LOG_LEVEL ?? "info",
     context: flags.context,
   };
@@ -187,6 +246,31 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     data: resolve(data),
     ...(secrets === undefined ? {} : { secrets: resolve(secrets) }),
   });
+}
+
+function words(text: string | undefined, separator: string): string[] {
+  return (text ?? "").split(separator).flatMap((word) => (word.trim() === "" ? [] : [word.trim()]));
+}
+
+function roleRule(text: string, context: z.core.$RefinementCtx): ReturnType<typeof parseRoleRule> {
+  try {
+    return parseRoleRule(text);
+  } catch (err) {
+    context.issues.push({ code: "custom", message: InsituError.from(err).message, input: text });
+    return z.NEVER;
+  }
+}
+
+function isWebAddress(text: string): boolean {
+  return isIssuer(text) && new URL(text).pathname === "/";
+}
+
+/** OpenID Connect Discovery 1.0, section 3. */
+function isIssuer(text: string): boolean {
+  if (!z.url({ protocol: /^https?$/ }).safeParse(text).success) return false;
+  const { protocol, hostname, search, hash, username } = new URL(text);
+  const bare = search === "" && hash === "" && username === "";
+  return bare && (protocol === "https:" || isLoopback(hostname.replace(/^\[|\]$/g, "")));
 }
 
 function parseFlags(argv: string[]) {

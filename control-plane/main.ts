@@ -26,6 +26,15 @@ export async function runServer(argv: string[], env: NodeJS.ProcessEnv): Promise
   }
 }
 
+/** Not through the logger: who collects logs is not the administrator. */
+async function printFirstAdminLink(server: Awaited<ReturnType<typeof startServer>>): Promise<void> {
+  const link = await server.firstAdminLink();
+  if (link === null) return;
+  process.stdout.write(
+    `\nWho opens this address first, within an hour, is the administrator:\n\n  ${link}\n\n`,
+  );
+}
+
 async function serve(
   config: Exclude<ReturnType<typeof loadConfig>, "help">,
   env: NodeJS.ProcessEnv,
@@ -51,6 +60,8 @@ async function serve(
     stop.signal,
   );
   if (process.send) process.send({ kind: "ready", url: server.url, gatewayPort: server.gatewayPort });
+  // Who starts it as a part of something else reads the context file, and may keep what it prints.
+  else await printFirstAdminLink(server);
   const reason = await stopped;
   log.info({ reason }, "server stops");
   await server.close();

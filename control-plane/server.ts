@@ -48,6 +48,7 @@ import { createGateway } from "./gateway/gateway.ts";
 import { LogDoubts } from "./gateway/log-doubts.ts";
 import { ReportKeys } from "./gateway/report-keys.ts";
 import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
+import { openPeople } from "./people.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
 import { Commands } from "./runs/run-commands.ts";
@@ -86,6 +87,8 @@ export interface RunningServer {
   url: string;
   token: string;
   gatewayPort: number;
+  /** For whoever reads it first; null when there is an administrator. Each call ends the link before. */
+  firstAdminLink(): Promise<string | null>;
   close(): Promise<void>;
 }
 
@@ -458,6 +461,10 @@ async function open(
     schema: ApprovalRecord,
     ttlMs: APPROVALS_KEPT_MS,
   });
+  const people = await openPeople(config, { connection, buckets, clock, log });
+  const bearerSessions = {
+    authenticate: (token: string) => people.sessions.authenticate("bearer", token),
+  };
   const idempotencyKv = await openKv(connection, {
     ...buckets,
     bucket: BUCKETS.idempotency,
@@ -490,14 +497,15 @@ async function open(
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {
-      access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens),
+      access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens, bearerSessions),
       judge,
       log,
       clock,
       idempotency: new KvIdempotencyStore(idempotencyKv, clock),
-      allowedHosts: isLoopback(config.host) ? LOOPBACK_HOSTS : null,
+      allowedHosts: isLoopback(config.host) ? [...LOOPBACK_HOSTS, ...publicNameOf(config)] : null,
       stopping: stopping.signal,
       console: await loadConsole(),
+      signIn: { ...people, publicUrl: () => new URL(config.publicUrl ?? address.url) },
     },
   );
   const tls = isLoopback(config.host) ? undefined : await serverCertificate(pki, config);
@@ -521,11 +529,30 @@ async function open(
   if (config.context)
     await writeContext(config.context, server.url, apiToken.token, tls ? pki.caPem : undefined);
   log.info({ url: server.url, gatewayPort: gateway.port, replicaId }, "server ready");
-  return { url: server.url, token: apiToken.token, gatewayPort: gateway.port, close: () => closers.close() };
+  return {
+    url: server.url,
+    token: apiToken.token,
+    gatewayPort: gateway.port,
+    async firstAdminLink() {
+      const nowMs = clock.wallMs();
+      const hasAdmin = (await apiTokens.list()).some(
+        ({ role, pipelines, revokedAtMs, expiresAtMs }) =>
+          role === "admin" && pipelines === null && revokedAtMs === null && nowMs < expiresAtMs,
+      );
+      const secret = await people.firstAdmin.offer({ firstStart: apiToken.isNew, hasAdmin });
+      return secret && new URL(`/#first-admin=${secret}`, config.publicUrl ?? address.url).href;
+    },
+    close: () => closers.close(),
+  };
 }
 
 function isPoke(message: unknown): boolean {
   return typeof message === "object" && message !== null && "kind" in message && message.kind === "shards";
+}
+
+/** A proxy may pass on the name that it was called by. */
+function publicNameOf({ publicUrl }: ServerConfig): string[] {
+  return publicUrl === undefined ? [] : [new URL(publicUrl).hostname];
 }
 
 /** Part of a NATS subject: no dots. */

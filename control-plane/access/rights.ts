@@ -77,6 +77,8 @@ export interface Principal {
   madeBy?: string;
   /** The server's own token. */
   local?: true;
+  /** For people to read, such as an e-mail address. Nothing is decided by it. */
+  display?: string;
 }
 
 /** @param pipeline null asks for the right over everything */

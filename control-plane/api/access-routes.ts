@@ -77,9 +77,9 @@ const UNKNOWN_PIPELINE = { team: null, environments: [] };
 
 export function accessRoutes(app: OpenAPIHono<ApiEnv>, { tokens, resources }: RouteDeps): void {
   app.openapi(whoAmI, (c) => {
-    const { name, grants, groups = [] } = c.get("principal");
+    const { name, grants, display, groups = [] } = c.get("principal");
     const copy = grants.map(({ role, pipelines }) => ({ role, pipelines: pipelines && [...pipelines] }));
-    return c.json({ name, groups: [...groups], grants: copy }, 200);
+    return c.json({ name, ...(display ? { display } : {}), groups: [...groups], grants: copy }, 200);
   });
 
   app.openapi(canI, async (c) => {

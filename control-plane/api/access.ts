@@ -1,6 +1,5 @@
-/** Who calls: the port behind which tokens are known, and what is read of a request for it. */
+/** The port behind which tokens are known, and what is read of a request for it. */
 import { createHash, timingSafeEqual } from "node:crypto";
-import { InsituError } from "../../shared/errors.ts";
 import type { Principal } from "../access/rights.ts";
 
 export interface Access {
@@ -30,19 +29,9 @@ export function anyAccess(...sources: readonly Access[]): Access {
   };
 }
 
-/** @throws InsituError `auth.missing`, `store.unavailable` */
-export async function authenticate(access: Access, authorization: string | undefined): Promise<Principal> {
-  const token = /^Bearer +([\x21-\x7e]+) *$/i.exec(authorization ?? "")?.[1];
-  const principal = token === undefined ? null : await access.authenticate(token);
-  if (principal !== null) return principal;
-  const why =
-    token === undefined
-      ? "there is no bearer token in the request"
-      : "the bearer token is not known, or has expired or been revoked";
-  throw new InsituError(
-    "auth.missing",
-    `${why}; send Authorization: Bearer <token>, see context.json of the server or \`insitu tokens create\``,
-  );
+/** The token in an Authorization header, if it holds one. */
+export function bearerOf(authorization: string | undefined): string | undefined {
+  return /^Bearer +([\x21-\x7e]+) *$/i.exec(authorization ?? "")?.[1];
 }
 
 function sha256(text: string): Buffer {

@@ -3,13 +3,15 @@ import { OpenAPIHono } from "@hono/zod-openapi";
 import type { Context, MiddlewareHandler } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { newId } from "../../shared/system.ts";
-import { authenticate } from "./access.ts";
 import { accessRoutes } from "./access-routes.ts";
 import { approvalRoutes } from "./approval-routes.ts";
 import { keepUnused } from "./approving.ts";
+import { Attempts } from "./attempts.ts";
 import { authorityRoutes } from "./authority-routes.ts";
+import { findCaller } from "./caller.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { ApiEnv, ApiOptions, RouteDeps } from "./context.ts";
+import { Cookies } from "./cookies.ts";
 import { fleetRoutes } from "./fleet-routes.ts";
 import { checkGuards } from "./guard.ts";
 import { healthRoutes } from "./health-routes.ts";
@@ -21,6 +23,7 @@ import { readJsonText } from "./request-body.ts";
 import { resourceRoutes } from "./resource-routes.ts";
 import { runRoutes } from "./run-routes.ts";
 import type { ApiServices } from "./services.ts";
+import { signInRoutes } from "./sign-in.ts";
 
 /** Without `'unsafe-inline'` and without other hosts: a step's output that reaches the page cannot run or phone out. */
 const CONSOLE_CSP =
@@ -40,8 +43,11 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   });
   app.use("*", framed(options));
   app.use("*", hostGuard(options.allowedHosts));
+  const { access, signIn, clock, log } = options;
+  const attempts = new Attempts(options);
+  const cookies = new Cookies(() => signIn?.publicUrl().protocol === "https:");
   app.use("/v1/*", async (c, next) => {
-    const principal = await authenticate(options.access, c.req.header("authorization"));
+    const principal = await findCaller(c, { access, attempts, cookies, signIn });
     c.set("principal", principal);
     c.set("judge", options.judge);
     c.set("approvals", services.approvals);
@@ -56,6 +62,7 @@ export function createApi(services: ApiServices, options: ApiOptions): OpenAPIHo
   addRoutes(app, deps);
   const document = JSON.stringify(openApiDocument(app));
   app.get("/v1/openapi.json", (c) => c.body(document, 200, { "content-type": "application/json" }));
+  if (signIn !== undefined) signInRoutes(app, { ...signIn, attempts, cookies, clock, log });
   if (options.console !== undefined) consoleRoutes(app, options.console);
 
   app.notFound((c) => refuse(c, options, notFound(app, c)));

@@ -22,6 +22,8 @@ const FILES = {
   "/client.js": ["client.js", "text/javascript; charset=utf-8"],
   "/dom.js": ["dom.js", "text/javascript; charset=utf-8"],
   "/views.js": ["views.js", "text/javascript; charset=utf-8"],
+  "/session.js": ["session.js", "text/javascript; charset=utf-8"],
+  "/sign-in-views.js": ["sign-in-views.js", "text/javascript; charset=utf-8"],
   "/icon.svg": ["icon.svg", "image/svg+xml"],
 } as const;
 

@@ -9,6 +9,7 @@ import type { Access } from "./access.ts";
 import type { ConsoleAssets } from "./console.ts";
 import type { IdempotencyStore } from "./idempotency.ts";
 import type { ApiServices, Approvals } from "./services.ts";
+import type { SignIn } from "./sign-in.ts";
 
 export interface ApiOptions {
   access: Access;
@@ -24,6 +25,8 @@ export interface ApiOptions {
   /** Aborts when the server stops: streams end, so that the connections can close. */
   stopping: AbortSignal;
   console?: ConsoleAssets;
+  /** Sessions and the ways to get one; without it there are tokens alone. */
+  signIn?: SignIn;
   /** Comment lines keep an idle event stream open through proxies. */
   heartbeatMs?: number;
 }
@@ -32,8 +35,8 @@ export interface ApiOptions {
 export const LOOPBACK_HOSTS: readonly string[] = ["localhost", "127.0.0.1", "[::1]"];
 
 export interface ApiEnv {
-  /** The response on its connection, from the server; missing when the app is called without one. */
-  Bindings: { outgoing?: { destroy(): unknown } };
+  /** The response on its connection, and `address:port` of its other end; missing when the app is called without one. */
+  Bindings: { outgoing?: { destroy(): unknown }; peer?: string };
   Variables: {
     /** Who calls, after authentication. */
     caller: string;

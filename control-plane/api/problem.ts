@@ -32,7 +32,9 @@ export function problemOf(error: InsituError, instance?: string): Problem {
 export function problemResponse(c: Context, error: InsituError, instance?: string): Response {
   const headers: Record<string, string> = { "content-type": "application/problem+json" };
   if (error.code === "auth.missing") headers["www-authenticate"] = 'Bearer realm="insitu"';
-  if (error.retryable && error.httpStatus !== 409) headers["retry-after"] = "1";
+  const { retryAfterMs } = error.details;
+  if (typeof retryAfterMs === "number") headers["retry-after"] = String(Math.ceil(retryAfterMs / 1_000));
+  else if (error.retryable && error.httpStatus !== 409) headers["retry-after"] = "1";
   return c.body(
     JSON.stringify(problemOf(error, instance)),
     error.httpStatus as ContentfulStatusCode,

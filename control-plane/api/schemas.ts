@@ -521,6 +521,7 @@ export const WhoAmIView = z
     name: z.string(),
     groups: z.array(z.string()),
     grants: z.array(z.object({ role: z.enum(ROLES), pipelines: z.array(z.string()).nullable() })),
+    display: z.string().optional().openapi({ description: "For people to read; nothing is decided by it" }),
   })
   .openapi("WhoAmI");
 export type WhoAmIView = z.infer<typeof WhoAmIView>;

@@ -53,7 +53,7 @@ export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions
     throw new InsituError("request.invalid", message);
   }
   // The adapter would replace the process's global Request and Response otherwise.
-  const listener = getRequestListener((request, { outgoing }) => app.fetch(request, { outgoing }), {
+  const listener = getRequestListener(answerOn(app), {
     overrideGlobalObjects: false,
     hostname: host,
   });
@@ -75,6 +75,14 @@ export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions
   server.requestTimeout = 120_000;
   server.keepAliveTimeout = 30_000;
   return new NodeApiServer(server, options);
+}
+
+function answerOn(app: Pick<Hono<ApiEnv>, "fetch">): Parameters<typeof getRequestListener>[0] {
+  return (request, { incoming, outgoing }) =>
+    app.fetch(request, {
+      outgoing,
+      peer: `${incoming.socket.remoteAddress ?? ""}:${incoming.socket.remotePort ?? 0}`,
+    });
 }
 
 class NodeApiServer implements ApiServer {

@@ -7,9 +7,9 @@ import { BUCKETS, STREAMS } from "../../shared/wire/subjects.ts";
  * `before`: what is moved from here into the run events and then removed. Read first, it is in one of the two, and
  * what is in both does no harm twice. `after`: what the run events refer to, so that it is never older than they are.
  * `derived`: made again from the run events. Offers are: those of a later moment would hand out grants that nobody
- * knows of.
+ * knows of. `dropped`: in no backup at all.
  */
-type Turn = "before" | "moment" | "after" | "derived";
+type Turn = "before" | "moment" | "after" | "derived" | "dropped";
 
 /** A stream or bucket that is new to the product does not compile before somebody has thought of it here. */
 const STREAM_TURNS: Record<keyof typeof STREAMS, Turn> = {
@@ -31,6 +31,9 @@ const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   apiTokens: "after",
   // A used one that came back unused would let its request through a second time.
   approvals: "after",
+  // Nobody who signed out is signed in again by it.
+  sessions: "dropped",
+  firstAdmin: "after",
   // Epochs of shards that are older than those in the run events would stop the runs.
   cluster: "after",
 };
@@ -49,4 +52,4 @@ function of(turn: Turn): string[] {
 /** Names of streams, a bucket's being `KV_<bucket>`, in the order in which a backup reads them. */
 export const KEPT_STREAMS: readonly string[] = [...of("before"), ...of("moment"), ...of("after")];
 /** Those and the ones that are made again: what an empty NATS has none of. */
-export const ALL_STREAMS: readonly string[] = [...KEPT_STREAMS, ...of("derived")];
+export const ALL_STREAMS: readonly string[] = [...KEPT_STREAMS, ...of("derived"), ...of("dropped")];

@@ -1,19 +1,5 @@
-/** The API as the console sees it. The token lives in this tab alone and goes away with it. */
-
-const TOKEN_KEY = "insitu.token";
-
-/** Takes `#token=…` out of the address before anything else can see it there: history, a screenshot, a shared link. */
-export function takeTokenFromAddress() {
-  const fragment = new URLSearchParams(location.hash.slice(1));
-  const token = fragment.get("token");
-  if (token === null) return;
-  signIn(token);
-  history.replaceState(null, "", fragment.has("run") ? `#/runs/${fragment.get("run")}` : "#/");
-}
-
-export const signIn = (token) => sessionStorage.setItem(TOKEN_KEY, token.trim());
-export const signOut = () => sessionStorage.removeItem(TOKEN_KEY);
-export const isSignedIn = () => sessionStorage.getItem(TOKEN_KEY) !== null;
+/** The API as the console sees it. */
+import { tokenOfTab } from "./session.js";
 
 /** `status` 0: no answer at all. */
 export class ApiError extends Error {
@@ -25,7 +11,8 @@ export class ApiError extends Error {
 
 async function send(path, { method = "GET", body, headers = {}, signal } = {}) {
   const init = { method, signal, cache: "no-store", headers: { ...headers } };
-  init.headers.authorization = `Bearer ${sessionStorage.getItem(TOKEN_KEY) ?? ""}`;
+  const token = tokenOfTab();
+  if (token !== null) init.headers.authorization = `Bearer ${token}`;
   if (body !== undefined) {
     init.body = JSON.stringify(body);
     init.headers["content-type"] = "application/json";

@@ -1,17 +1,24 @@
 /** The console: which page is shown, what it reads, and how it stays up to date. */
-import {
-  ApiError,
-  follow,
-  followLogs,
-  isSignedIn,
-  post,
-  read,
-  signIn,
-  signOut,
-  takeTokenFromAddress,
-} from "./client.js";
+import { ApiError, follow, followLogs, post, read } from "./client.js";
 import { h, icon, patch } from "./dom.js";
-import { failedView, overview, runView, signInView } from "./views.js";
+import {
+  dropLink,
+  forget,
+  hasLink,
+  identityProvider,
+  isSignedIn,
+  keepPlace,
+  loadMe,
+  redeemLink,
+  signInWith,
+  signOut,
+  takeFromAddress,
+  takeNotice,
+  tokenOfTab,
+  who,
+} from "./session.js";
+import { firstAdminView, signInView, welcomeView } from "./sign-in-views.js";
+import { failedView, overview, runView } from "./views.js";
 
 const POLL_MS = 2000;
 const LOG_MAX_CHARS = 1_000_000;
@@ -26,13 +33,18 @@ let page = { stop: new AbortController(), key: "" };
 let log = { stop: new AbortController(), key: "" };
 let current = null;
 
-takeTokenFromAddress();
+takeFromAddress();
 addEventListener("hashchange", open);
 document.addEventListener("submit", onSubmit);
 document.addEventListener("click", onClick);
 document.addEventListener("keydown", onKey);
 setInterval(() => document.hidden || current?.draw(), 1000);
-open();
+void start();
+
+async function start() {
+  await loadMe();
+  open();
+}
 
 function route() {
   const [, what, id, step] = location.hash.split("/").map(decodeURIComponent);
@@ -41,17 +53,21 @@ function route() {
 
 /** Shows what the address says. A step of the run that is open needs no new reading. */
 function open() {
-  takeTokenFromAddress();
+  takeFromAddress();
   const { run, step } = route();
   crumbs(run, step);
-  const key = isSignedIn() ? `run ${run}` : "sign-in";
+  badge();
+  const key = hasLink() ? "link" : !isSignedIn() ? "sign-in" : isWelcome() ? "welcome" : `run ${run}`;
   if (page.key === key) return current?.draw();
   page.stop.abort();
   log.stop.abort();
   log.key = "";
   page = { stop: new AbortController(), key };
   current = null;
-  if (!isSignedIn()) return show(signInView(null));
+  if (key === "link") return show(firstAdminView(null));
+  if (key === "sign-in") return void askToSignIn(takeNotice());
+  if (key === "welcome") return show(welcomeView(null, null));
+  if (who() === null) void loadMe().then(badge);
   const { signal } = page.stop;
   (run === null ? watchOverview(signal) : watchRun(run, signal)).catch((err) => signal.aborted || fail(err));
 }
@@ -189,9 +205,35 @@ function mayPass(err) {
 
 function fail(err) {
   if (err.status !== 401) return show(failedView(err.message));
-  signOut();
-  page.key = "sign-in";
-  show(signInView("The server does not know this token. It may have been made anew."));
+  const hadToken = tokenOfTab() !== null;
+  forget();
+  badge();
+  page.stop.abort();
+  page = { stop: new AbortController(), key: "sign-in" };
+  current = null;
+  void askToSignIn(
+    hadToken
+      ? "The server does not know this token. It may have been made anew."
+      : "Your session has ended. Sign in again.",
+  );
+}
+
+/** Shown once the server has said how one signs in here. */
+async function askToSignIn(message) {
+  const { signal } = page.stop;
+  const provider = await identityProvider();
+  if (!signal.aborted) show(signInView(message, provider));
+}
+
+const isWelcome = () => location.hash === "#/welcome";
+
+function badge() {
+  const me = who();
+  const shown = isSignedIn() && [
+    me && h("span", { title: me.name }, me.display ?? me.name),
+    h("button.quiet", { type: "button", "data-action": "sign-out" }, "Sign out"),
+  ];
+  patch(document.getElementById("who"), h("p", { id: "who" }, shown || null));
 }
 
 function show(next) {
@@ -232,15 +274,52 @@ function pause(ms, signal) {
   });
 }
 
-function onSubmit(event) {
-  if (event.target.dataset.action !== "sign-in") return;
+async function onSubmit(event) {
+  const { action } = event.target.dataset;
+  if (action === undefined) return;
   event.preventDefault();
-  signIn(new FormData(event.target).get("token"));
+  const given = new FormData(event.target);
+  if (action === "first-token") return makeFirstToken(given.get("name"));
+  signInWith(given.get("token"));
+  page.key = "";
+  await loadMe();
+  open();
+}
+
+async function makeFirstToken(name) {
+  const ttlMs = 90 * 24 * 3_600_000;
+  try {
+    const { token } = await post("/v1/tokens", { name, role: "admin", pipelines: null, ttlMs });
+    show(welcomeView(null, token, location.origin));
+  } catch (err) {
+    show(welcomeView(err.message, null));
+  }
+}
+
+async function becomeFirstAdmin() {
+  const problem = await redeemLink();
+  if (problem !== null) return show(firstAdminView(problem));
+  location.hash = "#/welcome";
+  page.key = "";
+  open();
+}
+
+async function leave() {
+  if (!(await signOut())) return alert("The server does not answer: you are still signed in.");
   page.key = "";
   open();
 }
 
 async function onClick(event) {
+  const action = event.target.closest("[data-action]")?.dataset.action;
+  if (action === "first-admin") return becomeFirstAdmin();
+  if (action === "sign-out") return leave();
+  if (action === "to-provider") return keepPlace();
+  if (action === "drop-link") {
+    event.preventDefault();
+    dropLink();
+    return open();
+  }
   const button = event.target.closest('[data-action="cancel"]');
   if (event.target.closest('[data-action="skip"]')) {
     event.preventDefault();

@@ -57,36 +57,6 @@ function egressOf(steps) {
   return { sent: sum("sentBytes"), kept: sum("keptBytes") };
 }
 
-export function signInView(message) {
-  return h(
-    "section.sign-in",
-    null,
-    h("h1", null, "Sign in"),
-    message && h("p.note.bad", { role: "alert" }, message),
-    h(
-      "p",
-      null,
-      "The server wrote an address with the token when it started. Open it, or paste the token of its ",
-      h("code", null, "context.json"),
-      ".",
-    ),
-    h(
-      "form",
-      { "data-action": "sign-in" },
-      h("label", { for: "token" }, "Token"),
-      h("input", {
-        id: "token",
-        name: "token",
-        type: "password",
-        autocomplete: "off",
-        required: true,
-        spellcheck: "false",
-      }),
-      h("button.primary", { type: "submit" }, "Sign in"),
-    ),
-  );
-}
-
 export function failedView(message) {
   return h(
     "section",

@@ -19,6 +19,10 @@ export const BUCKETS = {
   apiTokens: "api-tokens",
   /** Requests that need a second person, by the digest of the request. */
   approvals: "approvals",
+  /** Who has signed in, by the hash of the secret. */
+  sessions: "sessions",
+  /** One entry: the link for the first administrator. */
+  firstAdmin: "first-admin",
   /** Keys with which agents are let into NATS, and those that are no more. */
   natsUsers: "nats-users",
   /** One entry: who the replicas are, and which of them owns which shard. */
