@@ -5,7 +5,7 @@ import type { PendingSignIn } from "../access/identity-provider.ts";
 import type { ApiEnv } from "./context.ts";
 
 const PENDING_S = 600;
-const PART = /^[\w~.-]{20,200}$/;
+const PART = /^[\w-]{20,200}$/;
 
 /**
  * `__Host-` makes the browser insist on TLS, on this very host and on the whole of it: no other host, and nobody on the
@@ -35,7 +35,7 @@ export class Cookies {
   /** What was kept, once. */
   takePending(c: Context<ApiEnv>): PendingSignIn | null {
     const name = this.#name("insitu-sign-in");
-    const parts = (getCookie(c, name) ?? "").split(":");
+    const parts = (getCookie(c, name) ?? "").split(".");
     deleteCookie(c, name, this.#attributes());
     const [state, nonce, verifier] = parts;
     if (parts.length !== 3 || !parts.every((part) => PART.test(part))) return null;
@@ -43,7 +43,7 @@ export class Cookies {
   }
 
   keepPending(c: Context<ApiEnv>, { state, nonce, verifier }: PendingSignIn): void {
-    const value = [state, nonce, verifier].join(":");
+    const value = [state, nonce, verifier].join(".");
     setCookie(c, this.#name("insitu-sign-in"), value, { ...this.#attributes(), maxAge: PENDING_S });
   }
 

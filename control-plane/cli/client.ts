@@ -3,6 +3,7 @@ import type { Readable } from "node:stream";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
+import type { DeviceSignIn } from "../access/identity-provider.ts";
 import type { Right } from "../access/rights.ts";
 import type {
   AgentView,
@@ -294,6 +295,30 @@ export class ApiClient {
 
   requestIssuer(signal: AbortSignal): Promise<{ id: string; requestPem: string }> {
     return this.#http.json({ method: "POST", path: "/v1/authority/request", signal });
+  }
+
+  /** Not repeated on a broken connection: each makes a code for a person to confirm. */
+  beginDevice(signal: AbortSignal): Promise<DeviceSignIn> {
+    return this.#http.json({ method: "POST", path: "/auth/device", body: {}, signal });
+  }
+
+  /** Nor this: the answer is a secret, and comes once. */
+  askDevice(
+    deviceCode: string,
+    signal: AbortSignal,
+  ): Promise<{ token: string; expiresAtMs: number } | { status: "waiting" | "too-fast" }> {
+    return this.#http.json({ method: "POST", path: "/auth/device/token", body: { deviceCode }, signal });
+  }
+
+  async signOut(signal: AbortSignal): Promise<void> {
+    const { body } = await this.#http.open({ method: "POST", path: "/auth/sign-out", body: {}, signal });
+    body.resume();
+  }
+
+  /** Of a token that this client has not got. */
+  whoIs(token: string, signal: AbortSignal): Promise<WhoAmIView> {
+    const headers = { authorization: `Bearer ${token}` };
+    return this.#http.json({ method: "GET", path: "/v1/access/whoami", headers, signal });
   }
 
   whoAmI(signal: AbortSignal): Promise<WhoAmIView> {

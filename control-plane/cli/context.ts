@@ -1,7 +1,8 @@
 /** Finds out which server to talk to, with which token, and remembers where each came from. */
-import { readFileSync, statSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
+import { newSecret } from "../../shared/system.ts";
 import type { Settings } from "./config.ts";
 
 export interface Target {
@@ -14,6 +15,8 @@ export interface Target {
   token: string | null;
   /** PEM of the certificate authority to trust besides the system's; null for the system's alone. */
   ca: string | null;
+  /** Where that stands, from the root. */
+  caFile?: string;
 }
 
 export interface TargetFlags {
@@ -35,7 +38,7 @@ const START_HELP =
 /**
  * Flags, then the environment, then the nearest `.insitu/context.json` upward, then the user's own file.
  *
- * A token from a file goes to the server of that file and to no other.
+ * A token from a file goes to the server of that file and to no other. One that was named is looked for in both files.
  *
  * @throws InsituError `request.invalid` when an address or a file is not valid, `unreachable` when there is no address
  */
@@ -51,11 +54,55 @@ export function findTarget(flags: TargetFlags, settings: Settings): Target {
   }
   const servers = checkedAddresses(given.server, given.source);
   const server = servers[0]!;
-  const fromFile = file !== null && checkedAddresses(file.server, file.path).includes(server) ? file : null;
+  const isOf = (one: ContextFile): boolean => checkedAddresses(one.server, one.path).includes(server);
+  const own = file?.path === settings.userContextFile ? null : readContext(settings.userContextFile);
+  const fromFile = [file, own].find((one) => one !== null && isOf(one)) ?? null;
   const token = flags.token ?? settings.token ?? fromFile?.token ?? null;
   const caFile =
     flags.caFile ?? settings.caFile ?? (fromFile?.caFile && besideFile(fromFile.path, fromFile.caFile));
-  return { server, servers, source: given.source, token, ca: caFile ? readCa(caFile) : null };
+  const target = { server, servers, source: given.source, token };
+  return caFile
+    ? { ...target, ca: readCa(caFile), caFile: resolve(settings.cwd, caFile) }
+    : { ...target, ca: null };
+}
+
+/** Writes the user's own file, which then speaks of this server. @returns its path */
+export function keepToken(
+  { userContextFile }: Settings,
+  { servers, caFile }: Pick<Target, "servers" | "caFile">,
+  token: string,
+): string {
+  const context = { server: servers.join(","), token, ...(caFile === undefined ? {} : { caFile }) };
+  writePrivately(userContextFile, `${JSON.stringify(context, null, 2)}\n`);
+  return userContextFile;
+}
+
+/** @returns the user's own file, or null when the token is not in it */
+export function forgetToken({ userContextFile }: Settings, token: string): string | null {
+  const context = readContext(userContextFile);
+  if (context === null || context.token !== token) return null;
+  const { server, caFile } = context;
+  writePrivately(
+    userContextFile,
+    `${JSON.stringify({ server, ...(caFile === null ? {} : { caFile }) }, null, 2)}\n`,
+  );
+  return userContextFile;
+}
+
+/** Whole or not at all, and for nobody else at any moment. */
+function writePrivately(path: string, text: string): void {
+  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+  const draft = `${path}.${newSecret(6)}`;
+  try {
+    writeFileSync(draft, text, { mode: 0o600, flag: "wx" });
+    chmodSync(draft, 0o600);
+    renameSync(draft, path);
+  } catch (err) {
+    rmSync(draft, { force: true });
+    throw new InsituError("request.invalid", `cannot write ${path}: ${(err as Error).message}`, {
+      cause: err,
+    });
+  }
 }
 
 /** What to do when nobody answers at the address. */

@@ -254,8 +254,8 @@ function withAdvice(problem: Problem, target: Target): string {
     );
   }
   return target.token === null
-    ? `${target.server} wants a token. Give it with INSITU_TOKEN or --token; the server wrote one into context.json in its data directory`
-    : `${target.server} does not accept the token; the server's context.json has the one that is valid`;
+    ? `${target.server} wants a token. Give it with INSITU_TOKEN or --token; the server wrote one into context.json in its data directory. \`insitu auth login\` signs in where there is an identity provider`
+    : `${target.server} does not accept the token; \`insitu auth login\` signs in anew, and the server's context.json has a token that is valid`;
 }
 
 function parseProblem(body: string): Problem | null {

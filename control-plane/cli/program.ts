@@ -410,7 +410,26 @@ function agentCommands(program: Command, act: Act): void {
 function accessCommands(program: Command, act: Act): void {
   const commands = () => import("./commands/access.ts");
   const auth = program.command("auth").description("who you are, and what you may do");
-  examples(auth, ["insitu auth whoami", "insitu auth can-i runs:start pipeline/nightly"]);
+  examples(auth, [
+    "insitu auth login",
+    "insitu auth whoami",
+    "insitu auth can-i runs:start pipeline/nightly",
+  ]);
+  const signIn = () => import("./commands/sign-in.ts");
+  const login = auth
+    .command("login")
+    .description("sign in at the server's identity provider, in a browser on any machine")
+    .action(act(async () => (await signIn()).login));
+  examples(
+    login,
+    ["insitu auth login --server https://insitu.example.org:7070 --ca-file ca.pem", "insitu auth login"],
+    "The token is good for 12 hours. It is kept in ~/.config/insitu/context.json (or below XDG_CONFIG_HOME), mode 0600.",
+  );
+  const logout = auth
+    .command("logout")
+    .description("end the session of the command line, everywhere")
+    .action(act(async () => (await signIn()).logout));
+  examples(logout, ["insitu auth logout"]);
   const whoAmI = auth
     .command("whoami")
     .description("the name and the roles of your token")

@@ -1,20 +1,17 @@
 /** `insitu auth …` and `insitu tokens …`. */
 import { InsituError } from "../../../shared/errors.ts";
 import { RIGHTS } from "../../access/rights.ts";
-import type { ApiTokenView } from "../../api/schemas.ts";
+import type { ApiTokenView, WhoAmIView } from "../../api/schemas.ts";
 import { EXIT } from "../exit-codes.ts";
 import { type Invocation, parseDuration } from "../invocation.ts";
-import { type Hue, instant } from "../text.ts";
+import { type Hue, instant, oneLine } from "../text.ts";
 
 export async function whoAmI(invocation: Invocation): Promise<number> {
   const { output, signal } = invocation;
   const client = await invocation.client();
   const me = await client.whoAmI(signal);
   if (!output.people) await output.data(me);
-  else {
-    for (const grant of me.grants) await output.line(`${me.name}  ${grant.role}  ${over(grant.pipelines)}`);
-    if (me.groups.length > 0) await output.line(`${me.name}  in  ${me.groups.join(", ")}`);
-  }
+  else for (const line of linesOf(me)) await output.line(line);
   return EXIT.ok;
 }
 
@@ -114,6 +111,15 @@ export async function revokeToken(invocation: Invocation, [name = ""]: string[])
   if (output.people) await output.line(`token ${token.name} is revoked`);
   else await output.data(token);
   return EXIT.ok;
+}
+
+function linesOf({ name, display, groups, grants }: WhoAmIView): string[] {
+  const who = display === undefined ? name : `${name} (${oneLine(display)})`;
+  const held = grants.map(({ role, pipelines }) => `${who}  ${role}  ${over(pipelines)}`);
+  return [
+    ...(held.length > 0 ? held : [`${who}  no role here; groups are given some with --oidc-role of the server`]),
+    ...(groups.length > 0 ? [`${who}  in  ${groups.map(oneLine).join(", ")}`] : []),
+  ];
 }
 
 function over(pipelines: readonly string[] | null): string {
