@@ -6,6 +6,7 @@ import { z } from "zod";
 import { InsituError } from "../shared/errors.ts";
 import { parseRoleRule } from "./access/people.ts";
 import { isLoopback } from "./api/serve.ts";
+import { trustedProxies } from "./api/source-address.ts";
 
 const Config = z
   .strictObject({
@@ -55,6 +56,7 @@ const Config = z
         error: "must be https://host[:port], without a path; http:// on loopback alone",
       })
       .optional(),
+    trustedProxies: z.array(z.string().transform(networkOf)),
     oidcIssuer: z
       .string()
       .refine(isIssuer, { error: "must be an https:// address without ? and #; http:// on loopback alone" })
@@ -127,6 +129,8 @@ Flags (environment variable, default)
   --require-signed-reports   takes no report that its agent has not signed, as agents of older releases do not
                                                             (INSITU_REQUIRE_SIGNED_REPORTS=true)
   --public-url URL        under which people open the console, when a proxy stands before it   (INSITU_PUBLIC_URL)
+  --trusted-proxy ADDR[/BITS]   a proxy whose X-Forwarded-For is believed; may be repeated
+                                                            (INSITU_TRUSTED_PROXIES, comma-separated)
   --oidc-issuer URL       OpenID provider with which people sign in      (INSITU_OIDC_ISSUER)
   --oidc-client-id ID     as it knows this server                        (INSITU_OIDC_CLIENT_ID)
   --oidc-client-secret-file FILE   mode 0600; without it the client is a public one   (INSITU_OIDC_CLIENT_SECRET_FILE)
@@ -174,6 +178,7 @@ const FLAGS = {
   "trust-domain": { type: "string" },
   "require-signed-reports": { type: "boolean" },
   "public-url": { type: "string" },
+  "trusted-proxy": { type: "string", multiple: true },
   "oidc-issuer": { type: "string" },
   "oidc-client-id": { type: "string" },
   "oidc-client-secret-file": { type: "string" },
@@ -222,6 +227,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
       flags["require-signed-reports"] ?? env.INSITU_REQUIRE_SIGNED_REPORTS ?? false,
     ),
     publicUrl: flags["public-url"] ?? env.INSITU_PUBLIC_URL,
+    trustedProxies: flags["trusted-proxy"] ?? words(env.INSITU_TRUSTED_PROXIES, ","),
     oidcIssuer: flags["oidc-issuer"] ?? env.INSITU_OIDC_ISSUER,
     oidcClientId: flags["oidc-client-id"] ?? env.INSITU_OIDC_CLIENT_ID,
     oidcClientSecretFile: flags["oidc-client-secret-file"] ?? env.INSITU_OIDC_CLIENT_SECRET_FILE,
@@ -252,9 +258,17 @@ function words(text: string | undefined, separator: string): string[] {
   return (text ?? "").split(separator).flatMap((word) => (word.trim() === "" ? [] : [word.trim()]));
 }
 
+function networkOf(text: string, context: z.core.$RefinementCtx): string {
+  return orIssue(text, context, () => trustedProxies([text]) && text);
+}
+
 function roleRule(text: string, context: z.core.$RefinementCtx): ReturnType<typeof parseRoleRule> {
+  return orIssue(text, context, () => parseRoleRule(text));
+}
+
+function orIssue<T>(text: string, context: z.core.$RefinementCtx, parse: () => T): T {
   try {
-    return parseRoleRule(text);
+    return parse();
   } catch (err) {
     context.issues.push({ code: "custom", message: InsituError.from(err).message, input: text });
     return z.NEVER;

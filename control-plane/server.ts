@@ -509,7 +509,8 @@ async function open(
     },
   );
   const tls = isLoopback(config.host) ? undefined : await serverCertificate(pki, config);
-  const server = serveApi(app, { host: config.host, port: config.port, clock, ...(tls ? { tls } : {}) });
+  const { host, port, trustedProxies } = config;
+  const server = serveApi(app, { host, port, trustedProxies, clock, ...(tls ? { tls } : {}) });
   await server.start(signal);
   closers.add("api", async () => {
     stopping.abort(new InsituError("unavailable", "the server stops"));

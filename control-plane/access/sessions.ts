@@ -30,8 +30,8 @@ export const SESSION_MAX_MS = 12 * 3_600_000;
 export const SESSION_IDLE_MAX_MS = 3_600_000;
 /** Entries go this long after their last change, which is when nothing can be made of them any more. */
 export const SESSION_BUCKET_TTL_MS = SESSION_MAX_MS + SESSION_IDLE_MAX_MS;
-/** Use is noted so often at most, and only when nothing else changed the entry. */
-const SEEN_STEP_MS = 5 * 60_000;
+/** Use is noted so often at most: by so much a session may end before its hour without use is over. */
+export const SEEN_STEP_MS = 5 * 60_000;
 
 export const FIRST_ADMIN: Principal = {
   name: "link:first-admin",

@@ -7,6 +7,7 @@ import type { Hono } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { ApiEnv } from "./context.ts";
+import { sourceAddress, trustedProxies } from "./source-address.ts";
 
 export interface ServeOptions {
   /** An address or a name to bind. Anything but loopback needs `tls`. */
@@ -15,6 +16,8 @@ export interface ServeOptions {
   port: number;
   /** PEM. */
   tls?: { cert: string | Buffer; key: string | Buffer };
+  /** Addresses and networks of proxies that say truly whom they were called by. */
+  trustedProxies?: readonly string[];
   clock: Clock;
 }
 
@@ -53,7 +56,7 @@ export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions
     throw new InsituError("request.invalid", message);
   }
   // The adapter would replace the process's global Request and Response otherwise.
-  const listener = getRequestListener(answerOn(app), {
+  const listener = getRequestListener(answerOn(app, trustedProxies(options.trustedProxies ?? [])), {
     overrideGlobalObjects: false,
     hostname: host,
   });
@@ -77,12 +80,16 @@ export function serveApi(app: Pick<Hono<ApiEnv>, "fetch">, options: ServeOptions
   return new NodeApiServer(server, options);
 }
 
-function answerOn(app: Pick<Hono<ApiEnv>, "fetch">): Parameters<typeof getRequestListener>[0] {
-  return (request, { incoming, outgoing }) =>
-    app.fetch(request, {
-      outgoing,
-      peer: `${incoming.socket.remoteAddress ?? ""}:${incoming.socket.remotePort ?? 0}`,
-    });
+function answerOn(
+  app: Pick<Hono<ApiEnv>, "fetch">,
+  trusted: BlockList,
+): Parameters<typeof getRequestListener>[0] {
+  return (request, { incoming, outgoing }) => {
+    const { remoteAddress = "", remotePort = 0 } = incoming.socket;
+    const forwarded = incoming.headers["x-forwarded-for"];
+    const source = sourceAddress(remoteAddress, forwarded?.toString(), trusted);
+    return app.fetch(request, { outgoing, peer: `${source}:${remotePort}` });
+  };
 }
 
 class NodeApiServer implements ApiServer {
