@@ -180,6 +180,72 @@ test("the command line signs in with a browser elsewhere, and out again", { time
   expect(after.status).toBe(401);
 });
 
+test("the first start prints a link that makes one browser the administrator, and no later start does", {
+  timeout: LIMIT_MS,
+}, async () => {
+  const data = join(directory, "first");
+  const first = await startAlone(data);
+  const link = /http\S+#first-admin=(\S+)/.exec(await first.saw(/#first-admin=\S+\n/))!;
+  const { origin } = new URL(link[0]);
+  const redeem = (browser: Browser): Promise<Response> =>
+    browser.fetch(`${origin}/auth/first-admin`, {
+      method: "POST",
+      headers: { "content-type": "application/json" },
+      body: JSON.stringify({ secret: link[1] }),
+    });
+  const [one, other] = [new Browser(), new Browser()];
+  const statuses = await Promise.all([redeem(one), redeem(other)]);
+  expect(statuses.map(({ status }) => status).sort()).toEqual([204, 401]);
+  const admin = statuses[0]?.status === 204 ? one : other;
+  const me = await admin.fetch(`${origin}/v1/access/whoami`);
+  expect(await me.json()).toMatchObject({ name: "link:first-admin", grants: [{ role: "admin" }] });
+  expect(readFileSync(join(data, "context.json"), "utf8")).not.toContain(link[1]);
+  await first.stop();
+  expect(
+    first
+      .out()
+      .split("\n")
+      .filter((line) => line.startsWith("{"))
+      .join(),
+  ).not.toContain(link[1]);
+
+  const second = await startAlone(data);
+  await second.saw(/server ready/);
+  await second.stop();
+  expect(second.out()).not.toContain("#first-admin=");
+});
+
+/** As a person starts it: nobody to report to but the terminal. */
+async function startAlone(data: string) {
+  const flags = ["--data", data, "--port", "0", "--gateway-port", "0", "--nats-port", "0"];
+  const child = spawn(process.execPath, [join(DIST, "insitu.js"), "server", ...flags], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  let out = "";
+  const listeners = new Set<() => void>();
+  child.stdout.setEncoding("utf8").on("data", (chunk: string) => {
+    out += chunk;
+    for (const look of listeners) look();
+  });
+  const gone = once(child, "close");
+  return {
+    out: () => out,
+    saw: (pattern: RegExp) =>
+      new Promise<string>((resolve, reject) => {
+        const look = (): void => {
+          if (pattern.test(out)) resolve(out);
+        };
+        listeners.add(look);
+        look();
+        gone.then(() => reject(new Error(`ended: ${out}`)), reject);
+      }),
+    async stop(): Promise<void> {
+      child.kill("SIGTERM");
+      await gone;
+    },
+  };
+}
+
 const FIXED = "f".repeat(43);
 
 /** The shipped program with a home of its own. */
