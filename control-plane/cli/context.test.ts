@@ -1,9 +1,9 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Settings } from "./config.ts";
-import { findTarget } from "./context.ts";
+import { findTarget, forgetToken, keepToken } from "./context.ts";
 
 let root: string;
 let settings: Settings;
@@ -66,4 +66,28 @@ test("no server is spoken to without TLS off this machine", () => {
 
 test("without any address the message says how to start a server", () => {
   expect(() => findTarget({}, settings)).toThrow(/insitu dev/);
+});
+
+test("a token of the user's own file opens its server from everywhere, when that is named", async () => {
+  await context(root, { server: "http://127.0.0.1:1", token: "near" });
+  await writeFile(settings.userContextFile, JSON.stringify({ server: "http://127.0.0.1:3", token: "own" }));
+  expect(findTarget({ server: "http://127.0.0.1:3" }, settings).token).toBe("own");
+  expect(findTarget({ server: "http://127.0.0.1:1" }, settings).token).toBe("near");
+  expect(findTarget({ server: "http://127.0.0.1:4" }, settings).token).toBeNull();
+});
+
+test("what was kept is for its user alone, replaces what was there, and is forgotten by its own token", async () => {
+  await writeFile(settings.userContextFile, JSON.stringify({ server: "http://127.0.0.1:9" }), {
+    mode: 0o644,
+  });
+  const file = keepToken(settings, { servers: ["http://127.0.0.1:3", "http://127.0.0.1:4"] }, "first");
+  expect((await stat(file)).mode & 0o777).toBe(0o600);
+  keepToken(settings, { servers: ["http://127.0.0.1:3"], caFile: "/etc/ca.pem" }, "second");
+  expect(forgetToken(settings, "first")).toBeNull();
+  expect(forgetToken(settings, "second")).toBe(file);
+  expect(JSON.parse(await readFile(file, "utf8"))).toEqual({
+    server: "http://127.0.0.1:3",
+    caFile: "/etc/ca.pem",
+  });
+  expect(await readdir(root)).toEqual(["a", "user.json"]);
 });
