@@ -22,7 +22,10 @@ interface Source {
   good: Set<string>;
 }
 
-export const FAILURE_LIMIT: FailureLimitOptions = { burst: 20, refillMs: 3_000, sourcesMax: 10_000 };
+const FAILURES_MAX = 20;
+const SOURCES_MAX = 10_000;
+const FAILURE_LIMIT: FailureLimitOptions = { burst: FAILURES_MAX, refillMs: 3_000, sourcesMax: SOURCES_MAX };
+/** Secrets that are remembered as good of one address, as digests. */
 const GOOD_MAX = 50;
 
 export class FailureLimit {

@@ -203,8 +203,12 @@ test("the way back needs the state, the person must be one and the same, and a r
   await expect(provider.finish(otherIssuer, pending)).rejects.toMatchObject({ code: "auth.missing" });
   liar.userinfo = { ...liar.userinfo, sub: "eve" };
   await expect(provider.finish(back, pending)).rejects.toMatchObject({ code: "auth.missing" });
-  liar.error = "invalid_grant";
-  await expect(provider.finish(back, pending)).rejects.toMatchObject({ code: "auth.missing" });
+  liar.error = "invalid_client";
+  await expect(provider.finish(back, pending)).rejects.toMatchObject({
+    code: "auth.missing",
+    message: expect.not.stringContaining("invalid_client"),
+    details: { why: expect.stringContaining("it said invalid_client") },
+  });
 });
 
 test("the command line is told to wait, and to wait longer", async () => {

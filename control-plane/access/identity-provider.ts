@@ -70,6 +70,7 @@ const SKEW_S = 30;
 const KNOWN_FOR_MS = 3_600_000;
 /** So often at most it is asked while it does not answer. */
 const RETRY_MS = 3_000;
+const ERROR_MAX_CHARS = 100;
 
 type Tokens = client.TokenEndpointResponse & client.TokenEndpointResponseHelpers;
 
@@ -285,10 +286,14 @@ function causesOf(err: unknown): unknown[] {
   return causes;
 }
 
-/** For the log. Codes and messages of the library; no token is in them. */
+/** For the log. Codes and messages of the library, and the provider's own code; no token is in them. */
 function reasonOf(err: unknown): string {
-  return causesOf(err)
-    .filter((cause) => cause instanceof Error)
-    .map((cause) => cause.message)
-    .join(": ");
+  const reasons = causesOf(err).flatMap((cause) => {
+    if (!(cause instanceof Error)) return [];
+    const own =
+      cause instanceof client.ResponseBodyError || cause instanceof client.AuthorizationResponseError;
+    // RFC 6749, section 5.2: such as invalid_client for a wrong secret.
+    return own ? [cause.message, `it said ${cause.error.slice(0, ERROR_MAX_CHARS)}`] : [cause.message];
+  });
+  return reasons.join(": ");
 }

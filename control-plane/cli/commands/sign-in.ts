@@ -9,6 +9,8 @@ import { instant, oneLine } from "../text.ts";
 /** RFC 8628, section 3.5: by so much slower after each `slow_down`. */
 const SLOWER_MS = 5_000;
 const INTERVAL_MIN_MS = 1_000;
+/** How tokens of sessions begin, and no others. */
+const SESSION_PREFIX = "inss_";
 
 export async function login(invocation: Invocation): Promise<number> {
   const { output, signal, world } = invocation;
@@ -43,14 +45,16 @@ export async function logout(invocation: Invocation): Promise<number> {
     await output.note(`There is no token for ${server}.`);
     return EXIT.ok;
   }
+  if (!token.startsWith(SESSION_PREFIX)) {
+    throw new InsituError(
+      "request.invalid",
+      `the token for ${server} is not from \`insitu auth login\`; \`insitu tokens revoke NAME\` ends an API token`,
+    );
+  }
   await client.signOut(signal);
   const file = forgetToken(world.settings, token);
   if (output.people) await output.line(`signed out of ${server}`);
   else await output.data({ server, file });
-  if (file === null)
-    await output.note(
-      "The token was in no file of `insitu auth login`; `insitu tokens revoke` ends an API token.",
-    );
   return EXIT.ok;
 }
 
