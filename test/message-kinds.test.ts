@@ -137,6 +137,17 @@ const KINDS: Record<string, readonly Reference[]> = {
   "bucket agents": VALUES,
   "bucket join-tokens": VALUES,
   "bucket api-tokens": VALUES,
+  "bucket sessions": [
+    ["control-plane/access/sessions.test.ts", "an end that comes while use is being noted stays an end"],
+    ...VALUES,
+  ],
+  "bucket first-admin": [
+    [
+      "control-plane/access/sessions.test.ts",
+      "of many who open the link for the first administrator one is let in, within the hour",
+    ],
+    ...VALUES,
+  ],
   "bucket nats-users": VALUES,
   "bucket approvals": [
     [

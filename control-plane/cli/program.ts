@@ -11,6 +11,7 @@ import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
 import { natsCommands } from "./nats-program.ts";
 import { FORMATS } from "./output.ts";
+import { signInCommands } from "./sign-in-program.ts";
 import type { Screen } from "./terminal.ts";
 
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
@@ -415,26 +416,7 @@ function accessCommands(program: Command, act: Act): void {
     "insitu auth whoami",
     "insitu auth can-i runs:start pipeline/nightly",
   ]);
-  const signIn = () => import("./commands/sign-in.ts");
-  const login = auth
-    .command("login")
-    .description("sign in at the server's identity provider, in a browser on any machine")
-    .action(act(async () => (await signIn()).login));
-  examples(
-    login,
-    ["insitu auth login --server https://insitu.example.org:7070 --ca-file ca.pem", "insitu auth login"],
-    "The token is good for 12 hours. It is kept in ~/.config/insitu/context.json (or below XDG_CONFIG_HOME), mode 0600.",
-  );
-  const logout = auth
-    .command("logout")
-    .description("end the session of the command line, everywhere")
-    .action(act(async () => (await signIn()).logout));
-  examples(logout, ["insitu auth logout"]);
-  const whoAmI = auth
-    .command("whoami")
-    .description("the name and the roles of your token")
-    .action(act(async () => (await commands()).whoAmI));
-  examples(whoAmI, ["insitu auth whoami", "insitu auth whoami -o json"]);
+  signInCommands(auth, { act, examples });
   const canI = auth
     .command("can-i <right> [target]")
     .description(

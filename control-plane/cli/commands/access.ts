@@ -117,7 +117,9 @@ function linesOf({ name, display, groups, grants }: WhoAmIView): string[] {
   const who = display === undefined ? name : `${name} (${oneLine(display)})`;
   const held = grants.map(({ role, pipelines }) => `${who}  ${role}  ${over(pipelines)}`);
   return [
-    ...(held.length > 0 ? held : [`${who}  no role here; groups are given some with --oidc-role of the server`]),
+    ...(held.length > 0
+      ? held
+      : [`${who}  no role here; groups are given some with --oidc-role of the server`]),
     ...(groups.length > 0 ? [`${who}  in  ${groups.map(oneLine).join(", ")}`] : []),
   ];
 }
