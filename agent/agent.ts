@@ -23,6 +23,7 @@ import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import type { Network } from "./network/network.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
+import { ReceiptSigner } from "./receipts/receipt-signer.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
 import type { Secrets } from "./secrets/secrets.ts";
 import { Supervisors } from "./supervisor/client.ts";
@@ -108,6 +109,23 @@ export class Agent {
       launch: world.launchSupervisor,
     });
     const supervisors = this.#supervisors;
+    const signer = loadOrMakeReportSigner(config.stateDir, identity);
+    const { environment, name } = identity;
+    const receipts = new ReceiptSigner({
+      signer,
+      identity,
+      facts: {
+        environment,
+        name,
+        software: `insitu-agent ${SOFTWARE_VERSION}`,
+        sandbox: world.sandbox.facts,
+      },
+      moment: () => ({
+        aheadOfCentreMs:
+          this.#centreOffsetMs === undefined ? null : Math.round(this.#clock.wallMs() - this.#centreNowMs()),
+        connected: this.#uplink.connected,
+      }),
+    });
     const processes = new ProcessExecutor({
       ...config,
       secrets: world.secrets,
@@ -122,6 +140,7 @@ export class Agent {
       reader: this.#reader,
       policy: world.policy,
       executors: [processes, noopExecutor].filter(({ kind }) => config.executors.includes(kind)),
+      receipts,
       environment: identity.environment,
       agent: identity.id,
       stateDir: config.stateDir,
@@ -139,14 +158,17 @@ export class Agent {
       connected: () => this.#uplink.connected,
       request: (csrDer) => this.#uplink.renew(csrDer),
       recover: (csrDer) => this.#uplink.recover(csrDer),
-      renewed: (renewed) => this.#uplink.useIdentity(renewed),
+      renewed: (renewed) => {
+        receipts.useIdentity(renewed);
+        this.#uplink.useIdentity(renewed);
+      },
     });
     this.#uplink = new Uplink({
       ...world,
       identity,
       instanceId: newSecret(9),
       journal: this.#journal,
-      signer: loadOrMakeReportSigner(config.stateDir, identity),
+      signer,
       gateways: new Gateways(identity.gateway, join(config.stateDir, "gateways.json")),
       side: {
         hello: () => ({

@@ -17,8 +17,12 @@ async function generate() {
       contents: `
         import { z } from "zod";
         import { AnyDocument, DOCUMENT_SCHEMAS } from "./shared/model/documents.ts";
+        import { LedgerEntry } from "./shared/provenance/ledger-entry.ts";
+        import { ReceiptStatement } from "./shared/provenance/receipt.ts";
         import { Offer, ReportPayload } from "./shared/wire/attempt.ts";
-        const schemas = { ...DOCUMENT_SCHEMAS, insitu: AnyDocument, report: ReportPayload, offer: Offer };
+        const wire = { report: ReportPayload, offer: Offer };
+        const evidence = { receipt: ReceiptStatement, "ledger-entry": LedgerEntry };
+        const schemas = { ...DOCUMENT_SCHEMAS, insitu: AnyDocument, ...wire, ...evidence };
         export const generated = Object.entries(schemas).map(([name, schema]) => [
           name,
           z.toJSONSchema(schema, { io: "input", target: "draft-2020-12", reused: "inline" }),
@@ -42,6 +46,9 @@ const TITLES = {
   insitu: "A resource of Insitu",
   report: "What an agent reports about an attempt",
   offer: "The offer of an attempt to the agents of one environment",
+  receipt:
+    "What an agent states of an attempt: in-toto Statement v1, predicate https://insitu.dev/attestation/receipt/v1",
+  "ledger-entry": "A leaf of the ledger",
 };
 
 function text(name, { $schema, ...schema }) {

@@ -31,6 +31,11 @@ export interface ReportSigner {
   signReports(payloads: readonly Uint8Array[]): Signature;
   /** For chunks of logs that go up together, one at least. */
   signLogs(chunks: readonly SignedChunk[]): Signature;
+  sign(payload: Uint8Array): { signature: Buffer; keyId: string };
+  /** Over what DSSE makes of a payload, which nothing else that this key signs begins like. */
+  signEnvelope(message: Uint8Array): Uint8Array;
+  /** SHA-256 of the public key's SPKI, hexadecimal. */
+  readonly keyId: string;
 }
 
 /**
@@ -64,6 +69,8 @@ export function reportSigner(
     sign: (payload) => ({ signature: sign(null, signedReport(uri, payload), key), keyId }),
     signReports: (payloads) => signBatch(REPORT_BATCH_PURPOSE, payloads.map(leafHash)),
     signLogs: (chunks) => signBatch(LOG_BATCH_PURPOSE, chunks.map(logLeaf)),
+    signEnvelope: (message) => sign(null, message, key),
+    keyId,
   };
 }
 

@@ -14,8 +14,16 @@ import { REMEMBERED_MAX } from "../leases/lease-book.ts";
 import { joined, type LogChunkRecord, type Loss, lossOf, noteOf } from "./log-chunk.ts";
 import { Undo } from "./undo.ts";
 
-/** `sitePolicy`: the digest of the one that allowed it, at a site that has one. */
-const Held = z.object({ offer: Offer, takenAtMs: z.number(), sitePolicy: z.string().optional() });
+/**
+ * `sitePolicy`: the digest of the one that allowed it, at a site that has one. `offerDigest`: of the offer as it was
+ * signed; missing in what an older release wrote.
+ */
+const Held = z.object({
+  offer: Offer,
+  takenAtMs: z.number(),
+  sitePolicy: z.string().optional(),
+  offerDigest: z.string().optional(),
+});
 export type HeldLease = z.infer<typeof Held>;
 
 interface Pending {

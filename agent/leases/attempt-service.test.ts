@@ -1,10 +1,13 @@
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
+import { verifyReceipt } from "../../shared/provenance/verify-receipt.ts";
 import { systemClock } from "../../shared/system.ts";
 import { type Offer, type Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
 import { REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
+import { Authority, type Sealer } from "../../test/support/receipts.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import {
   LIMITS,
@@ -26,6 +29,8 @@ import { AttemptService } from "./attempt-service.ts";
 import { OfferReader } from "./offer-reader.ts";
 
 const signer = offerSigner();
+const authority = await Authority.open();
+const agent: Sealer = await authority.agent("dream", "a1");
 let directory: TestDirectory;
 let journal: Journal;
 let service: AttemptService;
@@ -57,6 +62,7 @@ function open(): void {
     reader,
     policy,
     executors: [processes, noopExecutor],
+    receipts: agent.signer,
     environment: "dream",
     agent: "dream/a1",
     stateDir: directory.path,
@@ -110,6 +116,64 @@ function outcomeOf(runId = "run-1"): Outcome {
   if (report?.kind !== "finished") throw new Error(`no outcome of ${runId}`);
   return report.outcome;
 }
+
+function receiptOfRun(runId?: string) {
+  const { receipt } = outcomeOf(runId);
+  if (!receipt) throw new Error("the outcome has no receipt");
+  const verified = verifyReceipt(receipt, authority.trust);
+  if (verified.kind === "refused") throw new Error(verified.reason);
+  return verified.receipt;
+}
+const reads = { reads: ["patients"], writes: [] };
+const patients = { datasets: [{ name: "patients", classification: "restricted" as const }] };
+
+test.each([
+  ["succeeded", "printf secret >&2", { status: "succeeded", exitCode: 0, error: null }],
+  ["failed", "exit 3", { status: "failed", exitCode: 3, error: "exit" }],
+])(
+  "a step that reads data and has %s has a receipt in the journal with its outcome",
+  async (_, text, result) => {
+    const offer = offerOf({ step: shell(text, reads), ...patients });
+    const { message } = messageOf(offer);
+    await service.take(message);
+    const receipt = receiptOfRun();
+    expect(receipt).toMatchObject({ attempt: offer.lease, result });
+    expect(receipt.reads).toEqual([{ dataset: "patients", classification: "restricted" }]);
+    expect(receipt.offer).toBe(`sha256:${createHash("sha256").update(message.payload).digest("hex")}`);
+    expect(receipt.egress).toEqual(outcomeOf().egress);
+  },
+);
+
+test("a cancelled attempt has a receipt", async () => {
+  const offer = offerOf({ step: shell("sleep 60", reads), ...patients });
+  const done = service.take(messageOf(offer).message);
+  await until.holds(() => journal.held().length === 1);
+  service.stop(offer.lease, "cancelled", "not wanted");
+  await done;
+  expect(receiptOfRun().result).toMatchObject({ status: "cancelled" });
+});
+
+test("an attempt that a crash took, and one that the site refuses, have receipts under the offer they had", async () => {
+  const offer = offerOf({ step: shell("true", reads), ...patients });
+  const offerDigest = `sha256:${"7".repeat(64)}`;
+  await journal.take({ offer, takenAtMs: 1, offerDigest }, { kind: "started", lease: offer.lease, atMs: 1 });
+  await service.recover();
+  expect(receiptOfRun()).toMatchObject({ offer: offerDigest, result: { status: "interrupted" } });
+
+  const digest = `sha256:${"8".repeat(64)}`;
+  await reopen({ decide: () => ({ kind: "veto", digest, message: "not this one" }) });
+  const vetoed = { ...offer, lease: leaseKey({ runId: "run-2" }) };
+  await service.take(messageOf(vetoed).message);
+  expect(receiptOfRun("run-2")).toMatchObject({
+    policy: { site: { version: digest, decision: "veto" } },
+    result: { status: "refused", error: "policy.veto" },
+  });
+});
+
+test("a step that has nothing to do with data has no receipt", async () => {
+  await service.take(messageOf(offerOf()).message);
+  expect(outcomeOf()).not.toHaveProperty("receipt");
+});
 
 test("an offer is acknowledged when its lease is in the journal, and reported as started and finished", async () => {
   const { message, answers } = messageOf(offerOf());

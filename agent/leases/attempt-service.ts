@@ -5,6 +5,7 @@
  * report. What an earlier process of this agent left is taken up again; of what nothing is left, is reported as
  * interrupted.
  */
+import { createHash } from "node:crypto";
 import { join } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
@@ -22,6 +23,7 @@ import {
 import type { HeldLease, Journal } from "../journal/journal.ts";
 import { type LogTotals, LogWriter } from "../journal/log-writer.ts";
 import { type OfferPolicy, VETO } from "../policy/decision.ts";
+import type { Receipts } from "../receipts/receipt-signer.ts";
 import { LeaseBook } from "./lease-book.ts";
 import type { OfferReader } from "./offer-reader.ts";
 
@@ -50,6 +52,7 @@ export interface AttemptServiceOptions {
   /** Of the site, and asked before anything of an offer is written down. Undefined: it has none. */
   policy?: OfferPolicy | undefined;
   executors: readonly Executor[];
+  receipts: Receipts;
   environment: string;
   agent: string;
   stateDir: string;
@@ -62,12 +65,14 @@ export interface AttemptServiceOptions {
   onPoison(payload: Uint8Array, reason: string): void;
 }
 
+/** What an attempt was taken under, for its outcome and its receipt. */
+type Grant = Pick<HeldLease, "sitePolicy" | "offerDigest">;
+
 interface Running {
   lease: LeaseKey;
   /** True once the lease is in the journal. */
   durable: boolean;
-  /** The policy of the site that was asked. */
-  sitePolicy: string | undefined;
+  grant: Grant;
   /** The agent ends, and this goes on without it. */
   left?: boolean;
   execution: Execution | undefined;
@@ -122,7 +127,7 @@ export class AttemptService {
     for (const lease of journal.undelivered()) this.#book.note(lease);
   }
 
-  async #resume({ offer, takenAtMs, sitePolicy }: HeldLease): Promise<boolean> {
+  async #resume({ offer, takenAtMs, ...grant }: HeldLease): Promise<boolean> {
     const { journal, log, onFree } = this.#options;
     const executor = this.#executors.get(offer.step.executor.kind);
     let writer: LogWriter;
@@ -142,7 +147,7 @@ export class AttemptService {
     const running: Running = {
       lease: offer.lease,
       durable: true,
-      sitePolicy,
+      grant,
       execution,
       stop: undefined,
       done: Promise.resolve(),
@@ -155,7 +160,7 @@ export class AttemptService {
     return true;
   }
 
-  async #interrupted({ offer, takenAtMs, sitePolicy }: HeldLease): Promise<void> {
+  async #interrupted({ offer, takenAtMs, ...grant }: HeldLease): Promise<void> {
     const { journal, log, clock } = this.#options;
     await this.#executors.get(offer.step.executor.kind)?.cleanUp(offer);
     const { lastSeq, bytes, lostBytes } = journal.logMark(offer.lease);
@@ -163,7 +168,7 @@ export class AttemptService {
       "the step had not begun when its agent was ended, or all that it left was removed, for example with its disk";
     const result = failure("interrupted", "interrupted", message);
     const totals = { lastSeq, bytes, droppedBytes: lostBytes };
-    const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs(), sitePolicy);
+    const outcome = this.#outcome(offer, result, totals, takenAtMs, clock.wallMs(), grant);
     await journal.finish({ kind: "finished", lease: offer.lease, outcome });
     log.warn({ ...offer.lease }, "attempt of an earlier process reported as interrupted");
   }
@@ -191,7 +196,7 @@ export class AttemptService {
     const running: Running = {
       lease: offer.lease,
       durable: false,
-      sitePolicy: undefined,
+      grant: { offerDigest: sha256Of(message.payload) },
       execution: undefined,
       stop: undefined,
       done: Promise.resolve(),
@@ -254,9 +259,9 @@ export class AttemptService {
       this.#book.forget(offer.lease);
       return message.giveBack(GIVE_BACK_MS);
     }
-    running.sitePolicy = site?.digest;
+    if (site) running.grant.sitePolicy = site.digest;
     if (site?.kind === "veto") return await this.#veto(offer, message, site);
-    const held: HeldLease = { offer, takenAtMs, ...(site ? { sitePolicy: site.digest } : {}) };
+    const held: HeldLease = { offer, takenAtMs, ...running.grant };
     try {
       await journal.take(held, { kind: "started", lease: offer.lease, atMs: takenAtMs });
     } catch (err) {
@@ -291,14 +296,7 @@ export class AttemptService {
   async #veto(offer: Offer, message: OfferMessage, site: { digest: string; message: string }): Promise<void> {
     const { clock, journal, log } = this.#options;
     const nowMs = clock.wallMs();
-    const outcome = this.#outcome(
-      offer,
-      failure("refused", VETO, site.message),
-      NO_LOG,
-      nowMs,
-      nowMs,
-      site.digest,
-    );
+    const outcome = this.#outcome(offer, failure("refused", VETO, site.message), NO_LOG, nowMs, nowMs);
     try {
       await journal.finish({ kind: "finished", lease: offer.lease, outcome });
     } catch (err) {
@@ -381,7 +379,7 @@ export class AttemptService {
     logs: LogTotals,
     startedAtMs: number,
     finishedAtMs: number,
-    sitePolicy = this.#running.get(keyOf(offer.lease))?.sitePolicy,
+    grant: Grant = this.#running.get(keyOf(offer.lease))?.grant ?? {},
   ): Outcome {
     const outputBytes = Object.values(result.outputs).reduce(
       (sum, output) => sum + Buffer.byteLength(output.text),
@@ -395,7 +393,7 @@ export class AttemptService {
         logs,
         startedAtMs,
         finishedAtMs,
-        sitePolicy,
+        grant,
       );
     }
     // A veto is in the agent's own words, and nothing was read: its reason leaves whatever the step would have read.
@@ -422,15 +420,34 @@ export class AttemptService {
       finishedAtMs,
       ...(sitePolicy === undefined ? {} : { sitePolicy }),
       ...(result.sandbox ? { sandbox: result.sandbox } : {}),
+      ...(grant.sitePolicy === undefined ? {} : { sitePolicy: grant.sitePolicy }),
     };
+    const receipt = this.#receipt(offer, outcome, grant);
+    // Last, as the schema has it: the report can be written again from what a run's events say.
+    if (receipt) outcome.receipt = receipt;
     const report: ReportPayload = { kind: "finished", lease: offer.lease, outcome };
     const reportBytes = Buffer.byteLength(JSON.stringify(report));
     if (reportBytes <= REPORT_MAX_BYTES) return outcome;
     // The gateway refuses it for good, and the attempt would never end: control characters take six times their room.
     const message = `the report of the step has ${reportBytes} bytes; ${REPORT_MAX_BYTES} are allowed (use artifacts for what is not plain text)`;
     const tooLarge = failure("failed", "report.too-large", message, result);
-    return this.#outcome(offer, tooLarge, logs, startedAtMs, finishedAtMs, sitePolicy);
+    return this.#outcome(offer, tooLarge, logs, startedAtMs, finishedAtMs, grant);
   }
+
+  /** An outcome without a receipt is an open item of the audit; no outcome would be a step that never ends. */
+  #receipt(offer: Offer, outcome: Outcome, { offerDigest }: Grant): Outcome["receipt"] {
+    const { receipts, log } = this.#options;
+    try {
+      return receipts.receiptFor(offer, outcome, offerDigest ?? null);
+    } catch (err) {
+      log.error({ ...offer.lease, err }, "no receipt can be made of the attempt");
+      return undefined;
+    }
+  }
+}
+
+function sha256Of(bytes: Uint8Array): string {
+  return `sha256:${createHash("sha256").update(bytes).digest("hex")}`;
 }
 
 function keyOf(lease: LeaseKey): string {

@@ -2,6 +2,7 @@
 import { z } from "zod";
 import { Digest, FieldName, Name } from "../model/names.ts";
 import { Classification, ParamValue, StepSpec } from "../model/spec.ts";
+import { SignedReceipt } from "../provenance/signed-receipt.ts";
 
 /** Names one grant of one attempt. `epoch` is the fencing token: it grows with each grant. */
 export const LeaseKey = z.strictObject({
@@ -93,6 +94,8 @@ export const Outcome = z.strictObject({
   sitePolicy: Digest.optional(),
   /** Missing: no process was started, or by an agent that does not say. */
   sandbox: BoxRecord.optional(),
+  /** What the agent signed of a step that reads or writes datasets. Missing: the step does not, or the agent is older. */
+  receipt: SignedReceipt.optional(),
 });
 export type Outcome = z.infer<typeof Outcome>;
 
