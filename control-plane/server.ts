@@ -41,14 +41,18 @@ import { Closers } from "./closers.ts";
 import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { openEngine } from "./engine.ts";
+import { LedgerDesk } from "./evidence/ledger-desk.ts";
+import { receiptCheck } from "./evidence/receipt-check.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
+import { checkedReports } from "./gateway/checked-reports.ts";
 import { createGateway } from "./gateway/gateway.ts";
 import { LogDoubts } from "./gateway/log-doubts.ts";
 import { ReportKeys } from "./gateway/report-keys.ts";
 import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
 import { openPeople } from "./people.ts";
+import { openLedger } from "./ledger.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
 import { Commands } from "./runs/run-commands.ts";
@@ -156,6 +160,12 @@ async function open(
   const started: { runs?: RunService } = {};
   await reads.start();
 
+  const ledger = await openLedger(
+    { connection, plans: resourceLog, clock, log, replicas },
+    { data: config.data, secrets, trustDomain: pki.trustDomain },
+    closers,
+  );
+
   const agents = await openKv(connection, {
     ...buckets,
     bucket: BUCKETS.agents,
@@ -223,6 +233,8 @@ async function open(
     requireSigned: config.requireSignedReports,
     onRefused: (agent, code) => fleet.refusedReport(agent, code),
   });
+
+  const checkReceipt = receiptCheck({ trustDomain: pki.trustDomain, rootsPem: [pki.caPem] });
 
   const placement = createCedarPlacement();
   const resources = new Resources({
@@ -305,8 +317,11 @@ async function open(
         epochFloor,
       );
       await inbox.drain();
+      ledger.own(epochs);
     },
-    disown: (lost) => runs.disown(lost),
+    async disown(lost) {
+      await Promise.all([runs.disown(lost), ledger.disown(lost)]);
+    },
     announce: () => peers.broadcast({ kind: "shards" }),
   });
   const router: RunRouter = new RunRouter({
@@ -315,7 +330,12 @@ async function open(
     bus: peers,
     inbox,
     clock,
-    verify: (item) => reportKeys.checkStored(item),
+    async verify(item) {
+      await reportKeys.checkStored(item);
+      const wrong = checkReceipt(item.agent, item.report);
+      if (wrong !== undefined)
+        throw new InsituError("report.forged", `its receipt is not in order: ${wrong}`);
+    },
     async refused(item, { code, message }) {
       const { agent, report } = item;
       log.warn({ agent, ...report.lease, code, message }, "report from the inbox set aside");
@@ -410,7 +430,11 @@ async function open(
     joinRequests,
     registry,
     fleet,
-    reports: router,
+    reports: checkedReports(router, {
+      check: checkReceipt,
+      poison,
+      onRefused: (agent, code) => fleet.refusedReport(agent, code),
+    }),
     reportKeys,
     leases: router,
     logs,
@@ -494,6 +518,13 @@ async function open(
       tokens: apiTokens,
       approvals: createApprovalDesk({ kv: approvalKv, clock, log }),
       poison,
+      ledger: new LedgerDesk({
+        clock,
+        tree: ledger.tree,
+        checkpoints: ledger.checkpoints,
+        trust: { trustDomain: pki.trustDomain, rootsPem: [pki.caPem] },
+        trouble: () => ledger.trouble,
+      }),
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {

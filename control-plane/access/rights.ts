@@ -28,6 +28,7 @@ export const RIGHTS = [
   "authority:manage",
   "access:edit",
   "poison:manage",
+  "audit:read",
 ] as const;
 export type Right = (typeof RIGHTS)[number];
 
@@ -55,7 +56,7 @@ const ROLE_RIGHTS = {
   operator: [...VIEW, "runs:start", "runs:cancel", "runs:resolve", "logs:read"],
   editor: [...VIEW, "resources:apply", "resources:delete"],
   "agent-admin": [...VIEW, "agents:admit", "agents:revoke"],
-  auditor: [...VIEW, "logs:read"],
+  auditor: [...VIEW, "logs:read", "audit:read"],
   admin: RIGHTS,
 } as const satisfies Record<string, readonly Right[]>;
 

@@ -6,6 +6,7 @@ import type { Kind, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, systemClock } from "../../shared/system.ts";
 import { ROLES_ALONE } from "../access/access-judge.ts";
 import { type ApprovalRecord, ask, digestOfRequest, judge } from "../access/approvals.ts";
+import { MemoryLedger } from "../evidence/ledger.fixture.ts";
 import type { KeptPoison } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
 import { tokenAccess } from "./access.ts";
@@ -50,6 +51,8 @@ export class FakeServices implements ApiServices {
   readonly logLines = new Map<string, LogLine[]>();
   readonly agentViews: AgentView[] = [];
   readonly applied: { set: DocumentSet; by: string; dryRun: boolean }[] = [];
+  readonly memory = new MemoryLedger();
+  readonly ledger = this.memory.desk();
   readonly changes = new Changes();
   /** Sources that are open now: each stream that ends must close its own. */
   openStreams = 0;

@@ -16,6 +16,7 @@ import { fleetRoutes } from "./fleet-routes.ts";
 import { checkGuards } from "./guard.ts";
 import { healthRoutes } from "./health-routes.ts";
 import { idempotent } from "./idempotency.ts";
+import { ledgerRoutes } from "./ledger-routes.ts";
 import { openApiDocument } from "./openapi.ts";
 import { poisonRoutes } from "./poison-routes.ts";
 import { problemResponse, toInsituError, validationError } from "./problem.ts";
@@ -80,6 +81,7 @@ export function addRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   authorityRoutes(app, deps);
   approvalRoutes(app, deps);
   poisonRoutes(app, deps);
+  ledgerRoutes(app, deps);
   checkGuards(app);
 }
 

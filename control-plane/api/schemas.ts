@@ -596,3 +596,39 @@ export const VersionView = z
 export function pageOf<T extends z.ZodType>(items: T) {
   return z.object({ items: z.array(items), nextCursor: z.string().nullable() });
 }
+
+export const LedgerKeyView = z
+  .object({
+    origin: z.string().openapi({ description: "First line of each checkpoint, and the name of the key" }),
+    verifierKey: z.string().openapi({ description: "`name+id+key`, as C2SP signed notes have it" }),
+    trustDomain: z.string(),
+    rootsPem: z.array(z.string()).openapi({ description: "What certificates of agents lead to" }),
+    trouble: z
+      .string()
+      .openapi({ description: "Empty, or why the ledger is not written or not to be believed" }),
+  })
+  .openapi("LedgerKey");
+export type LedgerKeyView = z.infer<typeof LedgerKeyView>;
+
+const LedgerLeafView = z.object({
+  index: z.int().min(0),
+  kind: z.string().openapi({ description: "`receipt`, or the kind of the decision" }),
+  attempt: z.int(),
+  epoch: z.int(),
+  leaf: z
+    .string()
+    .openapi({ description: "The leaf itself, base64: canonical JSON (ledger-entry.schema.json)" }),
+  proof: z.array(z.string()).openapi({ description: "RFC 6962 audit path, base64, from the leaf upwards" }),
+});
+
+export const LedgerProofView = z
+  .object({
+    v: z.literal(1),
+    run: z.string(),
+    step: z.string(),
+    checkpoint: z.string().openapi({ description: "C2SP signed note: the tree that the proofs are of" }),
+    key: LedgerKeyView.omit({ trouble: true }),
+    leaves: z.array(LedgerLeafView),
+  })
+  .openapi("LedgerProof");
+export type LedgerProofView = z.infer<typeof LedgerProofView>;

@@ -15,6 +15,8 @@ import type {
   AuthorityView,
   JoinRequestView,
   JoinTokenView,
+  LedgerKeyView,
+  LedgerProofView,
   LogLine,
   NewApiTokenView,
   NewJoinTokenView,
@@ -226,6 +228,14 @@ export interface Approvals {
   ): Promise<ApprovalRecord>;
   /** Makes one that was taken good again: its request had no effect. */
   giveBack(record: ApprovalRecord): Promise<void>;
+export interface LedgerQueries {
+  key(): LedgerKeyView;
+  /** The note. `upToDate`: of all leaves that there are at the call. @throws not-found, unavailable */
+  checkpoint(upToDate: boolean, signal: AbortSignal): Promise<string>;
+  /** Of a path such as `tile/0/x001/067` or `tile/entries/000.p/7`. @throws not-found */
+  tile(path: string): Promise<{ bytes: Uint8Array; full: boolean }>;
+  /** All leaves about the attempts of a step, each with its proof. @throws not-found */
+  prove(runId: string, step: string, signal: AbortSignal): Promise<LedgerProofView>;
 }
 
 export interface ApiServices {
@@ -242,6 +252,7 @@ export interface ApiServices {
   tokens: ApiTokens;
   approvals: Approvals;
   poison: PoisonDesk;
+  ledger: LedgerQueries;
   /** Name → ok, for /readyz. */
   readiness(): Record<string, boolean>;
 }

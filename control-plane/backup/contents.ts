@@ -20,6 +20,8 @@ const STREAM_TURNS: Record<keyof typeof STREAMS, Turn> = {
   work: "derived",
   // For people, and nothing refers to it.
   poison: "after",
+  // Leaves are made from run events and applies: those of events that the backup lacks would keep the places of others.
+  ledger: "before",
 };
 const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   // An answer that is kept names a run: one that the backup does not hold would be promised for nothing.
@@ -36,6 +38,8 @@ const BUCKET_TURNS: Record<keyof typeof BUCKETS, Turn> = {
   firstAdmin: "after",
   // Epochs of shards that are older than those in the run events would stop the runs.
   cluster: "after",
+  // It may be of a ledger that is longer than the one in the backup.
+  checkpoint: "derived",
 };
 
 const TURNS: readonly (readonly [string, Turn])[] = [

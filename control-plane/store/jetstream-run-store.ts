@@ -51,7 +51,9 @@ export class JetStreamRunStore implements RunStore {
  *
  * @throws internal when the batch has a shape of another release: the caller sets the run aside
  */
-export function toBatch(message: StreamMessage): StoredBatch & { foreign?: string } {
+export function toBatch(
+  message: Pick<StreamMessage, "seq" | "subject" | "data">,
+): StoredBatch & { foreign?: string } {
   const { seq, subject } = message;
   const runId = subject.slice(subject.lastIndexOf(".") + 1);
   const parsed = parseObject(message.data);

@@ -134,6 +134,15 @@ function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: strin
       max_bytes: POISON_MAX_BYTES,
       max_msgs: POISON_MAX_MESSAGES,
     },
+    {
+      ...common,
+      name: STREAMS.ledger,
+      subjects: [subjects.allLedger],
+      discard: DiscardPolicy.New,
+      allow_direct: true,
+      deny_delete: true,
+      deny_purge: true,
+    },
   ];
 }
 

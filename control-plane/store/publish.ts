@@ -89,7 +89,7 @@ async function tryOnce(connection: NatsConnection, message: Publication): Promis
 }
 
 /** The first message of the subject from a sequence on, as the stream's leader has it. */
-async function nextMessage(
+export async function nextMessage(
   connection: NatsConnection,
   at: { stream: string; subject: string; fromSeq: number },
 ): Promise<StoredMsg | undefined> {

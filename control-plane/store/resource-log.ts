@@ -50,6 +50,15 @@ const Change = z.union([
 ]);
 const Applied = z.strictObject({ v: z.literal(1), atMs: z.int(), by: z.string(), changes: z.array(Change) });
 
+/** Undefined for what is no apply. */
+export function parseApply(data: Uint8Array): z.infer<typeof Applied> | undefined {
+  try {
+    return Applied.parse(JSON.parse(Buffer.from(data).toString("utf8")));
+  } catch {
+    return undefined; // not JSON, or not of this form
+  }
+}
+
 /** Somebody waits for it. */
 const PATIENCE_MS = 10_000;
 const LOAD_RETRY_MS = 500;

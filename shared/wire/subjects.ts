@@ -8,6 +8,8 @@ export const STREAMS = {
   inbox: "INBOX",
   /** Copies of messages that nobody could make sense of, each with the reason. */
   poison: "POISON",
+  /** Leaves of the ledger: leaf `i` of the Merkle tree is the message `i + 1`. */
+  ledger: "LEDGER",
 } as const;
 export const BUCKETS = {
   /** Canonical JSON of pipeline versions, by hexadecimal digest. */
@@ -27,6 +29,8 @@ export const BUCKETS = {
   natsUsers: "nats-users",
   /** One entry: who the replicas are, and which of them owns which shard. */
   cluster: "cluster",
+  /** One entry: the newest checkpoint of the ledger. */
+  checkpoint: "ledger-checkpoint",
 } as const;
 
 /** A stream that is there while a backup is being restored. */
@@ -40,6 +44,8 @@ export const FILLER_HEADER = "Insitu-Filler";
 export const SHARD_COUNT = 64;
 /** Of all runs that share pools: one replica hands out the places. */
 export const POOL_SHARD = 0;
+/** Its owner writes the ledger. */
+export const LEDGER_SHARD = 0;
 
 /** Which of the 64 shards decides for a run: FNV-1a (32 bits) of the id, modulo 64. */
 export function shardOf(runId: string): number {
@@ -69,6 +75,9 @@ export const subjects = {
   /** One subject a message: of the same one, one copy is kept. */
   poison: (source: string, name: string) => `poison.${source}.${name}`,
   allPoison: "poison.>",
+  /** Leaves that were made from messages of one stream. */
+  ledger: (source: string) => `ledger.${source.toLowerCase()}`,
+  allLedger: "ledger.>",
   /** Between replicas, not stored: losing one is a delay. */
   replica: (id: string) => `replica.${id}`,
   allReplicas: "replicas",

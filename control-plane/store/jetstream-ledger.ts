@@ -1,0 +1,57 @@
+/** The ledger's leaves on the stream `LEDGER`: one message a leaf, compare-and-set on the whole stream. */
+import type { NatsConnection } from "nats";
+import { InsituError } from "../../shared/errors.ts";
+import { entryBytes, type LedgerEntry, parseEntry } from "../../shared/provenance/ledger-entry.ts";
+import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import type { LedgerSource, LedgerStore } from "../evidence/ports.ts";
+import { lastMessageOf } from "./jetstream.ts";
+import { publishOnce } from "./publish.ts";
+import { flushed } from "./stream-disk.ts";
+
+export class JetStreamLedger implements LedgerStore {
+  readonly #connection: NatsConnection;
+
+  constructor(connection: NatsConnection) {
+    this.#connection = connection;
+  }
+
+  async size(): Promise<number> {
+    return (await lastMessageOf(this.#connection, STREAMS.ledger, subjects.allLedger))?.seq ?? 0;
+  }
+
+  async lastOf(source: LedgerSource): Promise<LedgerEntry | undefined> {
+    const message = await lastMessageOf(this.#connection, STREAMS.ledger, subjects.ledger(source));
+    if (!message) return undefined;
+    const entry = parseEntry(message.data);
+    if (entry) return entry;
+    throw new InsituError(
+      "internal",
+      `message ${message.seq} of ${STREAMS.ledger} is no leaf of this release`,
+    );
+  }
+
+  /** At the same time: the server takes each only behind the one before, so one that is lost stops all that follow. */
+  async append(entries: readonly LedgerEntry[], size: number): Promise<"appended" | "conflict"> {
+    const stored = await Promise.all(
+      entries.map((entry, i) =>
+        publishOnce(this.#connection, {
+          what: `leaf ${size + i} of the ledger`,
+          stream: STREAMS.ledger,
+          subject: subjects.ledger(entry.source.stream),
+          payload: entryBytes(entry),
+          messageId: `${entry.source.stream}/${entry.source.seq}/${entry.source.part}`,
+          expected: { ofStream: size + i },
+          // Before a checkpoint speaks of them they are brought to the disk, all at once.
+          mayBeLost: true,
+        }),
+      ),
+    );
+    // The repeat of one that is there already is answered with its place.
+    const placed = stored.every((one, i) => one.kind === "stored" && one.seq === size + i + 1);
+    return placed ? "appended" : "conflict";
+  }
+
+  async durable(size: number): Promise<void> {
+    await flushed(this.#connection, STREAMS.ledger, size);
+  }
+}
