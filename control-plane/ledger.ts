@@ -3,12 +3,15 @@ import { join } from "node:path";
 import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
+import type { ReceiptTrust } from "../shared/provenance/verify-receipt.ts";
 import type { Clock } from "../shared/system.ts";
 import { BUCKETS, LEDGER_SHARD } from "../shared/wire/subjects.ts";
 import { loadOrCreateLogKey } from "./access/log-key.ts";
 import type { Closers } from "./closers.ts";
 import { CheckpointService } from "./evidence/checkpoint-service.ts";
+import { LedgerDesk } from "./evidence/ledger-desk.ts";
 import { LedgerService } from "./evidence/ledger-service.ts";
+import { reconcile } from "./evidence/reconcile-service.ts";
 import type { PlanSource } from "./runs/ports.ts";
 import { JetStreamLedger } from "./store/jetstream-ledger.ts";
 import { openKv } from "./store/kv.ts";
@@ -19,8 +22,8 @@ import { StoredLedgerTree } from "./store/ledger-tree.ts";
 export interface Ledger {
   tree: StoredLedgerTree;
   checkpoints: CheckpointService;
-  /** Empty, or why it is not written or not to be believed. */
-  readonly trouble: string;
+  /** What auditors are answered by. */
+  desk(trust: ReceiptTrust): LedgerDesk;
   /** Follows the shard whose owner writes it. */
   own(shards: ReadonlyMap<number, number>): void;
   disown(shards: ReadonlySet<number>): Promise<void>;
@@ -61,9 +64,15 @@ export async function openLedger(
   return {
     tree,
     checkpoints,
-    get trouble() {
-      return checkpoints.forked || service.trouble;
-    },
+    desk: (trust) =>
+      new LedgerDesk({
+        clock,
+        tree,
+        checkpoints,
+        trust,
+        trouble: () => checkpoints.forked || service.trouble,
+        reconcile: (signal) => reconcile({ sources, store, trust, clock }, signal),
+      }),
     own(shards) {
       if (!shards.has(LEDGER_SHARD)) return;
       writes = true;

@@ -41,7 +41,6 @@ import { Closers } from "./closers.ts";
 import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { openEngine } from "./engine.ts";
-import { LedgerDesk } from "./evidence/ledger-desk.ts";
 import { receiptCheck } from "./evidence/receipt-check.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
@@ -234,7 +233,8 @@ async function open(
     onRefused: (agent, code) => fleet.refusedReport(agent, code),
   });
 
-  const checkReceipt = receiptCheck({ trustDomain: pki.trustDomain, rootsPem: [pki.caPem] });
+  const trust = { trustDomain: pki.trustDomain, rootsPem: [pki.caPem] };
+  const checkReceipt = receiptCheck(trust);
 
   const placement = createCedarPlacement();
   const resources = new Resources({
@@ -518,13 +518,7 @@ async function open(
       tokens: apiTokens,
       approvals: createApprovalDesk({ kv: approvalKv, clock, log }),
       poison,
-      ledger: new LedgerDesk({
-        clock,
-        tree: ledger.tree,
-        checkpoints: ledger.checkpoints,
-        trust: { trustDomain: pki.trustDomain, rootsPem: [pki.caPem] },
-        trouble: () => ledger.trouble,
-      }),
+      ledger: ledger.desk(trust),
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {

@@ -33,6 +33,8 @@ const TABLE = {
   "report.forged": [403, 7, 1, "The report is not what its agent signed"],
   "log.unsigned": [403, 7, 1, "The log is not signed"],
   "log.forged": [403, 7, 1, "The log is not what its agent signed"],
+  "ledger.forked": [500, 15, 1, "The ledger was changed"],
+  "evidence.refused": [422, 15, 1, "The evidence does not verify"],
   "offer.refused": [409, 9, 1, "The offer was refused"],
   "protocol.incompatible": [400, 9, 1, "The two sides speak different protocol versions"],
   "store.unavailable": [503, 14, 8, "The store cannot be reached"],

@@ -3,7 +3,12 @@ import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { needs } from "./guard.ts";
 import { flag, json, problems } from "./routes.ts";
+import { reach } from "./run-routes.ts";
 import { LedgerKeyView, LedgerProofView } from "./schemas.ts";
+import { bodyOf } from "./streams.ts";
+
+// Typed as any text: the library takes a literal with "json" in it for one JSON value.
+const NDJSON: string = "application/x-ndjson";
 
 const TILE_PREFIX = "/v1/ledger/tile/";
 /** A full tile never changes. It is for who has the right alone, so no cache in between keeps it. */
@@ -71,7 +76,32 @@ const prove = createRoute({
   },
 });
 
-export function ledgerRoutes(app: OpenAPIHono<ApiEnv>, { ledger }: RouteDeps): void {
+const reconcile = createRoute({
+  ...needs("audit:read"),
+  method: "get",
+  path: "/v1/ledger/reconciliation",
+  operationId: "reconcileLedger",
+  tags: ["ledger"],
+  summary: "Compares the ledger with what it is made of; reads all of both",
+  description:
+    "Lines of JSON as they are found: `{ finding }` (ReconcileFinding), and at the end one `{ summary }` (ReconcileSummary); without that line the answer is not whole.",
+  responses: {
+    200: { content: { [NDJSON]: { schema: z.string() } }, description: "The findings" },
+    ...problems,
+  },
+});
+
+/** @yields lines of JSON; the first one is empty, so that the answer begins at once */
+async function* lines(found: ReturnType<RouteDeps["ledger"]["reconcile"]>): AsyncGenerator<string, void> {
+  yield "\n";
+  for (let next = await found.next(); ; next = await found.next()) {
+    if (next.done === true) return yield `${JSON.stringify({ summary: next.value })}\n`;
+    yield `${JSON.stringify({ finding: next.value })}\n`;
+  }
+}
+
+export function ledgerRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
+  const { ledger } = deps;
   app.openapi(key, (c) => c.json(ledger.key(), 200));
 
   app.openapi(checkpoint, async (c) => {
@@ -82,6 +112,11 @@ export function ledgerRoutes(app: OpenAPIHono<ApiEnv>, { ledger }: RouteDeps): v
   app.openapi(prove, async (c) => {
     const { runId, step } = c.req.valid("param");
     return c.json(await ledger.prove(runId, step, c.req.raw.signal), 200);
+  });
+
+  app.openapi(reconcile, (c) => {
+    const body = bodyOf((signal) => lines(ledger.reconcile(signal)), reach(c, deps));
+    return new Response(body, { headers: { "content-type": NDJSON, "cache-control": "no-store" } });
   });
 
   // A parameter of a described route ends at a slash.

@@ -268,7 +268,7 @@ function lastEventId(given: string | undefined): number {
 }
 
 /** How a stream ends from outside, and how it is broken off: with the connection itself, after a line in the log. */
-function reach(c: Context<ApiEnv>, { stopping, log }: RouteDeps) {
+export function reach(c: Context<ApiEnv>, { stopping, log }: Pick<RouteDeps, "stopping" | "log">) {
   const cut = (err: unknown) => {
     const error = InsituError.from(err);
     const requestId = c.get("requestId");

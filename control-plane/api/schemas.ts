@@ -632,3 +632,32 @@ export const LedgerProofView = z
   })
   .openapi("LedgerProof");
 export type LedgerProofView = z.infer<typeof LedgerProofView>;
+
+export const ReconcileFinding = z
+  .object({
+    kind: z.enum([
+      "missing", // a message should have a leaf that is not there
+      "double", // a leaf is there again, or out of order
+      "unfounded", // a leaf whose message is not there, or says no such thing
+      "changed", // a leaf is not what its message says
+      "no-receipt", // an attempt of a data-bound step has ended without one
+      "bad-receipt", // a receipt does not verify
+    ]),
+    where: z.string().openapi({ description: "The leaf, the message or the attempt" }),
+    detail: z.string(),
+  })
+  .openapi("ReconcileFinding");
+export type ReconcileFinding = z.infer<typeof ReconcileFinding>;
+
+export const ReconcileSummary = z
+  .object({
+    leaves: z.int().openapi({ description: "That are where they belong" }),
+    messages: z.int().openapi({ description: "That were made leaves of again" }),
+    receipts: z.int(),
+    ended: z.int().openapi({
+      description: "Attempts of data-bound steps that have ended, or were lost with their agent",
+    }),
+    findings: z.int(),
+  })
+  .openapi("ReconcileSummary");
+export type ReconcileSummary = z.infer<typeof ReconcileSummary>;

@@ -21,6 +21,8 @@ import type {
   NewApiTokenView,
   NewJoinTokenView,
   PlanView,
+  ReconcileFinding,
+  ReconcileSummary,
   RunDetail,
   RunSummary,
   ServerView,
@@ -236,6 +238,8 @@ export interface LedgerQueries {
   tile(path: string): Promise<{ bytes: Uint8Array; full: boolean }>;
   /** All leaves about the attempts of a step, each with its proof. @throws not-found */
   prove(runId: string, step: string, signal: AbortSignal): Promise<LedgerProofView>;
+  /** What it finds, as it finds it; reads everything. */
+  reconcile(signal: AbortSignal): AsyncGenerator<ReconcileFinding, ReconcileSummary>;
 }
 
 export interface ApiServices {

@@ -1,5 +1,6 @@
 /** The API as functions. Types come from the server's own schemas and are gone at run time. */
 import type { Readable } from "node:stream";
+import { text } from "node:stream/consumers";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
@@ -15,12 +16,16 @@ import type {
   CanIView,
   JoinRequestView,
   JoinTokenView,
+  LedgerKeyView,
+  LedgerProofView,
   LogLine,
   NewApiTokenView,
   NewJoinTokenView,
   PlanView,
   PoisonDetail,
   PoisonView,
+  ReconcileFinding,
+  ReconcileSummary,
   RunDetail,
   RunSummary,
   ServerView,
@@ -191,8 +196,8 @@ export class ApiClient {
     for (let retries = 0; ; retries++) {
       try {
         const { body } = await this.#http.open({ method: "GET", path, query, signal });
-        for await (const text of linesOf(body)) {
-          const line = JSON.parse(text) as LogLine;
+        for await (const json of linesOf(body)) {
+          const line = JSON.parse(json) as LogLine;
           const key = `${line.step}/${line.attempt}`;
           if (line.seq <= (seen.get(key) ?? 0)) continue;
           seen.set(key, line.seq);
@@ -231,6 +236,37 @@ export class ApiClient {
   async dropPoison(id: number, signal: AbortSignal): Promise<void> {
     const { body } = await this.#http.open({ method: "DELETE", path: `/v1/poison/${id}`, signal });
     body.resume();
+  }
+
+  ledgerKey(signal: AbortSignal): Promise<LedgerKeyView> {
+    return this.#get("/v1/ledger/key", signal);
+  }
+
+  /** Of all leaves that there are now. */
+  async ledgerCheckpoint(signal: AbortSignal): Promise<string> {
+    const call = { method: "GET", path: "/v1/ledger/checkpoint", query: { upToDate: true }, signal } as const;
+    return await text((await this.#http.withRetries(call)).body);
+  }
+
+  ledgerProof(runId: string, step: string, signal: AbortSignal): Promise<LedgerProofView> {
+    return this.#get(`/v1/ledger/proofs/${encodeURIComponent(runId)}/${encodeURIComponent(step)}`, signal);
+  }
+
+  /** Findings as they come; then what was looked at. @throws unreachable when the answer broke off */
+  async *reconcileLedger(signal: AbortSignal): AsyncGenerator<ReconcileFinding, ReconcileSummary> {
+    const { body } = await this.#http.open({ method: "GET", path: "/v1/ledger/reconciliation", signal });
+    for await (const line of linesOf(body)) {
+      const { finding, summary } = JSON.parse(line) as {
+        finding?: ReconcileFinding;
+        summary?: ReconcileSummary;
+      };
+      if (summary) return summary;
+      if (finding) yield finding;
+    }
+    throw new InsituError(
+      "unreachable",
+      "the comparison broke off before its end; see the log of the server",
+    );
   }
 
   getAgent(id: string, signal: AbortSignal): Promise<AgentView> {

@@ -6,6 +6,7 @@ import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
 import { approvalCommands } from "./approval-program.ts";
 import { authorityCommands } from "./authority-program.ts";
+import { auditCommands } from "./audit-program.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
@@ -110,6 +111,13 @@ function build(world: World, state: { code: number }): Command {
   authorityCommands(program, { act, examples });
   approvalCommands(program, { act, examples });
   backupCommands(program, act);
+  const audit = () => import("./commands/audit.ts");
+  auditCommands(program, {
+    prove: act(async () => (await audit()).prove),
+    checkpoint: act(async () => (await audit()).checkpoint),
+    reconcile: act(async () => (await audit()).reconcile),
+    examples,
+  });
   natsCommands(program, {
     init: act(async () => (await import("./commands/nats.ts")).init),
     examples,

@@ -73,7 +73,7 @@ export class CheckpointService {
     const size = await this.#options.ledger.size();
     while (!this.#newest || this.#newest.size < size) {
       signal.throwIfAborted();
-      if (this.#forked !== "") throw new InsituError("internal", this.#forked);
+      if (this.#forked !== "") throw new InsituError("ledger.forked", this.#forked);
       await this.look();
       if (this.#newest && this.#newest.size >= size) break;
       await this.#options.clock.sleep(PERIOD_MS / 10, signal);

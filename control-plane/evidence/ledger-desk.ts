@@ -31,6 +31,7 @@ export interface LedgerDeskOptions {
   checkpoints: Checkpoints;
   trust: ReceiptTrust;
   trouble(): string;
+  reconcile: LedgerQueries["reconcile"];
 }
 
 export class LedgerDesk implements LedgerQueries {
@@ -88,6 +89,10 @@ export class LedgerDesk implements LedgerQueries {
     }
     const { trouble: _, ...key } = this.key();
     return { v: 1, run: runId, step, checkpoint: note, key, leaves };
+  }
+
+  reconcile(signal: AbortSignal): ReturnType<LedgerQueries["reconcile"]> {
+    return this.#options.reconcile(signal);
   }
 
   #newest(): { note: string; size: number } {

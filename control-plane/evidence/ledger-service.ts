@@ -163,7 +163,7 @@ function isOf(leaf: LedgerEntry, message: SourceMessage, made: LedgerEntry[]): b
 /** Nothing is written then: a ledger that goes on as if nothing were wrong would hide what is. */
 function doesNotFit(source: LedgerSource, { source: { seq, part } }: LedgerEntry): InsituError {
   return new InsituError(
-    "internal",
+    "ledger.forked",
     `the newest leaf that was made of the stream ${source} (message ${seq}, part ${part}) is not what that message says now: the stream or the ledger was changed or put back. Compare with a backup and with the checkpoints that agents hold (docs/evidence.md)`,
   );
 }

@@ -9,6 +9,7 @@ import {
   signNote,
 } from "../../shared/provenance/signed-note.ts";
 import { systemClock } from "../../shared/system.ts";
+import type { ReconcileFinding } from "../api/schemas.ts";
 import { LedgerDesk } from "./ledger-desk.ts";
 import type { LeafPlace } from "./ports.ts";
 
@@ -19,6 +20,7 @@ export class MemoryLedger {
   readonly places: (LeafPlace & { runId: string })[] = [];
   rootsPem: string[] = [];
   trouble = "";
+  findings: ReconcileFinding[] = [];
   readonly #keys = generateKeyPairSync("ed25519");
 
   get verifierKey(): string {
@@ -68,6 +70,11 @@ export class MemoryLedger {
         return { trustDomain: "insitu.test", rootsPem: ledger.rootsPem };
       },
       trouble: () => ledger.trouble,
+      async *reconcile() {
+        yield* ledger.findings;
+        const { length: leaves } = ledger.leaves;
+        return { leaves, messages: leaves, receipts: 0, ended: 0, findings: ledger.findings.length };
+      },
     });
   }
 }

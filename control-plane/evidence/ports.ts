@@ -28,6 +28,13 @@ export interface RunFacts {
   version: string;
 }
 
+export interface StoredLeaf {
+  index: number;
+  bytes: Uint8Array;
+  /** Undefined for what is no leaf of this release. */
+  entry: LedgerEntry | undefined;
+}
+
 /** The stream of leaves: leaf `i` of the tree is the message `i + 1`. */
 export interface LedgerStore {
   /** Leaves so far. */
@@ -41,6 +48,8 @@ export interface LedgerStore {
    * @throws store.unavailable (retryable) when the answer stays away
    */
   append(entries: readonly LedgerEntry[], size: number): Promise<"appended" | "conflict">;
+  /** Leaves that were made from the source, after an index (-1: all), to the present end. */
+  leavesOf(source: LedgerSource, afterIndex: number): AsyncIterable<StoredLeaf>;
   /** Resolves when so many leaves are on the disk. */
   durable(size: number): Promise<void>;
 }
@@ -52,6 +61,8 @@ export interface LedgerSources {
     afterSeq: number,
     signal: AbortSignal,
   ): AsyncIterable<readonly SourceMessage[]>;
+  /** All messages there are at the call. */
+  read(source: LedgerSource, signal: AbortSignal): AsyncIterable<SourceMessage>;
   /** The last sequence of the stream. */
   lastSeq(source: LedgerSource): Promise<number>;
   /** Pipeline and version of a run; undefined when nothing that can be read says them. @throws store.unavailable */

@@ -3,10 +3,11 @@ import type { NatsConnection } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import { entryBytes, type LedgerEntry, parseEntry } from "../../shared/provenance/ledger-entry.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
-import type { LedgerSource, LedgerStore } from "../evidence/ports.ts";
+import type { LedgerSource, LedgerStore, StoredLeaf } from "../evidence/ports.ts";
 import { lastMessageOf } from "./jetstream.ts";
 import { publishOnce } from "./publish.ts";
 import { flushed } from "./stream-disk.ts";
+import { readToEnd } from "./stream-reader.ts";
 
 export class JetStreamLedger implements LedgerStore {
   readonly #connection: NatsConnection;
@@ -25,7 +26,7 @@ export class JetStreamLedger implements LedgerStore {
     const entry = parseEntry(message.data);
     if (entry) return entry;
     throw new InsituError(
-      "internal",
+      "ledger.forked",
       `message ${message.seq} of ${STREAMS.ledger} is no leaf of this release`,
     );
   }
@@ -49,6 +50,13 @@ export class JetStreamLedger implements LedgerStore {
     // The repeat of one that is there already is answered with its place.
     const placed = stored.every((one, i) => one.kind === "stored" && one.seq === size + i + 1);
     return placed ? "appended" : "conflict";
+  }
+
+  async *leavesOf(source: LedgerSource, afterIndex: number): AsyncGenerator<StoredLeaf> {
+    const filter = subjects.ledger(source);
+    const from = { connection: this.#connection, stream: STREAMS.ledger, filter, fromSeq: afterIndex + 2 };
+    for await (const { seq, data } of readToEnd(from))
+      yield { index: seq - 1, bytes: data, entry: parseEntry(data) };
   }
 
   async durable(size: number): Promise<void> {

@@ -11,7 +11,7 @@ import { toBatch } from "./jetstream-run-store.ts";
 import { nextMessage } from "./publish.ts";
 import { parseApply } from "./resource-log.ts";
 import { flushed } from "./stream-disk.ts";
-import { lastSeqOf, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
+import { lastSeqOf, readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 
 /** Messages that wait to be made leaves of; when there are more, the stream is read again from there. */
 const WAITING_MAX = 5_000;
@@ -27,6 +27,14 @@ export class JetStreamLedgerSources implements LedgerSources {
 
   lastSeq(source: LedgerSource): Promise<number> {
     return lastSeqOf(this.#options.connection, source);
+  }
+
+  async *read(source: LedgerSource, signal: AbortSignal): AsyncGenerator<SourceMessage> {
+    const { connection } = this.#options;
+    for await (const message of readToEnd({ connection, stream: source, fromSeq: 1 })) {
+      signal.throwIfAborted();
+      yield toSource(source, message);
+    }
   }
 
   async *follow(

@@ -199,6 +199,7 @@ describe("there is neither a gap nor a double", () => {
       const dying: LedgerStore = {
         size: () => real.size(),
         lastOf: (source) => real.lastOf(source),
+        leavesOf: (...about) => real.leavesOf(...about),
         durable: (size) => real.durable(size),
         async append(entries, size) {
           const some = entries.slice(0, limit - size);

@@ -1,0 +1,58 @@
+/** The options and the help of `insitu audit`. */
+import type { Command } from "commander";
+
+type Action = (...given: unknown[]) => Promise<void>;
+
+interface Parts {
+  prove: Action;
+  checkpoint: Action;
+  reconcile: Action;
+  examples(command: Command, lines: readonly string[], note?: string): void;
+}
+
+const TRUST =
+  "Without --key and --root the server is believed about them. `insitu audit checkpoint` shows the key: write it down once.";
+
+export function auditCommands(program: Command, { prove, checkpoint, reconcile, examples }: Parts): void {
+  const audit = program
+    .command("audit")
+    .description("the ledger: what agents have signed and what was decided about data, provably");
+
+  const proving = audit
+    .command("prove <run/step>")
+    .description("receipts of a step, and the proof that they are in the ledger; verified here")
+    .option("--key <key>", "the ledger's key as you know it: name+id+key")
+    .option("--root <file>", "the certificate authority of the installation as you know it, PEM")
+    .action(prove);
+  examples(
+    proving,
+    ["insitu audit prove last/summarise", "insitu audit prove 01jd4x/fit -o json > proof.json"],
+    TRUST,
+  );
+
+  const checking = audit
+    .command("checkpoint")
+    .description(
+      "the newest checkpoint of the ledger, a signed note: keep one, and nothing before it can be changed",
+    )
+    .option("--key <key>", "the ledger's key as you know it: name+id+key")
+    .action(checkpoint);
+  examples(
+    checking,
+    ["insitu audit checkpoint > checkpoint-$(date +%F).txt", "insitu audit checkpoint -o json"],
+    TRUST,
+  );
+
+  const reconciling = audit
+    .command("reconcile")
+    .description(
+      "compare the ledger with what it is made of: gaps, doubles, changes, attempts without a receipt",
+    )
+    .action(reconcile);
+  examples(
+    reconciling,
+    ["insitu audit reconcile", "insitu audit reconcile -o json"],
+    "Reads every message and every leaf. Exit 1 when anything is found.",
+  );
+  examples(audit, ["insitu audit prove last/summarise", "insitu audit checkpoint", "insitu audit reconcile"]);
+}
