@@ -100,6 +100,7 @@ async function failure(work: Promise<unknown>): Promise<{ code: string; message:
 
 describe("a backup", () => {
   test("is a tar file that other programs read, and names every stream but the queue of offers and the sessions", async () => {
+  test("is a tar file that other programs read, and names every stream but those that are made again", async () => {
     const { stdout } = await promisify(execFile)("tar", ["-tf", whole]);
     expect(stdout.trim().split("\n").slice(-2)).toEqual(["manifest.json", "manifest.json.sha256"]);
     const { manifest } = await verifyBackup(whole, {});
@@ -108,6 +109,10 @@ describe("a backup", () => {
     );
     expect(manifest.streams.find(({ name }) => name === "RUNS")).toMatchObject({ messages: 20, lastSeq: 20 });
     expect(ALL_STREAMS.filter((name) => !KEPT_STREAMS.includes(name))).toEqual(["WORK", "KV_sessions"]);
+    expect(ALL_STREAMS.filter((name) => !KEPT_STREAMS.includes(name))).toEqual([
+      "WORK",
+      "KV_ledger-checkpoint",
+    ]);
     expect(await readFile(whole, "latin1")).not.toContain("the ca.key.pem");
   });
 

@@ -16,6 +16,7 @@ import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { Authority, offerOf, type Sealer } from "../../test/support/receipts.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
 import { loadOrCreateLogKey } from "../access/log-key.ts";
+import { loadOrCreateOfferSigner } from "../access/offer-signer.ts";
 import { CheckpointService } from "../evidence/checkpoint-service.ts";
 import { LedgerService } from "../evidence/ledger-service.ts";
 import type { CheckpointStore, LedgerStore } from "../evidence/ports.ts";
@@ -303,7 +304,9 @@ describe("a checkpoint", () => {
     return store;
   }
   async function checkpointsOver(tree: StoredLedgerTree, store: CheckpointStore, writes = true) {
-    const key = await loadOrCreateLogKey(join(directory, "secrets"), "insitu.test");
+    const secrets = join(directory, "secrets");
+    await loadOrCreateOfferSigner(secrets);
+    const key = await loadOrCreateLogKey(secrets, "insitu.test");
     const ledger = new JetStreamLedger(connection);
     const service = new CheckpointService({ key, tree, ledger, store, clock, log, writes: () => writes });
     open.push(service);
