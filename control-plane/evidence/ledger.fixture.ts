@@ -1,7 +1,7 @@
 /** A ledger in memory, with a key of its own, for tests of what reads one. */
 import { generateKeyPairSync, sign } from "node:crypto";
 import { formatCheckpoint } from "../../shared/provenance/checkpoint.ts";
-import { leafHash, readerOf, rootHash } from "../../shared/provenance/merkle.ts";
+import { leafHash, type NodeReader, readerOf, rootHash } from "../../shared/provenance/merkle.ts";
 import {
   formatNote,
   formatVerifierKey,
@@ -42,6 +42,14 @@ export class MemoryLedger {
     return { note: formatNote(text, [signature]), size, origin: ORIGIN };
   }
 
+  #read: { size: number; reader: NodeReader } | undefined;
+  #reader(): NodeReader {
+    const { length: size } = this.leaves;
+    if (this.#read?.size !== size)
+      this.#read = { size, reader: readerOf(this.leaves.map((leaf) => leafHash(leaf))) };
+    return this.#read.reader;
+  }
+
   desk(): LedgerDesk {
     const ledger = this;
     return new LedgerDesk({
@@ -51,7 +59,7 @@ export class MemoryLedger {
           return ledger.leaves.length;
         },
         root: (size) => ledger.root(size),
-        read: (level, index) => readerOf(ledger.leaves.map((leaf) => leafHash(leaf)))(level, index),
+        read: (level, index) => ledger.#reader()(level, index),
         waitFor: async () => undefined,
         placesOf: (runId, stepId) =>
           ledger.places.filter(
