@@ -23,6 +23,7 @@ import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import type { Network } from "./network/network.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
+import { LedgerMemory } from "./receipts/ledger-memory.ts";
 import { ReceiptSigner } from "./receipts/receipt-signer.ts";
 import type { Sandbox } from "./sandbox/sandbox.ts";
 import type { Secrets } from "./secrets/secrets.ts";
@@ -62,6 +63,7 @@ export class Agent {
   readonly #policy: SitePolicy | undefined;
   readonly #userKey: UserKey;
   #roots: { trustDomain: string; held: HeldRoots };
+  readonly #ledger: LedgerMemory;
   #pulls: PullLoop | undefined;
   #accessText = "";
   #timer: Timer | undefined;
@@ -98,6 +100,11 @@ export class Agent {
     this.#network = world.network;
     mkdirSync(config.stateDir, { recursive: true, mode: 0o700 });
     this.#journal = new Journal(join(config.stateDir, "journal"), { ...config, clock: world.clock });
+    this.#ledger = new LedgerMemory({
+      file: join(config.stateDir, "ledger.json"),
+      clock: world.clock,
+      log: world.log,
+    });
     this.#userKey = loadOrMakeUserKey(join(config.stateDir, "nats-user.json"));
     this.#reader.setKey(identity.offerPublicKeyPem);
     const { trustDomain, caPem, roots } = identity;
@@ -185,6 +192,8 @@ export class Agent {
         freeSlots: () => this.#attempts.freeSlots,
         notTakingWork: () => this.#notTakingWork(),
         refusedOffers: () => this.#attempts.refusedOffers,
+        ledger: () => this.#ledger.ask(),
+        ledgerShown: (checkpoint) => this.#ledger.shown(checkpoint),
         welcomed: (welcome) => this.#welcomed(welcome),
         natsAccess: (access) => this.#natsAccess(access),
         roots: (told) => this.#takeRoots(told),
@@ -317,6 +326,7 @@ export class Agent {
   #welcomed(welcome: Welcome__Output): void {
     if (this.#deniedWhy !== "") this.#log.info({}, "the control plane takes this agent again");
     this.#deniedWhy = "";
+    this.#ledger.connected();
     this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
     if (welcome.nats) this.#natsAccess(welcome.nats);

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import type { NatsConnection } from "nats";
 import type { Logger } from "pino";
 import { z } from "zod";
+import { consistencyProof } from "../shared/provenance/merkle.ts";
 import type { ReceiptTrust } from "../shared/provenance/verify-receipt.ts";
 import type { Clock } from "../shared/system.ts";
 import { BUCKETS, LEDGER_SHARD } from "../shared/wire/subjects.ts";
@@ -12,6 +13,7 @@ import { CheckpointService } from "./evidence/checkpoint-service.ts";
 import { LedgerDesk } from "./evidence/ledger-desk.ts";
 import { LedgerService } from "./evidence/ledger-service.ts";
 import { reconcile } from "./evidence/reconcile-service.ts";
+import type { LedgerView } from "./gateway/ports.ts";
 import type { PlanSource } from "./runs/ports.ts";
 import { JetStreamLedger } from "./store/jetstream-ledger.ts";
 import { openKv } from "./store/kv.ts";
@@ -24,6 +26,8 @@ export interface Ledger {
   checkpoints: CheckpointService;
   /** What auditors are answered by. */
   desk(trust: ReceiptTrust): LedgerDesk;
+  /** The newest checkpoint for whoever remembers one of that size. */
+  extension: LedgerView;
   /** Follows the shard whose owner writes it. */
   own(shards: ReadonlyMap<number, number>): void;
   disown(shards: ReadonlySet<number>): Promise<void>;
@@ -73,6 +77,16 @@ export async function openLedger(
         trouble: () => checkpoints.forked || service.trouble,
         reconcile: (signal) => reconcile({ sources, store, trust, clock }, signal),
       }),
+    extension(fromSize) {
+      const { newest, verifierKey } = checkpoints;
+      if (!newest) return undefined;
+      const { note, size } = newest;
+      return {
+        note,
+        verifierKey,
+        proof: fromSize <= size ? consistencyProof(tree.read, fromSize, size) : [],
+      };
+    },
     own(shards) {
       if (!shards.has(LEDGER_SHARD)) return;
       writes = true;

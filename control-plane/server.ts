@@ -451,6 +451,7 @@ async function open(
     leaseTtlMs: config.leaseTtlMs,
     replicaId,
     gateways: () => shards.gateways(),
+    ledger: (fromSize) => ledger.extension(fromSize),
   });
   runs.start();
   closers.add("runs", () => runs.close());

@@ -70,6 +70,8 @@ class Side implements AgentSide {
   notTakingWork = () => this.reason;
   sitePolicy = () => undefined;
   refusedOffers = () => 3;
+  ledger = () => ({ size: 5, trouble: "" });
+  ledgerShown = ({ note }: { note: string }) => this.#note(`ledger ${note}`);
   welcomed = () => this.#note("welcomed");
   natsAccess = () => this.#note("nats access");
   cancel = (lease: LeaseKey, reason: string) => this.#note(`cancel ${lease.epoch} ${reason}`);

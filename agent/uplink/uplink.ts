@@ -9,6 +9,7 @@ import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
 import type { Lease__Output } from "../../shared/wire/gen/insitu/agent/v1/Lease.ts";
+import type { LedgerCheckpoint__Output } from "../../shared/wire/gen/insitu/agent/v1/LedgerCheckpoint.ts";
 import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
 import type { NatsAccess__Output } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { RenewResponse__Output } from "../../shared/wire/gen/insitu/agent/v1/RenewResponse.ts";
@@ -61,6 +62,9 @@ export interface AgentSide {
   sitePolicy(): { digest: string; trouble: string } | undefined;
   /** Since this process started. */
   refusedOffers(): number;
+  /** The checkpoint of the ledger that is held; undefined: nothing is asked about it now. */
+  ledger(): { size: number; trouble: string } | undefined;
+  ledgerShown(checkpoint: LedgerCheckpoint__Output): void;
   welcomed(welcome: Welcome__Output): void;
   /** Where work is pulled from now on, and as whom. */
   natsAccess(access: NatsAccess__Output): void;
@@ -382,6 +386,7 @@ export class Uplink {
         sitePolicy: side.sitePolicy() ?? null,
         refusedOffers: side.refusedOffers(),
         roots: this.#heldRoots(),
+        ledger: side.ledger() ?? null,
       },
     });
   }
@@ -406,6 +411,7 @@ export class Uplink {
         this.#options.gateways.learn(reply.gateways);
         side.cordoned(reply.cordoned);
         if (Number(reply.wallMs) > 0) side.centreTime(Number(reply.wallMs));
+        if (reply.ledger) side.ledgerShown(reply.ledger);
         for (const lease of reply.renewed) side.renewed(toKey(lease));
         for (const lease of reply.superseded) side.superseded(toKey(lease));
         for (const cancel of reply.cancels) if (cancel.lease) side.cancel(toKey(cancel.lease), cancel.reason);

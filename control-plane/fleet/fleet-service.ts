@@ -40,6 +40,8 @@ export interface AgentPulse {
   sitePolicy?: SitePolicyState | undefined;
   /** Since its process started. */
   refusedOffers: number;
+  /** The checkpoint of the ledger that it holds, and how the ledger contradicts that. Missing: it asks nothing now. */
+  ledger?: { size: number; trouble: string } | null | undefined;
 }
 
 export interface ConnectedAgent {
@@ -106,6 +108,7 @@ export const PresenceMessage = z.object({
       notTakingWork: z.string(),
       sitePolicy: SitePolicyMessage,
       refusedOffers: z.number().default(0),
+      ledger: z.object({ size: z.number(), trouble: z.string() }).nullish(),
     })
     .nullable(),
   /** Reports of it that were refused for good there. */
@@ -400,6 +403,7 @@ class FleetService implements Fleet {
       reports: record.reportKeys.length > 0 ? "signed" : "unsigned",
       refusedReports: this.#refusedReports(id),
       refusedOffers: live?.pulse?.refusedOffers ?? 0,
+      ledgerTrouble: live?.pulse?.ledger?.trouble ?? "",
       enrolledAtMs: record.enrolledAtMs,
       certificateNotAfterMs: record.certificateNotAfterMs,
       revoked:

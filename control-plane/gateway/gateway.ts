@@ -28,7 +28,7 @@ import { logItems, reportItems } from "./intake-items.ts";
 import { OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
 import { LimitedPoison } from "./poison-limit.ts";
-import type { AgentSessions, LeaseKeeper, LogSink, ReportSink } from "./ports.ts";
+import type { AgentSessions, LeaseKeeper, LedgerView, LogSink, ReportSink } from "./ports.ts";
 import type { RateLimitOptions } from "./rate-limit.ts";
 import { recoverHandler } from "./recover-handler.ts";
 import { renewHandler } from "./renew-handler.ts";
@@ -77,6 +77,8 @@ export interface GatewayOptions {
   replicaId: string;
   /** Of the living replicas, this one first. */
   gateways(): string[];
+  /** For agents that remember the ledger. */
+  ledger?: LedgerView;
   /** For how long the certificates of agents of an environment are good; undefined: for the time of the authority. */
   validForMs?: ValidFor;
   /** Of one agent: reports, and logs, that are being stored. */
@@ -157,6 +159,7 @@ class GrpcGateway implements Gateway {
       welcome: (peer) => this.#welcome(peer),
       access: (peer, userKey) => this.#access(peer, userKey),
       gateways: options.gateways,
+      ledger: options.ledger,
     });
   }
 

@@ -69,6 +69,7 @@ const Heartbeat = z.object({
   notTakingWork: Text,
   sitePolicy: SitePolicy,
   refusedOffers: Count,
+  ledger: z.object({ size: Count, trouble: Text }).nullish(),
 });
 
 const LogChunkShape = z.object({

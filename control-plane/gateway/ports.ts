@@ -45,6 +45,11 @@ export interface LogSink {
   append(agent: AgentId, chunk: LogChunk): Promise<void>;
 }
 
+/** The newest checkpoint of the ledger, with the consistency proof from a size; undefined while there is none. */
+export type LedgerView = (
+  fromSize: number,
+) => { note: string; verifierKey: string; proof: Uint8Array[] } | undefined;
+
 /** How others reach a connected agent. */
 export interface AgentSessions {
   /** False when the agent is not connected to this replica. */

@@ -21,7 +21,7 @@ import {
 } from "./messages.ts";
 import type { OpenCall, OpenCalls } from "./open-calls.ts";
 import type { Peer } from "./peer-identity.ts";
-import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper } from "./ports.ts";
+import type { AgentId, AgentSessions, HeartbeatVerdict, LeaseKeeper, LedgerView } from "./ports.ts";
 import type { ReportKeys } from "./report-keys.ts";
 import { type HeldRoots, RootNews, type RootNewsDeps } from "./root-news.ts";
 import { failCall } from "./rpc-errors.ts";
@@ -44,6 +44,8 @@ export interface SessionDeps {
   access(peer: Peer, userKey: string): Promise<{ natsAccess: NatsAccess; renewAtMs: number } | undefined>;
   /** Of the living replicas, this one first. */
   gateways(): string[];
+  /** The newest checkpoint, with the proof from a size; undefined while there is none. */
+  ledger?: LedgerView | undefined;
 }
 
 /** How long a new stream may stay without its hello. */
@@ -111,6 +113,7 @@ class Session implements OpenCall {
   /** Said once. */
   #accessTrouble = "";
   readonly #rootNews: RootNews;
+  #ledgerTrouble = "";
 
   constructor(call: SessionCall, peer: Peer, deps: SessionDeps, sessions: Map<AgentId, Session>) {
     this.#call = call;
@@ -227,6 +230,7 @@ class Session implements OpenCall {
     this.#sessions.set(this.peer.id, this);
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
+    this.#noteLedger(pulse.ledger?.trouble ?? "");
     if (this.#deps.clock.wallMs() >= this.#accessDueMs) void this.#giveAccess();
     const gateways = this.#deps.gateways();
     const changed = String(gateways) !== this.#told;
@@ -235,9 +239,17 @@ class Session implements OpenCall {
       heartbeatReply: {
         ...heartbeatReply(pulse.seq, verdict, this.#deps.clock),
         gateways: changed ? gateways : [],
+        ledger: pulse.ledger ? (this.#deps.ledger?.(pulse.ledger.size) ?? null) : null,
       },
     });
     this.#onRoots(parseRoots(message.roots));
+  }
+
+  /** A site holds evidence that the ledger was changed: whoever runs the centre is told, too. */
+  #noteLedger(trouble: string): void {
+    if (trouble !== "" && trouble !== this.#ledgerTrouble)
+      this.#log.error({ trouble }, "the ledger contradicts what an agent remembers of it");
+    this.#ledgerTrouble = trouble;
   }
 
   /** Never rejects: without the store, the agent goes on with the access that it has, and the next heartbeat asks again. */

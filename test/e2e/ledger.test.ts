@@ -1,18 +1,23 @@
 /** The evidence, with the programs as users run them: a leaf for each attempt, a proof that verifies, a ledger that fits. */
 import { execFile } from "node:child_process";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { expect, test } from "vitest";
-import type { LedgerProofView, ReconcileFinding, ReconcileSummary } from "../../control-plane/api/schemas.ts";
+import type {
+  AgentView,
+  LedgerProofView,
+  ReconcileFinding,
+  ReconcileSummary,
+} from "../../control-plane/api/schemas.ts";
 import { loadConfig, type ServerConfig } from "../../control-plane/config.ts";
 import { connectNats } from "../../control-plane/store/jetstream.ts";
 import { runningTarget } from "../../control-plane/store/nats-target.ts";
 import { canonicalJson } from "../../shared/model/canonical.ts";
 import { checkStepProof } from "../../shared/provenance/step-proof.ts";
-import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import { Plant } from "../support/plant.ts";
 
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
@@ -73,6 +78,21 @@ async function opened(env: NodeJS.ProcessEnv = {}): Promise<Plant> {
   writeFileSync(file, "1,2\n");
   await plant.startAgent("site", "only", ["--dataset", `patients=${file}`]);
   return plant;
+}
+
+/** The account of the control plane itself: nobody can do more in NATS. */
+async function asControlPlane(plant: Plant) {
+  const config = loadConfig(["--data", join(plant.directory, "server")], {}) as ServerConfig;
+  const connection = await connectNats({ ...(await runningTarget(config)), name: "test" });
+  return Object.assign(connection, { [Symbol.asyncDispose]: () => connection.close() });
+}
+
+async function restart(plant: Plant): Promise<void> {
+  const ports = { port: Number(new URL(plant.url).port), gatewayPort: plant.gatewayPort };
+  const exited = once(plant.server!, "exit");
+  plant.server!.kill("SIGTERM");
+  await exited;
+  await plant.startServer(ports);
 }
 
 test("each attempt of a data-bound step is in the ledger with its receipt, and a proof verifies without the server", {
@@ -141,14 +161,7 @@ test("whoever runs NATS and changes run events or leaves is found out", { timeou
   const { id } = await plant.start("study");
   await plant.until(async () => (await plant.run(id)).status === "failed");
   expect((await reconciled(plant)).code).toBe(0);
-  // The account of the control plane itself: nobody can do more in NATS.
-  const config = loadConfig(["--data", join(plant.directory, "server")], {}) as ServerConfig;
-  await using connection = Object.assign(
-    await connectNats({ ...(await runningTarget(config)), name: "test" }),
-    {
-      [Symbol.asyncDispose]: () => connection.close(),
-    },
-  );
+  await using connection = await asControlPlane(plant);
   // A leaf that nothing stands behind: as large a lie as there is without the key of an agent.
   const forged = {
     v: 1,
@@ -168,11 +181,40 @@ test("whoever runs NATS and changes run events or leaves is found out", { timeou
   await manager.streams.delete(STREAMS.ledger);
   await manager.streams.add(stream);
   await connection.jetstream().publish(subjects.ledger("RUNS"), "{}");
-  const exited = once(plant.server!, "exit");
-  plant.server!.kill("SIGTERM");
-  await exited;
-  await plant.startServer();
+  await restart(plant);
   await expect
     .poll(async () => (await insitu(plant, "audit", "checkpoint")).stderr, { timeout: 20_000 })
     .toMatch(/fewer leaves than|are not those of its checkpoint/);
+});
+
+test("a ledger that was rewritten whole, with its checkpoint, is found by the sites", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = await opened();
+  const { id } = await plant.start("study");
+  await plant.until(async () => (await plant.run(id)).status === "failed");
+  const memory = join(plant.directory, "sites", "site", "only", "ledger.json");
+  const held = () => (JSON.parse(readFileSync(memory, "utf8")) as { held: { note: string } }).held.note;
+  const agent = async () => (await plant.call("GET", "/v1/agents/site/only")) as AgentView;
+  await restart(plant);
+  // It asks when it connects: from then on it remembers the ledger of the run.
+  const { stdout } = await insitu(plant, "audit", "checkpoint", "-o", "json");
+  const { note, size } = JSON.parse(stdout) as { note: string; size: number };
+  await plant.until(async () => existsSync(memory) && held() === note);
+  expect((await agent()).ledgerTrouble).toBe("");
+
+  // Whoever runs NATS and has the server's disk, but not the sites.
+  await using connection = await asControlPlane(plant);
+  const manager = await connection.jetstreamManager();
+  const { config } = await manager.streams.info(STREAMS.ledger);
+  await manager.streams.delete(STREAMS.ledger);
+  await manager.streams.delete(`KV_${BUCKETS.checkpoint}`);
+  await manager.streams.add(config);
+  for (let i = 0; i < size + 3; i++)
+    await connection.jetstream().publish(subjects.ledger("RUNS"), `{"another":${i}}`);
+  await restart(plant);
+  await plant.until(async () => (await agent()).ledgerTrouble !== "");
+  expect((await agent()).ledgerTrouble).toMatch(/does not begin with the \d+ that were there/);
+  expect(held()).toBe(note);
+  expect((await insitu(plant, "agents", "show", "site/only")).stdout).toMatch(/CHANGED/);
 });

@@ -169,6 +169,10 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
     ["reports", agent.reports ?? "unsigned"],
     ["reports refused", `${unsigned} not signed, ${forged} not as signed`],
     ["offers refused", String(agent.refusedOffers ?? 0)],
+    [
+      "ledger",
+      agent.ledgerTrouble ? `CHANGED: ${oneLine(agent.ledgerTrouble)}` : "as the agent remembers it",
+    ],
     ["joined", instant(agent.enrolledAtMs)],
     ["certificate ends", instant(agent.certificateNotAfterMs)],
     ...(agent.revoked ? [["revoked", revocationOf(agent.revoked)] as [string, string]] : []),

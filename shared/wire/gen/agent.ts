@@ -16,6 +16,7 @@ import type { HeartbeatReply as _insitu_agent_v1_HeartbeatReply, HeartbeatReply_
 import type { HeldRoots as _insitu_agent_v1_HeldRoots, HeldRoots__Output as _insitu_agent_v1_HeldRoots__Output } from './insitu/agent/v1/HeldRoots.ts';
 import type { Hello as _insitu_agent_v1_Hello, Hello__Output as _insitu_agent_v1_Hello__Output } from './insitu/agent/v1/Hello.ts';
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from './insitu/agent/v1/Lease.ts';
+import type { LedgerCheckpoint as _insitu_agent_v1_LedgerCheckpoint, LedgerCheckpoint__Output as _insitu_agent_v1_LedgerCheckpoint__Output } from './insitu/agent/v1/LedgerCheckpoint.ts';
 import type { LogBatch as _insitu_agent_v1_LogBatch, LogBatch__Output as _insitu_agent_v1_LogBatch__Output } from './insitu/agent/v1/LogBatch.ts';
 import type { LogChunk as _insitu_agent_v1_LogChunk, LogChunk__Output as _insitu_agent_v1_LogChunk__Output } from './insitu/agent/v1/LogChunk.ts';
 import type { LogEntries as _insitu_agent_v1_LogEntries, LogEntries__Output as _insitu_agent_v1_LogEntries__Output } from './insitu/agent/v1/LogEntries.ts';
@@ -24,6 +25,7 @@ import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _
 import type { RecoverRequest as _insitu_agent_v1_RecoverRequest, RecoverRequest__Output as _insitu_agent_v1_RecoverRequest__Output } from './insitu/agent/v1/RecoverRequest.ts';
 import type { RefusedOffer as _insitu_agent_v1_RefusedOffer, RefusedOffer__Output as _insitu_agent_v1_RefusedOffer__Output } from './insitu/agent/v1/RefusedOffer.ts';
 import type { Rejected as _insitu_agent_v1_Rejected, Rejected__Output as _insitu_agent_v1_Rejected__Output } from './insitu/agent/v1/Rejected.ts';
+import type { RememberedLedger as _insitu_agent_v1_RememberedLedger, RememberedLedger__Output as _insitu_agent_v1_RememberedLedger__Output } from './insitu/agent/v1/RememberedLedger.ts';
 import type { RenewRequest as _insitu_agent_v1_RenewRequest, RenewRequest__Output as _insitu_agent_v1_RenewRequest__Output } from './insitu/agent/v1/RenewRequest.ts';
 import type { RenewResponse as _insitu_agent_v1_RenewResponse, RenewResponse__Output as _insitu_agent_v1_RenewResponse__Output } from './insitu/agent/v1/RenewResponse.ts';
 import type { Report as _insitu_agent_v1_Report, Report__Output as _insitu_agent_v1_Report__Output } from './insitu/agent/v1/Report.ts';
@@ -59,6 +61,7 @@ export interface ProtoGrpcType {
         HeldRoots: MessageTypeDefinition<_insitu_agent_v1_HeldRoots, _insitu_agent_v1_HeldRoots__Output>
         Hello: MessageTypeDefinition<_insitu_agent_v1_Hello, _insitu_agent_v1_Hello__Output>
         Lease: MessageTypeDefinition<_insitu_agent_v1_Lease, _insitu_agent_v1_Lease__Output>
+        LedgerCheckpoint: MessageTypeDefinition<_insitu_agent_v1_LedgerCheckpoint, _insitu_agent_v1_LedgerCheckpoint__Output>
         LogBatch: MessageTypeDefinition<_insitu_agent_v1_LogBatch, _insitu_agent_v1_LogBatch__Output>
         LogChunk: MessageTypeDefinition<_insitu_agent_v1_LogChunk, _insitu_agent_v1_LogChunk__Output>
         LogEntries: MessageTypeDefinition<_insitu_agent_v1_LogEntries, _insitu_agent_v1_LogEntries__Output>
@@ -67,6 +70,7 @@ export interface ProtoGrpcType {
         RecoverRequest: MessageTypeDefinition<_insitu_agent_v1_RecoverRequest, _insitu_agent_v1_RecoverRequest__Output>
         RefusedOffer: MessageTypeDefinition<_insitu_agent_v1_RefusedOffer, _insitu_agent_v1_RefusedOffer__Output>
         Rejected: MessageTypeDefinition<_insitu_agent_v1_Rejected, _insitu_agent_v1_Rejected__Output>
+        RememberedLedger: MessageTypeDefinition<_insitu_agent_v1_RememberedLedger, _insitu_agent_v1_RememberedLedger__Output>
         RenewRequest: MessageTypeDefinition<_insitu_agent_v1_RenewRequest, _insitu_agent_v1_RenewRequest__Output>
         RenewResponse: MessageTypeDefinition<_insitu_agent_v1_RenewResponse, _insitu_agent_v1_RenewResponse__Output>
         Report: MessageTypeDefinition<_insitu_agent_v1_Report, _insitu_agent_v1_Report__Output>

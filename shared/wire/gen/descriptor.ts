@@ -394,6 +394,38 @@ export const DESCRIPTOR = {
                     "roots": {
                       "type": "HeldRoots",
                       "id": 10
+                    "ledger": {
+                      "type": "RememberedLedger",
+                      "id": 10
+                    }
+                  }
+                },
+                "RememberedLedger": {
+                  "fields": {
+                    "size": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "trouble": {
+                      "type": "string",
+                      "id": 2
+                    }
+                  }
+                },
+                "LedgerCheckpoint": {
+                  "fields": {
+                    "note": {
+                      "type": "string",
+                      "id": 1
+                    },
+                    "verifierKey": {
+                      "type": "string",
+                      "id": 2
+                    },
+                    "proof": {
+                      "rule": "repeated",
+                      "type": "bytes",
+                      "id": 3
                     }
                   }
                 },
@@ -597,6 +629,10 @@ export const DESCRIPTOR = {
                     "wallMs": {
                       "type": "uint64",
                       "id": 7
+                    },
+                    "ledger": {
+                      "type": "LedgerCheckpoint",
+                      "id": 8
                     }
                   }
                 },

@@ -2,6 +2,7 @@
 
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
 import type { Cancel as _insitu_agent_v1_Cancel, Cancel__Output as _insitu_agent_v1_Cancel__Output } from '../../../insitu/agent/v1/Cancel.ts';
+import type { LedgerCheckpoint as _insitu_agent_v1_LedgerCheckpoint, LedgerCheckpoint__Output as _insitu_agent_v1_LedgerCheckpoint__Output } from '../../../insitu/agent/v1/LedgerCheckpoint.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface HeartbeatReply {
@@ -12,6 +13,7 @@ export interface HeartbeatReply {
   'cordoned'?: (boolean);
   'gateways'?: (string)[];
   'wallMs'?: (number | string | Long);
+  'ledger'?: (_insitu_agent_v1_LedgerCheckpoint | null);
 }
 
 export interface HeartbeatReply__Output {
@@ -22,4 +24,5 @@ export interface HeartbeatReply__Output {
   'cordoned': (boolean);
   'gateways': (string)[];
   'wallMs': (string);
+  'ledger': (_insitu_agent_v1_LedgerCheckpoint__Output | null);
 }
