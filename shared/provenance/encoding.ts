@@ -1,6 +1,7 @@
-/** Bytes as text and back, strictly, with what both Node and a browser have. */
+/** Bytes as text and back, strictly, with what both Node and a browser have; with Node's own, faster, where it is. */
 
 const utf8 = new TextEncoder();
+const isNode = typeof Buffer === "function";
 
 export function utf8Bytes(text: string): Uint8Array {
   return utf8.encode(text);
@@ -34,6 +35,7 @@ export function fromHex(text: string): Uint8Array | undefined {
 
 /** RFC 4648 section 4, with padding. */
 export function toBase64(bytes: Uint8Array): string {
+  if (isNode) return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString("base64");
   let binary = "";
   // In pieces: a call takes no more than some ten thousand arguments.
   for (let at = 0; at < bytes.length; at += 4_096)
@@ -44,6 +46,10 @@ export function toBase64(bytes: Uint8Array): string {
 /** Undefined unless the text is the one base64 text (RFC 4648 section 4) of some bytes: two texts never mean the same. */
 export function fromBase64(text: string): Uint8Array | undefined {
   if (text.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(text)) return undefined;
-  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const bytes = isNode ? decoded(text) : Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
   return toBase64(bytes) === text ? bytes : undefined;
+}
+
+function decoded(text: string): Uint8Array {
+  return new Uint8Array(Buffer.from(text, "base64"));
 }

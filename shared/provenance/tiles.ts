@@ -6,7 +6,7 @@ import { HASH_BYTES, type NodeReader, nodeHash } from "./merkle.ts";
 export const TILE_WIDTH = 256;
 const TILE_HEIGHT = 8;
 /** Of one leaf: its length stands in two bytes. */
-export const ENTRY_MAX_BYTES = 0xffff;
+export const ENTRY_MAX_BYTES = 65_535;
 
 export interface Tile {
   /** 0: leaf hashes. Each hash of a higher one is that of a full tile of the level below. */

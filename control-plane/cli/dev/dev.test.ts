@@ -105,7 +105,11 @@ test("once: the federated answer equals the pooled one, the exit code says so, a
     egress: { site: string; sent: number }[];
     held: { environment: string; bytes: number }[];
     steps: { step: string; agent: string }[];
+    evidence: { reads: string[]; agent: string }[];
   };
+  expect(json.evidence.map(({ reads, agent }) => `${reads.join()} ${agent}`).sort()).toEqual(
+    ["biscoe", "dream", "torgersen"].map((site) => `penguins-${site} ${site}/agent-1`),
+  );
   expect(json.comparison.equal).toBe(true);
   expect(json.comparison.difference).toBeLessThan(1e-9);
   expect(Object.fromEntries(json.steps.map(({ step, agent }) => [step, agent.split("/")[0]]))).toEqual({

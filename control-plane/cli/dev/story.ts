@@ -13,6 +13,7 @@ import { tableLines } from "../output.ts";
 import { planLines } from "../plan-lines.ts";
 import { bytes, duration, oneLine, type Paint, wrap } from "../text.ts";
 import { watchRun } from "../watch.ts";
+import { evidenceLines, evidenceOf, type StepEvidence } from "./evidence.ts";
 import type { Site } from "./sites.ts";
 
 export interface StoryOptions {
@@ -30,6 +31,7 @@ export interface StoryResult {
   egress: SiteEgress[];
   /** Where artifacts of the run lie, with the ending that they had. */
   reports: { name: string; environment: string; path: string }[];
+  evidence: StepEvidence[];
 }
 
 const WIDTH_MAX = 110;
@@ -61,7 +63,10 @@ export async function tell(options: StoryOptions): Promise<StoryResult> {
   const comparison = await demo.compare(outputsOf(run));
   const egress = egressBySite(run.steps);
   const reports = await linkReports(options, run);
-  const result = { run, comparison, egress, reports };
+  const { spec } = await client.getResource("pipeline", demo.pipeline, signal);
+  const about = { run, pipeline: spec as PipelineSpec };
+  const evidence = await evidenceOf(client, about, { clock, signal });
+  const result = { run, comparison, egress, reports, evidence };
   if (output.people) await show(options, result);
   else
     await output.data({
@@ -71,6 +76,7 @@ export async function tell(options: StoryOptions): Promise<StoryResult> {
       reports,
       steps: stepsOf(run),
       held: options.data,
+      evidence,
     });
   if (!comparison.equal) {
     throw new InsituError(
@@ -163,7 +169,10 @@ function stepsOf(run: RunDetail): StepPlace[] {
   });
 }
 
-async function show(options: StoryOptions, { run, comparison, egress, reports }: StoryResult): Promise<void> {
+async function show(
+  options: StoryOptions,
+  { run, comparison, egress, reports, evidence }: StoryResult,
+): Promise<void> {
   const { invocation, data, sites } = options;
   const { output } = invocation;
   const { paint } = output;
@@ -220,6 +229,7 @@ async function show(options: StoryOptions, { run, comparison, egress, reports }:
     "",
     ...wrap(COUNTED, width).map((line) => paint("dim", line)),
   ]);
+  await section("The evidence", evidenceLines(evidence, { width, paint, run: "last" }));
   if (reports.length > 0) {
     const cwd = invocation.world.settings.cwd;
     await section(
