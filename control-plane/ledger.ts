@@ -25,7 +25,7 @@ export interface Ledger {
   tree: StoredLedgerTree;
   checkpoints: CheckpointService;
   /** What auditors are answered by. */
-  desk(trust: ReceiptTrust): LedgerDesk;
+  desk(roots: { trust: ReceiptTrust; reload(): Promise<ReceiptTrust> }): LedgerDesk;
   /** The newest checkpoint for whoever remembers one of that size. */
   extension: LedgerView;
   /** Follows the shard whose owner writes it. */
@@ -68,14 +68,16 @@ export async function openLedger(
   return {
     tree,
     checkpoints,
-    desk: (trust) =>
+    desk: (roots) =>
       new LedgerDesk({
         clock,
         tree,
         checkpoints,
-        trust,
+        trust: () => roots.reload(),
         trouble: () => checkpoints.forked || service.trouble,
-        reconcile: (signal) => reconcile({ sources, store, trust, clock }, signal),
+        async *reconcile(signal) {
+          return yield* reconcile({ sources, store, trust: await roots.reload(), clock }, signal);
+        },
       }),
     extension(fromSize) {
       const { newest, verifierKey } = checkpoints;

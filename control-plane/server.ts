@@ -28,6 +28,7 @@ import { ruleFaults } from "./access/cedar-access.ts";
 import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/join-requests.ts";
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
+import { ReceiptRoots } from "./access/receipt-roots.ts";
 import { revokeAgent } from "./access/revocation.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
 import { agentId } from "./access/spiffe.ts";
@@ -233,8 +234,8 @@ async function open(
     onRefused: (agent, code) => fleet.refusedReport(agent, code),
   });
 
-  const trust = { trustDomain: pki.trustDomain, rootsPem: [pki.caPem] };
-  const checkReceipt = receiptCheck(trust);
+  const receiptRoots = await ReceiptRoots.open(new AuthorityFiles(secrets), pki.trustDomain);
+  const checkReceipt = receiptCheck(receiptRoots);
 
   const placement = createCedarPlacement();
   const resources = new Resources({
@@ -332,7 +333,7 @@ async function open(
     clock,
     async verify(item) {
       await reportKeys.checkStored(item);
-      const wrong = checkReceipt(item.agent, item.report);
+      const wrong = await checkReceipt(item.agent, item.report);
       if (wrong !== undefined)
         throw new InsituError("report.forged", `its receipt is not in order: ${wrong}`);
     },
@@ -519,7 +520,7 @@ async function open(
       tokens: apiTokens,
       approvals: createApprovalDesk({ kv: approvalKv, clock, log }),
       poison,
-      ledger: ledger.desk(trust),
+      ledger: ledger.desk(receiptRoots),
       readiness: () => ({ nats: !connection.isClosed(), shards: shards.settled }),
     },
     {

@@ -40,12 +40,16 @@ test("the newest checkpoint that extends the one before is remembered, over rest
   expect(errors).toEqual([]);
 });
 
-test("it asks once in a while, and at once after a new connection", () => {
+test("it asks until it is answered, then once in a while, and at once after a new connection", () => {
   const one = memory();
   expect(one.ask()).toBeDefined();
+  expect(one.ask()).toBeDefined();
+  one.shown(ledger.grow(1).shown(0));
   expect(one.ask()).toBeUndefined();
   one.connected();
   expect(one.ask()).toBeDefined();
+  one.shown(ledger.shown(1));
+  expect(one.ask()).toBeUndefined();
   nowMs += 60_000;
   expect(one.ask()).toBeDefined();
 });

@@ -41,12 +41,11 @@ export class LedgerMemory {
     this.#trouble = this.#memory?.contradiction?.what ?? "";
   }
 
-  /** What a heartbeat says of it; undefined when nothing is asked now. `size`: of the checkpoint that is held. */
+  /** What a heartbeat says of it, until it is answered; undefined when nothing is asked now. `size`: of the checkpoint that is held. */
   ask(): { size: number; trouble: string } | undefined {
     const nowMs = this.#clock.monotonicMs();
     const calm = this.#trouble === "" && this.#behindSinceMs === undefined;
     if (calm && nowMs - this.#lookedMs < LOOK_MS) return undefined;
-    this.#lookedMs = nowMs;
     return { size: this.#memory ? sizeOf(this.#memory.held) : 0, trouble: this.#trouble };
   }
 
@@ -56,6 +55,7 @@ export class LedgerMemory {
   }
 
   shown(checkpoint: ShownCheckpoint): void {
+    this.#lookedMs = this.#clock.monotonicMs();
     const looked = lookAt(this.#memory?.held, checkpoint);
     if (looked.kind === "behind") return this.#behind(checkpoint, looked.size);
     this.#behindSinceMs = undefined;

@@ -12,6 +12,7 @@ import type { IssuerPair } from "./pki.ts";
 import { loadOrCreateSecret, loadSecret } from "./secret-file.ts";
 
 const KEY_FILE = /^ca(?:-[0-9a-f]{16})?\.key\.pem$/;
+const CERTIFICATE_FILE = /^ca(?:-[0-9a-f]{16})?\.crt\.pem$/;
 const CERTIFICATES = /-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g;
 
 export interface IssuerFiles {
@@ -63,6 +64,17 @@ export class AuthorityFiles {
     return { id, rootPin: pinOf(chain.at(-1)!), chain, pair, keyPath };
   }
 
+  /** PEM of each root that any issuer here leads or has led to, retired ones too, the same one once. */
+  async everyRoot(): Promise<string[]> {
+    const roots = new Map<string, string>();
+    for (const name of await this.#names(CERTIFICATE_FILE)) {
+      const pem = await loadSecret(join(this.#directory, name));
+      const root = pem === undefined ? undefined : certificatesOf(pem).at(-1)!;
+      if (root) roots.set(root.fingerprint256, root.toString());
+    }
+    return [...roots.values()];
+  }
+
   /** The key of an issuer, whether or not it has certificates yet. */
   async keyOf(id: string): Promise<string | undefined> {
     for (const name of await this.#keyNames()) {
@@ -102,12 +114,16 @@ export class AuthorityFiles {
     await rm(certificatePathOf(keyPath), { force: true });
   }
 
-  async #keyNames(): Promise<string[]> {
+  #keyNames(): Promise<string[]> {
+    return this.#names(KEY_FILE);
+  }
+
+  async #names(pattern: RegExp): Promise<string[]> {
     const names = await readdir(this.#directory).catch((err: NodeJS.ErrnoException) => {
       if (err.code === "ENOENT") return [];
       throw err;
     });
-    return names.filter((name) => KEY_FILE.test(name)).sort();
+    return names.filter((name) => pattern.test(name)).sort();
   }
 
   #keyPathOf(id: string): string {

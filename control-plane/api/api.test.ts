@@ -306,6 +306,7 @@ describe("the description", () => {
     expect(operations.length).toBe(55);
     expect(operations.length).toBe(49);
     expect(operations.length).toBe(45);
+    expect(operations.length).toBe(54);
     expect(new Set(operations.map((operation) => operation.operationId)).size).toBe(operations.length);
     for (const operation of operations) expect(operation.responses).toHaveProperty("default");
   });

@@ -5,7 +5,7 @@ import { inclusionProof, leafHash, rootHash, verifyInclusion } from "../../share
 import { parseVerifierKey } from "../../shared/provenance/signed-note.ts";
 import { entriesPath, parseEntries, readerOfTiles, tilePath } from "../../shared/provenance/tiles.ts";
 import { testApi } from "./api.fixture.ts";
-import type { LedgerKeyView, LedgerProofView } from "./schemas.ts";
+import type { LedgerKeyView, LedgerProofView } from "./ledger-schemas.ts";
 
 const SIZE = 600;
 let api: ReturnType<typeof testApi>;

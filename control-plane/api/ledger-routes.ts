@@ -2,9 +2,9 @@
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
 import type { ApiEnv, RouteDeps } from "./context.ts";
 import { needs } from "./guard.ts";
+import { LedgerKeyView, LedgerProofView } from "./ledger-schemas.ts";
 import { flag, json, problems } from "./routes.ts";
 import { reach } from "./run-routes.ts";
-import { LedgerKeyView, LedgerProofView } from "./schemas.ts";
 import { bodyOf } from "./streams.ts";
 
 // Typed as any text: the library takes a literal with "json" in it for one JSON value.
@@ -102,7 +102,7 @@ async function* lines(found: ReturnType<RouteDeps["ledger"]["reconcile"]>): Asyn
 
 export function ledgerRoutes(app: OpenAPIHono<ApiEnv>, deps: RouteDeps): void {
   const { ledger } = deps;
-  app.openapi(key, (c) => c.json(ledger.key(), 200));
+  app.openapi(key, async (c) => c.json(await ledger.key(), 200));
 
   app.openapi(checkpoint, async (c) => {
     const note = await ledger.checkpoint(c.req.valid("query").upToDate === "true", c.req.raw.signal);

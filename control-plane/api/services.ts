@@ -8,6 +8,7 @@ import type { ApprovalRecord, ApprovalRequest } from "../access/approvals.ts";
 import type { Role } from "../access/rights.ts";
 import type { PoisonDesk } from "../poison/ports.ts";
 import type { RepeatSeed } from "../runs/ports.ts";
+import type { LedgerKeyView, LedgerProofView, ReconcileFinding, ReconcileSummary } from "./ledger-schemas.ts";
 import type {
   AgentView,
   ApiTokenView,
@@ -15,14 +16,10 @@ import type {
   AuthorityView,
   JoinRequestView,
   JoinTokenView,
-  LedgerKeyView,
-  LedgerProofView,
   LogLine,
   NewApiTokenView,
   NewJoinTokenView,
   PlanView,
-  ReconcileFinding,
-  ReconcileSummary,
   RunDetail,
   RunSummary,
   ServerView,
@@ -231,7 +228,7 @@ export interface Approvals {
   /** Makes one that was taken good again: its request had no effect. */
   giveBack(record: ApprovalRecord): Promise<void>;
 export interface LedgerQueries {
-  key(): LedgerKeyView;
+  key(): Promise<LedgerKeyView>;
   /** The note. `upToDate`: of all leaves that there are at the call. @throws not-found, unavailable */
   checkpoint(upToDate: boolean, signal: AbortSignal): Promise<string>;
   /** Of a path such as `tile/0/x001/067` or `tile/entries/000.p/7`. @throws not-found */

@@ -7,6 +7,12 @@ import { type Clock, newSecret } from "../../shared/system.ts";
 import type { DeviceSignIn } from "../access/identity-provider.ts";
 import type { Right } from "../access/rights.ts";
 import type {
+  LedgerKeyView,
+  LedgerProofView,
+  ReconcileFinding,
+  ReconcileSummary,
+} from "../api/ledger-schemas.ts";
+import type {
   AgentView,
   ApiTokenView,
   AppliedChange,
@@ -16,16 +22,12 @@ import type {
   CanIView,
   JoinRequestView,
   JoinTokenView,
-  LedgerKeyView,
-  LedgerProofView,
   LogLine,
   NewApiTokenView,
   NewJoinTokenView,
   PlanView,
   PoisonDetail,
   PoisonView,
-  ReconcileFinding,
-  ReconcileSummary,
   RunDetail,
   RunSummary,
   ServerView,

@@ -7,6 +7,7 @@ import { RIGHTS, ROLES } from "../access/rights.ts";
 import { approvalCommands } from "./approval-program.ts";
 import { authorityCommands } from "./authority-program.ts";
 import { auditCommands } from "./audit-program.ts";
+import { authorityCommands } from "./authority-program.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";

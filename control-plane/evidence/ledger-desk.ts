@@ -11,7 +11,7 @@ import {
 } from "../../shared/provenance/tiles.ts";
 import type { ReceiptTrust } from "../../shared/provenance/verify-receipt.ts";
 import type { Clock } from "../../shared/system.ts";
-import type { LedgerKeyView, LedgerProofView } from "../api/schemas.ts";
+import type { LedgerKeyView, LedgerProofView } from "../api/ledger-schemas.ts";
 import type { LedgerQueries } from "../api/services.ts";
 import type { LedgerReader } from "./ports.ts";
 
@@ -29,7 +29,7 @@ export interface LedgerDeskOptions {
   clock: Clock;
   tree: LedgerReader;
   checkpoints: Checkpoints;
-  trust: ReceiptTrust;
+  trust(): Promise<ReceiptTrust>;
   trouble(): string;
   reconcile: LedgerQueries["reconcile"];
 }
@@ -41,11 +41,11 @@ export class LedgerDesk implements LedgerQueries {
     this.#options = options;
   }
 
-  key(): LedgerKeyView {
+  async key(): Promise<LedgerKeyView> {
     const { checkpoints, trust, trouble } = this.#options;
     const { verifierKey } = checkpoints;
     const origin = verifierKey.slice(0, verifierKey.indexOf("+"));
-    const { trustDomain, rootsPem } = trust;
+    const { trustDomain, rootsPem } = await trust();
     return { origin, verifierKey, trustDomain, rootsPem: [...rootsPem], trouble: trouble() };
   }
 
@@ -87,7 +87,7 @@ export class LedgerDesk implements LedgerQueries {
       const proof = inclusionProof(tree.read, index, size).map((hash) => toBase64(hash));
       leaves.push({ index, kind, attempt, epoch, leaf: toBase64(leaf!), proof });
     }
-    const { trouble: _, ...key } = this.key();
+    const { trouble: _, ...key } = await this.key();
     return { v: 1, run: runId, step, checkpoint: note, key, leaves };
   }
 

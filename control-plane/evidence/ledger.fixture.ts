@@ -9,7 +9,7 @@ import {
   signNote,
 } from "../../shared/provenance/signed-note.ts";
 import { systemClock } from "../../shared/system.ts";
-import type { ReconcileFinding } from "../api/schemas.ts";
+import type { ReconcileFinding } from "../api/ledger-schemas.ts";
 import { LedgerDesk } from "./ledger-desk.ts";
 import type { LeafPlace } from "./ports.ts";
 
@@ -74,9 +74,7 @@ export class MemoryLedger {
         },
         upToDate: async () => ledger.checkpoint(),
       },
-      get trust() {
-        return { trustDomain: "insitu.test", rootsPem: ledger.rootsPem };
-      },
+      trust: async () => ({ trustDomain: "insitu.test", rootsPem: ledger.rootsPem }),
       trouble: () => ledger.trouble,
       async *reconcile() {
         yield* ledger.findings;

@@ -6,10 +6,12 @@ import { type ReceiptCheck, receiptCheck } from "./receipt-check.ts";
 
 let agent: Sealer;
 let check: ReceiptCheck;
+let authority: Authority;
 beforeAll(async () => {
-  const authority = await Authority.open();
+  authority = await Authority.open();
   agent = await authority.agent("dream", "a1");
-  check = receiptCheck(authority.trust);
+  const { trust } = authority;
+  check = receiptCheck({ trust, reload: async () => trust });
 });
 
 const offer = offerOf({ step: stepSpec("fit", { reads: ["patients"] }) });
@@ -20,10 +22,10 @@ function reported(
   return { kind: "finished", lease: offer.lease, outcome: outcome({ receipt }), ...change };
 }
 
-test("a receipt of the agent that reports, of that attempt, is in order; so is a report without one", () => {
-  expect(check("dream/a1", reported())).toBeUndefined();
-  expect(check("dream/a1", reported({ outcome: outcome() }))).toBeUndefined();
-  expect(check("dream/a1", { kind: "started", lease: offer.lease, atMs: 1 })).toBeUndefined();
+test("a receipt of the agent that reports, of that attempt, is in order; so is a report without one", async () => {
+  expect(await check("dream/a1", reported())).toBeUndefined();
+  expect(await check("dream/a1", reported({ outcome: outcome() }))).toBeUndefined();
+  expect(await check("dream/a1", { kind: "started", lease: offer.lease, atMs: 1 })).toBeUndefined();
 });
 
 test.each<[string, () => [string, ReportPayload], RegExp]>([
@@ -48,6 +50,19 @@ test.each<[string, () => [string, ReportPayload], RegExp]>([
     },
     /not signed/,
   ],
-])("a receipt that is %s is found out", (_, make, reason) => {
-  expect(check(...make())).toMatch(reason);
+])("a receipt that is %s is found out", async (_, make, reason) => {
+  expect(await check(...make())).toMatch(reason);
+});
+
+test("a root that came since is read before a receipt is found wrong", async () => {
+  const elsewhere = await Authority.open();
+  const stranger = await elsewhere.agent("dream", "a1");
+  const report = reported({ outcome: outcome({ receipt: stranger.seal(offer, outcome()) }) });
+  const { trust } = authority;
+  expect(await check("dream/a1", report)).toMatch(/not issued by a trusted root/);
+  const both = { ...trust, rootsPem: [...trust.rootsPem, ...elsewhere.trust.rootsPem] };
+  const roots = { trust, reload: async () => (roots.trust = both) };
+  const following = receiptCheck(roots);
+  expect(await following("dream/a1", report)).toBeUndefined();
+  expect(await following("dream/a1", reported())).toBeUndefined();
 });

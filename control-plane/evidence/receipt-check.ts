@@ -3,18 +3,28 @@
  *
  * What is in the ledger, anybody can verify again; this keeps out of it what would never verify.
  */
-import type { ReceiptTrust, VerifiedReceipt } from "../../shared/provenance/verify-receipt.ts";
-import { receiptVerifier } from "../../shared/provenance/verify-receipt.ts";
+import {
+  type ReceiptTrust,
+  receiptVerifier,
+  type VerifiedReceipt,
+} from "../../shared/provenance/verify-receipt.ts";
 import type { ReportPayload } from "../../shared/wire/attempt.ts";
 
-export type ReceiptCheck = (agent: string, report: ReportPayload) => string | undefined;
-
 /** Gives what is wrong with it; undefined for a receipt in order, and for none. `agent`: `environment/name`. */
-export function receiptCheck(trust: ReceiptTrust): ReceiptCheck {
-  const verify = receiptVerifier(trust);
-  return (agent, report) => {
+export type ReceiptCheck = (agent: string, report: ReportPayload) => Promise<string | undefined>;
+
+/** Roots may come while this runs: before a receipt is found wrong, they are read again. */
+export function receiptCheck(roots: { trust: ReceiptTrust; reload(): Promise<ReceiptTrust> }): ReceiptCheck {
+  let { trust } = roots;
+  let verify = receiptVerifier(trust);
+  return async (agent, report) => {
     if (report.kind !== "finished" || report.outcome.receipt === undefined) return undefined;
-    const verified = verify(report.outcome.receipt);
+    let verified = verify(report.outcome.receipt);
+    if (verified.kind === "refused" && (await roots.reload()) !== trust) {
+      trust = roots.trust;
+      verify = receiptVerifier(trust);
+      verified = verify(report.outcome.receipt);
+    }
     return verified.kind === "refused" ? verified.reason : mismatch(agent, report, verified);
   };
 }

@@ -4,7 +4,7 @@ import { entryBytes, type LedgerEntry, parseEntry } from "../../shared/provenanc
 import { systemClock } from "../../shared/system.ts";
 import { Authority, offerOf, type Sealer } from "../../test/support/receipts.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
-import type { ReconcileFinding, ReconcileSummary } from "../api/schemas.ts";
+import type { ReconcileFinding, ReconcileSummary } from "../api/ledger-schemas.ts";
 import { Leaves } from "./leaves.ts";
 import { LEDGER_SOURCES, type LedgerSource, type LedgerSources, type SourceMessage } from "./ports.ts";
 import { reconcile } from "./reconcile-service.ts";

@@ -7,7 +7,7 @@ import { entryBytes, type LedgerEntry } from "../../shared/provenance/ledger-ent
 import { type ReceiptTrust, receiptVerifier } from "../../shared/provenance/verify-receipt.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
-import type { ReconcileFinding, ReconcileSummary } from "../api/schemas.ts";
+import type { ReconcileFinding, ReconcileSummary } from "../api/ledger-schemas.ts";
 import { Leaves } from "./leaves.ts";
 import {
   LEDGER_SOURCES,

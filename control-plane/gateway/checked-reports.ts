@@ -10,7 +10,7 @@ export function checkedReports(
   const { check, poison, onRefused } = options;
   return {
     async accept(agent, report, signed) {
-      const wrong = check(agent, report);
+      const wrong = await check(agent, report);
       if (wrong === undefined) return await sink.accept(agent, report, signed);
       const message = `the receipt in the report is not in order: ${wrong}`;
       const data = Buffer.from(JSON.stringify(report));

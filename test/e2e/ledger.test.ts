@@ -7,11 +7,11 @@ import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { expect, test } from "vitest";
 import type {
-  AgentView,
   LedgerProofView,
   ReconcileFinding,
   ReconcileSummary,
-} from "../../control-plane/api/schemas.ts";
+} from "../../control-plane/api/ledger-schemas.ts";
+import type { AgentView } from "../../control-plane/api/schemas.ts";
 import { loadConfig, type ServerConfig } from "../../control-plane/config.ts";
 import { connectNats } from "../../control-plane/store/jetstream.ts";
 import { runningTarget } from "../../control-plane/store/nats-target.ts";

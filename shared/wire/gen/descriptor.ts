@@ -394,9 +394,10 @@ export const DESCRIPTOR = {
                     "roots": {
                       "type": "HeldRoots",
                       "id": 10
+                    },
                     "ledger": {
                       "type": "RememberedLedger",
-                      "id": 10
+                      "id": 11
                     }
                   }
                 },
