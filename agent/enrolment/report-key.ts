@@ -31,7 +31,6 @@ export interface ReportSigner {
   signReports(payloads: readonly Uint8Array[]): Signature;
   /** For chunks of logs that go up together, one at least. */
   signLogs(chunks: readonly SignedChunk[]): Signature;
-  sign(payload: Uint8Array): { signature: Buffer; keyId: string };
   /** Over what DSSE makes of a payload, which nothing else that this key signs begins like. */
   signEnvelope(message: Uint8Array): Uint8Array;
   /** SHA-256 of the public key's SPKI, hexadecimal. */

@@ -418,9 +418,8 @@ export class AttemptService {
       logDroppedBytes: logs.droppedBytes,
       startedAtMs,
       finishedAtMs,
-      ...(sitePolicy === undefined ? {} : { sitePolicy }),
-      ...(result.sandbox ? { sandbox: result.sandbox } : {}),
       ...(grant.sitePolicy === undefined ? {} : { sitePolicy: grant.sitePolicy }),
+      ...(result.sandbox ? { sandbox: result.sandbox } : {}),
     };
     const receipt = this.#receipt(offer, outcome, grant);
     // Last, as the schema has it: the report can be written again from what a run's events say.

@@ -45,6 +45,7 @@ export function receiptOf(
     offer: offerDigest,
     agent: { environment, name, software },
     host: { sandbox: wellFormed(sandbox.summary), boxed: sandbox.boxes, attestation: "none" },
+    sandbox: outcome.sandbox ?? null,
     reads: classified(step.reads),
     writes: classified(step.writes),
     inputs: Object.entries(offer.inputs).flatMap(([from, outputs]) =>

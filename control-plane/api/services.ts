@@ -227,6 +227,8 @@ export interface Approvals {
   ): Promise<ApprovalRecord>;
   /** Makes one that was taken good again: its request had no effect. */
   giveBack(record: ApprovalRecord): Promise<void>;
+}
+
 export interface LedgerQueries {
   key(): Promise<LedgerKeyView>;
   /** The note. `upToDate`: of all leaves that there are at the call. @throws not-found, unavailable */

@@ -5,7 +5,6 @@ import { unknownName } from "../../shared/model/nearest.ts";
 import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
 import { approvalCommands } from "./approval-program.ts";
-import { authorityCommands } from "./authority-program.ts";
 import { auditCommands } from "./audit-program.ts";
 import { authorityCommands } from "./authority-program.ts";
 import { reportError } from "./errors.ts";
@@ -112,13 +111,7 @@ function build(world: World, state: { code: number }): Command {
   authorityCommands(program, { act, examples });
   approvalCommands(program, { act, examples });
   backupCommands(program, act);
-  const audit = () => import("./commands/audit.ts");
-  auditCommands(program, {
-    prove: act(async () => (await audit()).prove),
-    checkpoint: act(async () => (await audit()).checkpoint),
-    reconcile: act(async () => (await audit()).reconcile),
-    examples,
-  });
+  auditCommands(program, { act, examples });
   natsCommands(program, {
     init: act(async () => (await import("./commands/nats.ts")).init),
     examples,

@@ -8,7 +8,7 @@ import { z } from "zod";
 import { canonicalJson, digestOf } from "../model/canonical.ts";
 import { Digest, FieldName, Name } from "../model/names.ts";
 import { Classification, type StepSpec } from "../model/spec.ts";
-import { EgressRecord, LeaseKey, OutcomeStatus } from "../wire/attempt.ts";
+import { BoxRecord, EgressRecord, LeaseKey, OutcomeStatus } from "../wire/attempt.ts";
 import { utf8Bytes } from "./encoding.ts";
 import { RECEIPT_MAX_BYTES } from "./signed-receipt.ts";
 
@@ -48,6 +48,8 @@ export const Receipt = z.object({
     /** No host says more of itself yet. */
     attestation: z.literal("none"),
   }),
+  /** What the attempt's process ran in, and what held its limits; null: no process was started. */
+  sandbox: BoxRecord.nullable(),
   reads: z.array(Dataset),
   writes: z.array(Dataset),
   inputs: z.array(z.object({ step: Name, output: FieldName, ...Counted })),
