@@ -6,7 +6,7 @@ import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { LedgerSource, LedgerStore, StoredLeaf } from "../evidence/ports.ts";
 import { lastMessageOf } from "./jetstream.ts";
 import { publishOnce } from "./publish.ts";
-import { flushed } from "./stream-disk.ts";
+import { flushed, readable } from "./stream-disk.ts";
 import { readToEnd } from "./stream-reader.ts";
 
 export class JetStreamLedger implements LedgerStore {
@@ -17,11 +17,11 @@ export class JetStreamLedger implements LedgerStore {
   }
 
   async size(): Promise<number> {
-    return (await lastMessageOf(this.#connection, STREAMS.ledger, subjects.allLedger))?.seq ?? 0;
+    return (await this.#last(subjects.allLedger))?.seq ?? 0;
   }
 
   async lastOf(source: LedgerSource): Promise<LedgerEntry | undefined> {
-    const message = await lastMessageOf(this.#connection, STREAMS.ledger, subjects.ledger(source));
+    const message = await this.#last(subjects.ledger(source));
     if (!message) return undefined;
     const entry = parseEntry(message.data);
     if (entry) return entry;
@@ -42,14 +42,20 @@ export class JetStreamLedger implements LedgerStore {
           payload: entryBytes(entry),
           messageId: `${entry.source.stream}/${entry.source.seq}/${entry.source.part}`,
           expected: { ofStream: size + i },
-          // Before a checkpoint speaks of them they are brought to the disk, all at once.
-          mayBeLost: true,
         }),
       ),
     );
     // The repeat of one that is there already is answered with its place.
     const placed = stored.every((one, i) => one.kind === "stored" && one.seq === size + i + 1);
     return placed ? "appended" : "conflict";
+  }
+
+  /** On the disk, and not as it was before NATS lost something. */
+  async #last(subject: string): Promise<{ seq: number; data: Uint8Array } | undefined> {
+    await readable(this.#connection);
+    const message = await lastMessageOf(this.#connection, STREAMS.ledger, subject);
+    await flushed(this.#connection, STREAMS.ledger, message?.seq ?? 0);
+    return message;
   }
 
   async *leavesOf(source: LedgerSource, afterIndex: number): AsyncGenerator<StoredLeaf> {

@@ -3,14 +3,14 @@ import { createHash } from "node:crypto";
 import type { NatsConnection } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
-import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import { FILLER_HEADER, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { LedgerSource, LedgerSources, RunFacts, SourceMessage } from "../evidence/ports.ts";
 import type { PlanSource } from "../runs/ports.ts";
 import { storeError } from "./jetstream.ts";
 import { toBatch } from "./jetstream-run-store.ts";
 import { nextMessage } from "./publish.ts";
 import { parseApply } from "./resource-log.ts";
-import { flushed } from "./stream-disk.ts";
+import { flushed, readable } from "./stream-disk.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail, type TailLog } from "./stream-reader.ts";
 
 /** Messages that wait to be made leaves of; when there are more, the stream is read again from there. */
@@ -25,15 +25,19 @@ export class JetStreamLedgerSources implements LedgerSources {
     this.#options = options;
   }
 
-  lastSeq(source: LedgerSource): Promise<number> {
-    return lastSeqOf(this.#options.connection, source);
+  async lastSeq(source: LedgerSource): Promise<number> {
+    const { connection } = this.#options;
+    await readable(connection);
+    const seq = await lastSeqOf(connection, source);
+    await flushed(connection, source, seq);
+    return seq;
   }
 
   async *read(source: LedgerSource, signal: AbortSignal): AsyncGenerator<SourceMessage> {
     const { connection } = this.#options;
     for await (const message of readToEnd({ connection, stream: source, fromSeq: 1 })) {
       signal.throwIfAborted();
-      yield toSource(source, message);
+      if (!isFiller(message)) yield toSource(source, message);
     }
   }
 
@@ -48,7 +52,8 @@ export class JetStreamLedgerSources implements LedgerSources {
         const lastSeq = bunch.at(-1)!.seq;
         // A leaf must not outlive the message that it was made of: in a power cut it would name another one.
         await flushed(connection, source, lastSeq);
-        yield bunch.map((message) => toSource(source, message));
+        const said = bunch.filter((message) => !isFiller(message));
+        if (said.length > 0) yield said.map((message) => toSource(source, message));
         fromSeq = lastSeq + 1;
       }
     }
@@ -89,7 +94,10 @@ export class JetStreamLedgerSources implements LedgerSources {
     const { connection, plans } = this.#options;
     try {
       const at = { stream: STREAMS.runs, subject: subjects.run(runId), fromSeq: 1 };
+      await readable(connection);
       const first = await nextMessage(connection, at);
+      // Also when there is none: a NATS that has lost something says so of what will be back.
+      await flushed(connection, STREAMS.runs, first?.seq ?? 0);
       const created = first && readEvents(first)?.[0];
       if (created?.kind !== "run.created") return undefined;
       return { pipeline: (await plans.load(created.version)).spec, version: created.version };
@@ -99,6 +107,11 @@ export class JetStreamLedgerSources implements LedgerSources {
       return undefined; // the version is not there, or is not what its name says
     }
   }
+}
+
+/** It has the place of a message that nobody was ever told of, and says nothing. */
+function isFiller(message: StreamMessage): boolean {
+  return message.header(FILLER_HEADER) !== "";
 }
 
 function toSource(source: LedgerSource, message: StreamMessage): SourceMessage {

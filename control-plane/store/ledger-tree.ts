@@ -14,6 +14,7 @@ import { readReceipt } from "../../shared/provenance/receipt.ts";
 import type { Clock } from "../../shared/system.ts";
 import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { LeafPlace, LedgerReader } from "../evidence/ports.ts";
+import { flushed, readable } from "./stream-disk.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
@@ -149,6 +150,7 @@ export class StoredLedgerTree implements LedgerReader {
 
   async #isOfStream(size: number): Promise<boolean> {
     if (size === 0) return true;
+    await readable(this.#options.connection);
     if ((await lastSeqOf(this.#options.connection, STREAMS.ledger)) < size) return false;
     const [last] = await this.entries(size - 1, 1);
     const kept = this.#nodes.get([0, size - 1]);
@@ -160,6 +162,8 @@ export class StoredLedgerTree implements LedgerReader {
     while (this.#waiting.length > 0 && !this.#stop.signal.aborted) {
       const some = this.#waiting.splice(0, BATCH_MAX);
       try {
+        // What a power cut may take is not in the tree: other leaves could come in their place.
+        await flushed(this.#options.connection, STREAMS.ledger, some.at(-1)!.seq);
         await this.#store(some);
       } catch (err) {
         log.error({ err, size: this.#size }, "the tree of the ledger cannot be written");

@@ -255,7 +255,7 @@ function isSame(piece: Piece, subject: string, messageId: string): boolean {
 }
 
 function orderOf(stream: string): Order {
-  if (stream === STREAMS.runs || stream === STREAMS.resources) return "placed";
+  if (stream === STREAMS.runs || stream === STREAMS.resources || stream === STREAMS.ledger) return "placed";
   return stream.startsWith("KV_") ? "latest" : "any";
 }
 
@@ -265,6 +265,8 @@ function fillerOf(stream: string): { subject: string; payload: string; headers?:
     const nothing = { v: 1, atMs: 0, by: "insitu", changes: [] };
     return { subject: subjects.resources, payload: JSON.stringify(nothing) };
   }
+  // No checkpoint speaks of it: leaves are in a copy before one does.
+  if (stream === STREAMS.ledger) return { subject: subjects.ledger("filler"), payload: "" };
   const bucket = stream.slice("KV_".length);
   return { subject: `$KV.${bucket}.filler`, payload: "", headers: { "KV-Operation": "DEL" } };
 }
