@@ -196,10 +196,10 @@ test("a ledger that was rewritten whole, with its checkpoint, is found by the si
   const memory = join(plant.directory, "sites", "site", "only", "ledger.json");
   const held = () => (JSON.parse(readFileSync(memory, "utf8")) as { held: { note: string } }).held.note;
   const agent = async () => (await plant.call("GET", "/v1/agents/site/only")) as AgentView;
-  await restart(plant);
-  // It asks when it connects: from then on it remembers the ledger of the run.
   const { stdout } = await insitu(plant, "audit", "checkpoint", "-o", "json");
   const { note, size } = JSON.parse(stdout) as { note: string; size: number };
+  // It asks when it connects: from then on it remembers the ledger of the run.
+  await restart(plant);
   await plant.until(async () => existsSync(memory) && held() === note);
   expect((await agent()).ledgerTrouble).toBe("");
 
