@@ -46,13 +46,13 @@ import { receiptCheck } from "./evidence/receipt-check.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
-import { checkedReports } from "./gateway/checked-reports.ts";
+import { checkedItems, checkedReports } from "./gateway/checked-reports.ts";
 import { createGateway } from "./gateway/gateway.ts";
 import { LogDoubts } from "./gateway/log-doubts.ts";
 import { ReportKeys } from "./gateway/report-keys.ts";
 import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
-import { openPeople } from "./people.ts";
 import { openLedger } from "./ledger.ts";
+import { openPeople } from "./people.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
 import { Commands } from "./runs/run-commands.ts";
@@ -331,12 +331,7 @@ async function open(
     bus: peers,
     inbox,
     clock,
-    async verify(item) {
-      await reportKeys.checkStored(item);
-      const wrong = await checkReceipt(item.agent, item.report);
-      if (wrong !== undefined)
-        throw new InsituError("report.forged", `its receipt is not in order: ${wrong}`);
-    },
+    verify: checkedItems((item) => reportKeys.checkStored(item), checkReceipt),
     async refused(item, { code, message }) {
       const { agent, report } = item;
       log.warn({ agent, ...report.lease, code, message }, "report from the inbox set aside");
@@ -431,11 +426,7 @@ async function open(
     joinRequests,
     registry,
     fleet,
-    reports: checkedReports(router, {
-      check: checkReceipt,
-      poison,
-      onRefused: (agent, code) => fleet.refusedReport(agent, code),
-    }),
+    reports: checkedReports(router, { check: checkReceipt, poison, fleet }),
     reportKeys,
     leases: router,
     logs,

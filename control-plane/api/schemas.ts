@@ -190,9 +190,7 @@ export const AgentView = z
       .object({ unsigned: z.int(), forged: z.int() })
       .openapi({ description: "Refused for good since the replica started that the agent is connected to" }),
     refusedOffers: z.int().openapi({ description: "Refused by the agent since it started" }),
-    ledgerTrouble: z.string().openapi({
-      description: "Empty, or how the ledger contradicts the checkpoint that the agent remembers",
-    }),
+    ledgerTrouble: z.string().openapi({ description: "Empty, or how the ledger contradicts its checkpoint" }),
     enrolledAtMs: AtMs,
     certificateNotAfterMs: AtMs,
     revoked: z

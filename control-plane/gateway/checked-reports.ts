@@ -1,13 +1,16 @@
 /** Turns away reports whose receipt is not their agent's: what would never verify does not come into the ledger. */
+import { InsituError } from "../../shared/errors.ts";
 import type { ReceiptCheck } from "../evidence/receipt-check.ts";
+import type { Fleet } from "../fleet/fleet-service.ts";
 import type { PoisonSink } from "../poison/ports.ts";
+import type { InboxItem } from "../shards/ports.ts";
 import type { ReportSink } from "./ports.ts";
 
 export function checkedReports(
   sink: ReportSink,
-  options: { check: ReceiptCheck; poison: PoisonSink; onRefused(agent: string, code: "report.forged"): void },
+  options: { check: ReceiptCheck; poison: PoisonSink; fleet: Pick<Fleet, "refusedReport"> },
 ): ReportSink {
-  const { check, poison, onRefused } = options;
+  const { check, poison, fleet } = options;
   return {
     async accept(agent, report, signed) {
       const wrong = await check(agent, report);
@@ -22,8 +25,20 @@ export function checkedReports(
         reason: message,
         data,
       });
-      onRefused(agent, "report.forged");
+      fleet.refusedReport(agent, "report.forged");
       return { accepted: false, code: "report.forged", message };
     },
+  };
+}
+
+/** The same for reports that went through the store. @throws report.forged, and as `verify` */
+export function checkedItems(
+  verify: (item: InboxItem) => Promise<void>,
+  check: ReceiptCheck,
+): (item: InboxItem) => Promise<void> {
+  return async (item) => {
+    await verify(item);
+    const wrong = await check(item.agent, item.report);
+    if (wrong !== undefined) throw new InsituError("report.forged", `its receipt is not in order: ${wrong}`);
   };
 }
