@@ -16,12 +16,16 @@ import { STREAMS } from "../../shared/wire/subjects.ts";
 import type { LeafPlace, LedgerReader } from "../evidence/ports.ts";
 import { flushed, readable } from "./stream-disk.ts";
 import { lastSeqOf, readToEnd, type StreamMessage, StreamTail } from "./stream-reader.ts";
+import { whenReady } from "./when-ready.ts";
 
 /** Another number makes a folder written by another release be thrown away and rebuilt. */
 const FORMAT = 1;
 /** In one transaction. */
 const BATCH_MAX = 2_000;
-const RETRY_MS = 250;
+/** Between two transactions, each of which waits for the disk and holds everything up. */
+const PAUSE_MS = 50;
+const RETRY_MS = 1_000;
+const WAITING_MAX = 10_000;
 
 type PlaceKey = [runId: string, stepId: string, attempt: number, epoch: number, index: number];
 
@@ -30,6 +34,8 @@ export interface StoredLedgerTreeOptions {
   connection: NatsConnection;
   clock: Clock;
   log: Logger;
+  /** Leaves that wait to be written. */
+  waitingMax?: number;
 }
 
 export class StoredLedgerTree implements LedgerReader {
@@ -45,6 +51,9 @@ export class StoredLedgerTree implements LedgerReader {
   #waiters: { size: number; resolve(): void }[] = [];
   #tail: StreamTail | undefined;
   #size = 0;
+  /** A leaf came that had no room to wait. */
+  #missed = false;
+  #failing = false;
 
   constructor(options: StoredLedgerTreeOptions) {
     this.#options = options;
@@ -58,21 +67,32 @@ export class StoredLedgerTree implements LedgerReader {
   async start(): Promise<void> {
     const { connection, clock, log } = this.#options;
     const known = this.#meta.get("size") ?? 0;
-    const isOurs = (this.#meta.get("format") ?? FORMAT) === FORMAT && (await this.#isOfStream(known));
+    const isCurrent = (this.#meta.get("format") ?? FORMAT) === FORMAT;
+    const isOurs = isCurrent && (await whenReady({ connection, clock }, () => this.#isOfStream(known)));
     if (!isOurs) {
       log.warn({ known }, "the tree of the ledger is not of this stream; building it anew");
-      await Promise.all([this.#nodes.clearAsync(), this.#places.clearAsync(), this.#meta.clearAsync()]);
+      this.#root.transactionSync(() => {
+        for (const database of [this.#nodes, this.#places, this.#meta]) database.clearSync();
+      });
     }
-    await this.#meta.put("format", FORMAT);
+    // Only where it is missing: a replica whose disk is full starts all the same.
+    if (this.#meta.get("format") !== FORMAT) this.#meta.putSync("format", FORMAT);
     this.#size = isOurs ? known : 0;
     this.#tree = new GrowingTree(this.#size, this.read);
+    this.#follow();
+  }
+
+  #follow(): void {
+    const { connection, clock, log, waitingMax = WAITING_MAX } = this.#options;
     const onMessage = (message: StreamMessage): void => {
-      this.#waiting.push(message);
+      if (this.#waiting.length < waitingMax) this.#waiting.push(message);
+      else this.#missed = true;
       this.#draining ??= this.#drain().finally(() => {
         this.#draining = undefined;
       });
     };
     const fromSeq = this.#size + 1;
+    this.#missed = false;
     this.#tail = new StreamTail({ connection, stream: STREAMS.ledger, fromSeq, clock, log, onMessage });
     this.#tail.start();
   }
@@ -158,26 +178,43 @@ export class StoredLedgerTree implements LedgerReader {
   }
 
   async #drain(): Promise<void> {
-    const { clock, log } = this.#options;
-    while (this.#waiting.length > 0 && !this.#stop.signal.aborted) {
+    const { clock } = this.#options;
+    const { signal } = this.#stop;
+    while (this.#waiting.length > 0 && !signal.aborted) {
       const some = this.#waiting.splice(0, BATCH_MAX);
-      try {
-        // What a power cut may take is not in the tree: other leaves could come in their place.
-        await flushed(this.#options.connection, STREAMS.ledger, some.at(-1)!.seq);
-        await this.#store(some);
-      } catch (err) {
-        log.error({ err, size: this.#size }, "the tree of the ledger cannot be written");
-        this.#tree = new GrowingTree(this.#size, this.read);
-        this.#waiting.unshift(...some);
-        await clock.sleep(RETRY_MS, this.#stop.signal).catch(() => undefined); // closed: the loop sees it
-      }
+      const isStored = await this.#tryStore(some);
+      if (!isStored) this.#waiting.unshift(...some);
+      const pauseMs = isStored ? (some.length < BATCH_MAX ? PAUSE_MS : 0) : RETRY_MS;
+      await clock.sleep(pauseMs, signal).catch(() => undefined); // closed: the loop sees it
+      if (this.#waiting.length > 0 || !this.#missed || signal.aborted) continue;
+      // More came than may wait: the stream is read again from there.
+      await this.#tail?.close();
+      if (!signal.aborted) this.#follow();
     }
   }
 
-  async #store(messages: readonly StreamMessage[]): Promise<void> {
-    await this.#root.transaction(() => {
+  /** False while it cannot be written, on a disk that is full for example: what waits is in the stream, too. */
+  async #tryStore(messages: readonly StreamMessage[]): Promise<boolean> {
+    const { connection, log } = this.#options;
+    try {
+      // What a power cut may take is not in the tree: other leaves could come in their place.
+      await flushed(connection, STREAMS.ledger, messages.at(-1)!.seq);
+      this.#store(messages);
+      if (this.#failing) log.info({ size: this.#size }, "the tree of the ledger is written again");
+      this.#failing = false;
+      return true;
+    } catch (err) {
+      if (!this.#failing) log.error({ err, size: this.#size }, "the tree of the ledger cannot be written");
+      this.#failing = true;
+      this.#tree = new GrowingTree(this.#size, this.read);
+      return false;
+    }
+  }
+
+  #store(messages: readonly StreamMessage[]): void {
+    this.#root.transactionSync(() => {
       for (const message of messages) this.#add(message);
-      void this.#meta.put("size", this.#tree.size);
+      this.#meta.putSync("size", this.#tree.size);
     });
     this.#size = this.#tree.size;
     for (const waiter of this.#waiters) if (waiter.size <= this.#size) waiter.resolve();
@@ -190,10 +227,10 @@ export class StoredLedgerTree implements LedgerReader {
     if (seq !== index + 1)
       throw new InsituError("internal", `leaf ${index} of the ledger is not in its stream`);
     for (const node of this.#tree.append(leafHash(data)))
-      void this.#nodes.put([node.level, node.index], Buffer.from(node.hash));
+      this.#nodes.putSync([node.level, node.index], Buffer.from(node.hash));
     const entry = parseEntry(data);
     const place = entry && placeOf(entry);
-    if (place) void this.#places.put([...place.about, index], place.kind);
+    if (place) this.#places.putSync([...place.about, index], place.kind);
   }
 }
 

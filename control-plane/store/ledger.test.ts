@@ -12,6 +12,7 @@ import { type LedgerEntry, parseEntry } from "../../shared/provenance/ledger-ent
 import { leafHash, readerOf, rootHash } from "../../shared/provenance/merkle.ts";
 import { systemClock } from "../../shared/system.ts";
 import { STREAMS, subjects } from "../../shared/wire/subjects.ts";
+import { canMount, Disk } from "../../test/support/disk.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { Authority, offerOf, type Sealer } from "../../test/support/receipts.ts";
 import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
@@ -261,6 +262,26 @@ test("a writer stops when the message of the newest leaf is another one than the
 });
 
 describe("the tree of a replica", () => {
+  test("reads the stream again where more came than may wait", async () => {
+    for (let i = 0; i < 20; i++) await run(`r${i}`);
+    const service = writer();
+    await expect.poll(() => new JetStreamLedger(connection).size()).toBe(20 * LEAVES.length);
+    await service.end();
+    const small = new StoredLedgerTree({
+      directory: join(directory, "few"),
+      connection,
+      clock,
+      log,
+      waitingMax: 7,
+    });
+    await small.start();
+    open.push(small);
+    await small.waitFor(20 * LEAVES.length);
+    const whole = await treeOf();
+    await whole.waitFor(20 * LEAVES.length);
+    expect(small.root(100)).toEqual(whole.root(100));
+  });
+
   test("goes on where it was, and is built anew when its folder is of another ledger", async () => {
     await run("r1");
     writer();
@@ -289,6 +310,36 @@ describe("the tree of a replica", () => {
     expect(other.placesOf("r1")).toEqual([]);
   });
 });
+
+test.skipIf(!canMount(mkdtempSync(join(tmpdir(), "insitu-mount-"))))(
+  "the tree waits for a disk that is full, starts on one, and goes on when there is room",
+  async () => {
+    const disk = new Disk(join(directory, "small"), "16m");
+    try {
+      writer();
+      const tree = await treeOf("small/tree");
+      await run("r1");
+      await tree.waitFor(LEAVES.length);
+      disk.fill();
+      // Many, so that they do not fit into what the database has left free.
+      for (let i = 0; i < 40; i++) await run(`full-${i}`);
+      await expect.poll(() => new JetStreamLedger(connection).size()).toBe(41 * LEAVES.length);
+      expect(tree.size).toBeLessThan(41 * LEAVES.length);
+      open.splice(open.indexOf(tree), 1);
+      await tree.close();
+      const again = await treeOf("small/tree");
+      disk.free();
+      await again.waitFor(41 * LEAVES.length);
+      const hashes = (await again.entries(0, again.size)).map((bytes) => leafHash(bytes));
+      expect(again.root(again.size)).toEqual(rootHash(readerOf(hashes), hashes.length));
+      open.splice(open.indexOf(again), 1);
+      await again.close();
+    } finally {
+      disk.close();
+    }
+  },
+  30_000,
+);
 
 describe("a checkpoint", () => {
   function memory(): CheckpointStore & { note?: string } {
