@@ -22,6 +22,7 @@ import { openKv } from "./store/kv.ts";
 import { checkAccounts } from "./store/nats-accounts-check.ts";
 import { pushAccount } from "./store/nats-claims-push.ts";
 import { NatsDisk } from "./store/nats-disk.ts";
+import { NatsRoom } from "./store/nats-room.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
 import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "./store/nats-target.ts";
 import { canSyncAlways, isAlone, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
@@ -32,6 +33,8 @@ const SETTLE_RETRY_MS = 1_000;
 
 export interface Engine {
   connection: NatsConnection;
+  /** False while the disk of a nats-server that we start is full; of others' disks nothing is known. */
+  hasRoom(): boolean;
   /** Of agents; who they are there is said by `identity`, where there are accounts. */
   accessFor(peer: { environment: string; name: string }): NatsAccess;
   /** Undefined where NATS has no accounts. */
@@ -81,6 +84,7 @@ async function openExternalAccounts(
     operator,
     keep: (connection: NatsConnection, signed: Target) =>
       keepCopy({ config, connection, target: signed }, world, signal, closers),
+    hasRoom: () => true,
   };
   const engine = await openAccounts(options, world, closers);
   world.log.info({}, "each environment has an account of its own on this NATS");
@@ -103,6 +107,7 @@ async function openPlain(
   );
   return {
     connection,
+    hasRoom: () => true,
     identity: undefined,
     begin: async () => undefined,
     accessFor: ({ environment }) => ({
@@ -152,11 +157,12 @@ async function openAccounts(
     operator: NatsOperator;
     /** For a server that leaves to the kernel what it has acknowledged. */
     keep(connection: NatsConnection, target: Target): Promise<TailCopy | undefined>;
+    hasRoom: Engine["hasRoom"];
   },
   { clock, log }: World,
   closers: Closers,
 ): Promise<Engine> {
-  const { agentServers, agentCaPem, operator } = options;
+  const { agentServers, agentCaPem, operator, hasRoom } = options;
   const target = { ...options.target, credentials: operator.controlPlaneUser() };
   const connection = await connect(target, closers);
   const copy = await options.keep(connection, target);
@@ -170,6 +176,7 @@ async function openAccounts(
   };
   return {
     connection,
+    hasRoom,
     identity: {
       accessFor: (...about) => begun().accessFor(...about),
       revoke: (...about) => begun().revoke(...about),
@@ -298,6 +305,9 @@ async function startEmbedded(
     guard.abort();
     await guarding;
   });
+  const room = new NatsRoom({ server, directory, clock, log });
+  room.start();
+  closers.add("nats-server's room", () => room.close());
   const disk =
     config.natsSync === "always" && !syncAlways
       ? new NatsDisk({ storeDirectory: directory, account: operator.controlPlane, clock })
@@ -313,6 +323,7 @@ async function startEmbedded(
   const local = `${scheme}://${remote ? "localhost" : loopbackOf(config.natsHost)}:${server.port}`;
   return {
     disk,
+    hasRoom: () => room.hasRoom,
     target: { servers: [local], ...(tls ? { caPem: pki.caPem } : {}) },
     agentServers: [remote ? `${scheme}://${advertisedHost(config)}:${server.port}` : local],
     agentCaPem: remote ? pki.caPem : "",

@@ -29,6 +29,8 @@ export interface NodeConfigOptions {
 }
 
 const MAX_PAYLOAD_BYTES = 8 * 1024 * 1024;
+/** More than any disk has, as in `control-plane/store/nats-server.ts`, which says why. */
+const MAX_FILE_STORE_BYTES = 1024 ** 5;
 /** In seconds; a host under load takes its time for a handshake, and a route that fails is tried again and again. */
 const TLS_TIMEOUT_S = 5;
 /** How long a node that was away may not know that an agent's key was revoked. */
@@ -51,7 +53,11 @@ export function nodeConfig(options: NodeConfigOptions): string {
     listen: hostPort(listenHost(node.host), ports.client),
     ...(ports.monitor === 0 ? {} : { http: `127.0.0.1:${ports.monitor}` }),
     max_payload: MAX_PAYLOAD_BYTES,
-    jetstream: { store_dir: data, ...(sync === "always" ? { sync_interval: "always" } : {}) },
+    jetstream: {
+      store_dir: data,
+      max_file_store: MAX_FILE_STORE_BYTES,
+      ...(sync === "always" ? { sync_interval: "always" } : {}),
+    },
     operator: operator.operatorJwt,
     system_account: operator.systemAccount,
     resolver: { type: "full", dir: `${data}/accounts`, allow_delete: false, interval: ACCOUNTS_SYNC },

@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
+import { rmSync } from "node:fs";
 import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -135,6 +136,51 @@ describe("nats-server as a child", () => {
     expect(await server.exited).toMatchObject({ expected: true });
   });
 
+  test("is started again also after a start that failed half-way, as on a full disk", async () => {
+    const name = "half-way";
+    const home = join(directory, name);
+    const wrapper = join(directory, "nats-server-half-way");
+    // The configuration is written again once the server listens; a directory in its place makes that fail.
+    await writeFile(
+      wrapper,
+      `#!/bin/sh\nif rm "${home}/once"; then mkdir "${home}/nats.conf.json.new"; fi 2>/dev/null\nexec ${binary} "$@"\n`,
+      { mode: 0o755 },
+    );
+    const failures: string[] = [];
+    const noting = {
+      ...log,
+      warn(_: object, text: string) {
+        if (text !== "nats-server did not start again") return;
+        failures.push(text);
+        rmSync(join(home, "nats.conf.json.new"), { recursive: true });
+      },
+    };
+    const server = await startNatsServer(options(name, { binary: wrapper }));
+    const stopping = new AbortController();
+    const keeping = keepNatsServerRunning(server, {
+      clock: systemClock,
+      log: noting,
+      signal: stopping.signal,
+    });
+    const connection = await connect({
+      servers: [server.url.replace("nats://", "")],
+      user: "centre",
+      pass: "c",
+      maxReconnectAttempts: -1,
+      reconnectTimeWait: 50,
+    });
+    await writeFile(join(home, "once"), "");
+    const killed = server.pid;
+    await server.recycle();
+    while (failures.length === 0 || server.pid === killed || !(await answers(connection)))
+      await systemClock.sleep(20);
+    expect(failures).toHaveLength(1);
+    await connection.close();
+    stopping.abort();
+    await keeping;
+    await server.stop();
+  });
+
   test("a server left behind by a killed control plane is stopped before the next one starts", async () => {
     const { url } = await leaveBehind("left-over");
     await (await login(url, "centre", "c")).close();
@@ -187,6 +233,13 @@ describe("nats-server as a child", () => {
     });
   });
 });
+
+async function answers(connection: NatsConnection): Promise<boolean> {
+  return connection.flush().then(
+    () => true,
+    () => false,
+  );
+}
 
 async function firstError(
   connection: NatsConnection,

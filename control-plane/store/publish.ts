@@ -14,6 +14,7 @@ import {
   WRONG_LAST_SEQUENCE,
 } from "./jetstream.ts";
 import { stored } from "./stream-disk.ts";
+import { noteWrite } from "./write-health.ts";
 
 /** Of one try. The servers of a cluster elect a leader in 4 s and more: what was asked before is lost by then. */
 const TRY_TIMEOUT_MS = 3_000;
@@ -60,8 +61,11 @@ export async function publish(
 /** One try, for callers that try again themselves. @throws as `publish` */
 export async function publishOnce(connection: NatsConnection, message: Publication): Promise<Published> {
   try {
-    return await stored(connection, message, (over) => tryOnce(over, message));
+    const published = await stored(connection, message, (over) => tryOnce(over, message));
+    noteWrite(connection, message.stream);
+    return published;
   } catch (err) {
+    noteWrite(connection, message.stream, err);
     throw storeError(err, message.what);
   }
 }
