@@ -1,7 +1,5 @@
 import { connect, type NatsConnection } from "nats";
-import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
-import { compile } from "../../shared/engine/plan.ts";
 import { stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { StepSpec } from "../../shared/model/spec.ts";
@@ -9,18 +7,15 @@ import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { POOL_SHARD, shardOf, subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
-import { outcome, pipelineSpec, stepSpec } from "../../test/support/specs.ts";
+import { outcome, stepSpec } from "../../test/support/specs.ts";
 import { ensureStreams } from "../store/jetstream.ts";
-import { JetStreamOfferQueue } from "../store/jetstream-offer-queue.ts";
 import { JetStreamRunStore } from "../store/jetstream-run-store.ts";
-import type { PlacementDesk } from "./ports.ts";
 import { PeerMessage, RunRouter } from "./run-router.ts";
-import { RunService } from "./run-service.ts";
+import type { RunService } from "./run-service.ts";
+import { runWorld, VERSION } from "./runs.fixture.ts";
 
-const VERSION = `sha256:${"0".repeat(64)}`;
 let nats: TestNats;
 let connection: NatsConnection;
-let instances = 0;
 
 beforeAll(async () => {
   nats = await startTestNats();
@@ -41,41 +36,13 @@ class LateStore extends JetStreamRunStore {
   }
 }
 
-/** A world with one environment, which is there once it is opened, and one pool with one place. */
 function world(
   steps: StepSpec[],
   open = true,
   store = new JetStreamRunStore(connection),
   leaseTtlMs = 30_000,
 ) {
-  const site = { open, confirm: (): Promise<boolean> => Promise.resolve(true) };
-  const desk: PlacementDesk = {
-    policyVersion: "p1",
-    explain: () => [{ environment: "site", allowed: site.open, reasons: [] }],
-    choose: (verdicts) => verdicts.find((verdict) => verdict.allowed)?.environment ?? null,
-    poolCapacity: () => 1,
-    classificationOf: () => "public",
-  };
-  const plan = compile(pipelineSpec("nightly", steps));
-  const service = new RunService({
-    clock: systemClock,
-    random: () => 0,
-    log: pino({ level: "silent" }),
-    store,
-    offers: new JetStreamOfferQueue(connection, () => "signature"),
-    plans: { load: () => Promise.resolve(plan) },
-    desk,
-    agents: { cancel: () => false },
-    instanceId: `i${++instances}`,
-    leaseTtlMs,
-    offerTtlMs: 60_000,
-    replicaId: "r1",
-    isOver: () => false,
-    confirm: () => site.confirm(),
-  });
-  service.start();
-  service.own(new Map(Array.from({ length: 64 }, (_, shard) => [shard, 1])), []);
-  return { service, site, [Symbol.asyncDispose]: () => service.close() };
+  return runWorld(connection, steps, { open, store, leaseTtlMs });
 }
 
 const create = (service: RunService) => service.create({ version: VERSION, params: {}, by: "ana" });
