@@ -277,7 +277,7 @@ harmless("report finished", {
   },
 });
 
-harmless("item of the inbox", {
+harmless("stream INBOX", {
   world: running,
   state: decided,
   async sound(r) {
