@@ -1,187 +1,138 @@
-/** Every kind of message, and the tests that send it twice, late or in the wrong order. A kind without one fails here. */
+/**
+ * Every kind of message, and what shows that it does no harm when it comes twice, in another order or very late. Kinds come
+ * from the schemas: a new one without its three cases fails here.
+ *
+ * Most have `harmless(…)` (`test/support/harmless.ts`), which declares a test a case. For the others a test is named for each
+ * case, and its title says which.
+ */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { PeerMessage, RunCommand } from "../control-plane/runs/run-router.ts";
+import { ReportPayload } from "../shared/wire/attempt.ts";
 import { DESCRIPTOR } from "../shared/wire/gen/descriptor.ts";
 import { BUCKETS, STREAMS } from "../shared/wire/subjects.ts";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
-type Reference = readonly [file: string, name: string];
+const TITLE = {
+  twice: /\b(twice|again|often|once|same)\b/,
+  order: /\b(order|before|after a newer|never)\b/,
+  late: /\b(late|later|expired|older|long ago|after a restart)\b/,
+};
+type Case = keyof typeof TITLE;
+/** A test of a file; or the kind whose `harmless` is about the same. */
+type Proof = readonly [file: string, title: string] | { as: string };
 
-const RUNS = "control-plane/runs/run-service.test.ts";
+/** Files with `harmless`. One in a loop over the buckets stands for each of them. */
+const DECLARED = ["control-plane/runs/message-kinds.test.ts", "control-plane/store/message-kinds.test.ts"];
+
 const SESSIONS = "control-plane/gateway/sessions.test.ts";
+const ENROLMENT = "control-plane/gateway/enrolment.test.ts";
+const RENEWAL = "control-plane/gateway/renewal.test.ts";
 const UPLINK = "agent/uplink/uplink.test.ts";
 const ATTEMPTS = "agent/leases/attempt-service.test.ts";
-const LOGS = "control-plane/store/log-store.test.ts";
-const REPORTS: readonly Reference[] = [
-  [RUNS, "of reports changes nothing that is committed, also after a restart"],
-  [RUNS, "of reports of one epoch does not speak for another"],
-  [
-    "shared/engine/engine.prop.test.ts",
-    "at most one outcome of a step is accepted per epoch, and at most one success in all",
-  ],
-];
-const CONTROL: Reference = [
+
+const all = (proof: Proof): Record<Case, Proof> => ({ twice: proof, order: proof, late: proof });
+const HEARTBEATS = all([
+  SESSIONS,
+  "of heartbeats and goodbyes, sent twice, in another order or late, renews what each names, and ends nothing by itself",
+]);
+const CONTROL = all([
   UPLINK,
   "what the control plane says twice, late or in the wrong order ends no connection and unsays nothing",
-];
-const COMMANDS: Reference = [RUNS, "of commands has one effect"];
-const PEERS: Reference = [
-  RUNS,
-  "of what replicas tell each other commits nothing, and renews nothing of what has ended",
-];
-const WRITES: Reference = [
-  "control-plane/store/publish.test.ts",
-  "of everything that is written, the answer may be lost: it is asked for again, and stored once",
-];
-const VALUES: readonly Reference[] = [
-  WRITES,
-  ["control-plane/store/kv.test.ts", "of many writers with one expectation exactly one wins"],
+]);
+const SECOND_HELLO: Proof = [SESSIONS, "for a hello that comes twice, however late"];
+const OPENED_TWICE: Proof = [
+  SESSIONS,
+  "that is opened twice gives way to the newer one, which stays; what is said late on the older counts for nothing",
 ];
 
-const KINDS: Record<string, readonly Reference[]> = {
-  "rpc Enrol": [
-    [
-      "control-plane/gateway/enrolment.test.ts",
-      "may be shown again by the agent that used it, when the answer was lost",
+const KINDS: Record<string, Record<Case, Proof>> = {
+  "rpc Enrol": {
+    twice: [
+      ENROLMENT,
+      "may be shown twice by the agent that used it, when the answer was lost, and by nobody who comes late with it",
     ],
-  ],
-  "rpc Renew": [
-    [
-      "control-plane/gateway/renewal.test.ts",
-      "an agent whose answer was lost asks again, and the last answer counts",
+    order: ["control-plane/gateway/access.test.ts", "a certificate of ours for an agent that never enrolled"],
+    late: [
+      ENROLMENT,
+      "that is unknown, malformed, expired or used is refused in the same words, and told apart in our log",
     ],
-  ],
-  "rpc Recover": [
-    [
-      "control-plane/gateway/renewal.test.ts",
-      "an agent whose certificate has expired comes back with its key, once for each approval",
+  },
+  "rpc Renew": {
+    twice: [RENEWAL, "an agent whose answer was lost asks again, and the last answer counts"],
+    order: [
+      RENEWAL,
+      "an agent that renews again before its new key was seen at work keeps the one that it has",
     ],
-  ],
-  "rpc Check": [
-    [
-      "control-plane/gateway/sessions.test.ts",
-      "asked for by an agent whose session is open disturbs nothing, however often",
+    late: [
+      RENEWAL,
+      "a renewed certificate is for the same agent and a new key, and the older one ends when the new one is used",
     ],
-  ],
-  "rpc Session": [[SESSIONS, "gives way to a newer one of the same agent, which stays"]],
-  "rpc Report": REPORTS,
-  "rpc Logs": [
-    [LOGS, "is each entry once and in order, however chunks overlap and in whatever order they come"],
-  ],
-  "agent hello": [[SESSIONS, "for a second hello"]],
-  "agent heartbeat": [
-    [SESSIONS, "of heartbeats and goodbyes renews what each names, and ends nothing by itself"],
-    [RUNS, "of heartbeats renews nothing of what has ended"],
-  ],
-  "agent goodbye": [
-    [SESSIONS, "of heartbeats and goodbyes renews what each names, and ends nothing by itself"],
-  ],
-  "agent refusedOffer": [
-    [
-      "control-plane/store/poison-stream.test.ts",
-      "of what came over no stream, the same bytes of the same agent are one message",
+  },
+  "rpc Recover": all([
+    RENEWAL,
+    "an agent whose certificate has expired comes back with its key, not before it is approved, and once for each approval, however late it asks again",
+  ]),
+  "rpc Check": {
+    ...all([
+      SESSIONS,
+      "asked for before, in and after a session disturbs nothing, however often and in whatever order",
+    ]),
+    late: OPENED_TWICE,
+  },
+  "rpc Session": {
+    twice: OPENED_TWICE,
+    order: [SESSIONS, "a heartbeat before the hello"],
+    late: OPENED_TWICE,
+  },
+  "rpc Report": {
+    twice: [
+      "control-plane/gateway/acknowledgements.prop.test.ts",
+      "a number that comes again holds back what comes after it, and never lowers what is acknowledged",
     ],
-  ],
-  "server welcome": [CONTROL],
-  "server heartbeatReply": [CONTROL],
-  "server cancel": [CONTROL, [ATTEMPTS, "a cancel reaches exactly the epoch that it names"]],
-  "server roots": [
-    ["agent/enrolment/trusted-roots.test.ts", "what is not newer is passed over, whoever has signed it"],
-  ],
-  "server natsAccess": [CONTROL],
-
-  "server drain": [[UPLINK, "asked to drain twice, it comes back once"]],
-  "stream RUNS": [
-    [
-      "control-plane/store/jetstream-run-store.test.ts",
-      "repeated with the same message id is answered like the first, though the run has moved on",
+    order: [
+      "control-plane/gateway/intake.test.ts",
+      "are acknowledged up to the last that is durable with all before it, though they end out of order",
     ],
-    ["control-plane/runs/run-projection.test.ts", "a batch that was folded in already changes nothing"],
-  ],
-  "stream WORK": [
-    [ATTEMPTS, "the same offer again is acknowledged and not started again"],
-    [
+    late: [
+      "control-plane/runs/run-service.test.ts",
+      "of reports changes nothing that is committed, also after a restart",
+    ],
+  },
+  "rpc Logs": all({ as: "stream LOGS" }),
+  "agent hello": {
+    twice: SECOND_HELLO,
+    order: [SESSIONS, "a heartbeat before the hello"],
+    late: SECOND_HELLO,
+  },
+  "agent goodbye": HEARTBEATS,
+  "agent refusedOffer": all({ as: "stream POISON" }),
+  "server welcome": CONTROL,
+  "server heartbeatReply": CONTROL,
+  "server cancel": CONTROL,
+  "server natsAccess": CONTROL,
+  "server roots": all([
+    "agent/enrolment/trusted-roots.test.ts",
+    "roots that come twice, late or in another order are passed over: what is not newer, whoever has signed it",
+  ]),
+  "server drain": all([
+    UPLINK,
+    "asked to drain twice, before other words and late on the connection that it has left, it comes back once",
+  ]),
+  "stream WORK": {
+    twice: [ATTEMPTS, "the same offer again is acknowledged and not started again"],
+    order: [ATTEMPTS, "an offer that is replayed after a newer grant of its step is refused and counted"],
+    late: [
       ATTEMPTS,
       "an offer that comes again after a restart is known, also when its outcome was delivered long ago",
     ],
-    [
-      "agent/leases/lease-book.prop.test.ts",
-      "of one step the agent takes only ever newer grants, each once, whatever comes twice, late or cannot be written",
-    ],
-  ],
-  "stream LOGS": [[LOGS, "is given once when a chunk is stored twice"]],
-  "stream RESOURCES": [
-    WRITES,
-    [
-      "control-plane/store/publish.test.ts",
-      "a change that another writer made in the time of a lost answer is a conflict",
-    ],
-  ],
-  "stream INBOX": [
-    PEERS,
-    [
-      "control-plane/store/jetstream-inbox.test.ts",
-      "a report that was left or could not be accepted is come back to, until it is dealt with",
-    ],
-  ],
-  "stream POISON": [
-    [
-      "control-plane/store/poison-stream.test.ts",
-      "a message is kept with all that is known of it, once, whoever meets it and however often",
-    ],
-  ],
-  "bucket pipeline-versions": VALUES,
-  "bucket agents": VALUES,
-  "bucket join-tokens": VALUES,
-  "bucket api-tokens": VALUES,
-  "bucket sessions": [
-    ["control-plane/access/sessions.test.ts", "an end that comes while use is being noted stays an end"],
-    ...VALUES,
-  ],
-  "bucket first-admin": [
-    [
-      "control-plane/access/sessions.test.ts",
-      "of many who open the link for the first administrator one is let in, within the hour",
-    ],
-    ...VALUES,
-  ],
-  "bucket nats-users": VALUES,
-  "bucket approvals": [
-    [
-      "control-plane/access/approval-desk.test.ts",
-      "asked for at one replica, approved at another, and taken once by ten requests at the same time",
-    ],
-    ...VALUES,
-  ],
-  "bucket cluster": [
-    ...VALUES,
-    [RUNS, "and both try at the same moment: one outcome is committed, under one owner"],
-  ],
-  "bucket idempotency": [
-    ["control-plane/store/kv-idempotency-store.test.ts", "of many that claim a key at once, one has it"],
-    [
-      "control-plane/store/kv-idempotency-store.test.ts",
-      "a key that one replica has answered is answered by another one",
-    ],
-  ],
-  "command create": [
-    COMMANDS,
-    [RUNS, "starts with one seed are one run, also over another owner of its shard"],
-  ],
-  "command cancel": [COMMANDS],
-  "command resolve": [COMMANDS],
-  "peer renew": [PEERS],
-  "peer verdict": [PEERS],
-  "peer stop": [PEERS],
-  "peer presence": [
-    [
-      SESSIONS,
-      "of what another replica says of an agent does not part it from the one that it is connected to",
-    ],
-  ],
+  },
+  "peer presence": all([
+    SESSIONS,
+    "of what another replica says of an agent, twice, late or in another order, does not part it from the one that it is connected to",
+  ]),
 };
 
 /** Names in the gRPC contract, in the streams and buckets, and between replicas. */
@@ -203,18 +154,39 @@ function kinds(): string[] {
       "peer",
       PeerMessage.options.map(({ shape }) => shape.kind.value),
     ),
+    ...named(
+      "report",
+      ReportPayload.options.map(({ shape }) => shape.kind.value),
+    ),
     "peer presence",
   ];
 }
 
-test("every kind of message has tests that send it twice, late or in the wrong order", () => {
-  expect(Object.keys(KINDS).sort()).toEqual(kinds().sort());
+/** Kinds with `harmless`. */
+function declared(): string[] {
+  return DECLARED.flatMap((file) => {
+    const text = source(file);
+    const loops = text.includes("of Object.values(BUCKETS)") && /written\(`bucket \$\{bucket\}`/.test(text);
+    return [
+      ...[...text.matchAll(/^(?:harmless|written)\("([^"]+)"/gm)].map(([, kind]) => kind!),
+      ...(loops ? Object.values(BUCKETS).map((bucket) => `bucket ${bucket}`) : []),
+    ];
+  });
+}
+
+const source = (file: string) => readFileSync(join(ROOT, file), "utf8");
+
+test("every kind of message has its three cases", () => {
+  expect([...declared(), ...Object.keys(KINDS)].sort()).toEqual(kinds().sort());
 });
 
-test.each(
-  Object.entries(KINDS).flatMap(([kind, references]) =>
-    references.map((reference) => [kind, ...reference] as const),
-  ),
-)("%s: %s has the test: %s", (_, file, name) => {
-  expect(readFileSync(join(ROOT, file), "utf8")).toContain(`test("${name}"`);
+describe.each(Object.entries(KINDS))("%s", (_, cases) => {
+  test.each(Object.entries(cases) as [Case, Proof][])("%s: there is a test that says so", (name, proof) => {
+    if ("as" in proof) return expect(declared()).toContain(proof.as);
+    const [file, title] = proof;
+    expect(title).toMatch(TITLE[name]);
+    expect(source(file)).toMatch(
+      new RegExp(`(\\btest\\(|\\[)\\s*"${title.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")}"`),
+    );
+  });
 });

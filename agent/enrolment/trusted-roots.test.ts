@@ -43,7 +43,7 @@ test("roots are taken that an issuer of a trusted root has signed, and are there
   expect(pinsOf(only.caPem)).toEqual([next.pin]);
 });
 
-test("what is not newer is passed over, whoever has signed it", () => {
+test("roots that come twice, late or in another order are passed over: what is not newer, whoever has signed it", () => {
   for (const revision of [0, 4, 5]) expect(acceptRoots(held, told(ours, { revision }), at)).toBeUndefined();
 });
 

@@ -436,13 +436,15 @@ test("what the control plane says twice, late or in the wrong order ends no conn
   expect(gateway.hellos).toHaveLength(1);
 });
 
-test("asked to drain twice, it comes back once", async () => {
+test("asked to drain twice, before other words and late on the connection that it has left, it comes back once", async () => {
   uplink.start();
   await gateway.connected();
   const { session } = gateway;
   for (let times = 0; times < 2; times++)
     session?.write({ drain: { reconnectAfterMs: 20, reason: "upgrade" } });
+  session?.write({ heartbeatReply: { seq: 1 } });
   await gateway.connected(2);
+  session?.write({ drain: { reconnectAfterMs: 20, reason: "upgrade" } });
   const { length } = gateway.heartbeats;
   await gateway.until.holds(() => gateway.heartbeats.length > length + 2);
   expect(gateway.hellos).toHaveLength(2);

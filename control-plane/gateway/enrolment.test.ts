@@ -142,7 +142,7 @@ describe("a join token", () => {
     expect(enrolled).toHaveLength(3);
   });
 
-  test("may be shown again by the agent that used it, when the answer was lost", async () => {
+  test("may be shown twice by the agent that used it, when the answer was lost, and by nobody who comes late with it", async () => {
     const token = await world.token();
     const keys = await newKeys();
     await world.enrolWith(token, "again", keys);

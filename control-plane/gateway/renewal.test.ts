@@ -110,7 +110,7 @@ describe("an agent whose certificate has expired", () => {
   };
   const waits = { code: status.FAILED_PRECONDITION, details: expect.stringMatching(/waits for approval/) };
 
-  test("an agent whose certificate has expired comes back with its key, once for each approval", async () => {
+  test("an agent whose certificate has expired comes back with its key, not before it is approved, and once for each approval, however late it asks again", async () => {
     const agent = await world.join("dream", "r1");
     await expect(recover("r1", agent)).rejects.toMatchObject(waits);
     await expect(recover("r1", agent)).rejects.toMatchObject(waits);

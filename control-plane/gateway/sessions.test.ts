@@ -189,7 +189,7 @@ describe("a session", () => {
     expect(world.gateway.sessions.cancel(agent.id, lease("r"), "stop")).toBe(false);
   });
 
-  test("gives way to a newer one of the same agent, which stays", async () => {
+  test("that is opened twice gives way to the newer one, which stays; what is said late on the older counts for nothing", async () => {
     const agent = await joined();
     const old = await openSession(agent.client);
     const newer = await openSession(agent.client, { instanceId: "instance-2" });
@@ -198,8 +198,12 @@ describe("a session", () => {
       details: expect.stringMatching(/newer session/),
     });
     expect(world.fleet.get(agent.id)?.connected).toBe(true);
-    newer.stream.write(heartbeat(1));
+    newer.stream.write(heartbeat(1, { held: [lease("new")] }));
     await newer.inbox.find((m) => m.heartbeatReply);
+    old.stream.write(heartbeat(9, { held: [lease("old")] }));
+    newer.stream.write(heartbeat(2, { held: [lease("new")] }));
+    await newer.inbox.find((m) => m.heartbeatReply?.seq === "2");
+    expect(world.fleet.get(agent.id)).toMatchObject({ connected: true, leases: [lease("new")] });
     newer.stream.end();
   });
 
@@ -268,7 +272,7 @@ describe("a session is refused", () => {
     expect(await endOf(first)).toMatchObject({ code, details: expect.stringMatching(details) });
   });
 
-  test("for a second hello", async () => {
+  test("for a hello that comes twice, however late", async () => {
     const { stream, inbox } = await openSession((await joined()).client);
     stream.write(hello());
     expect(await inbox.end()).toMatchObject({
@@ -292,10 +296,12 @@ describe("a check", () => {
       client.Check({}, (err, reply) => (err ? reject(err) : resolve(reply!)));
     });
 
-  test("asked for by an agent whose session is open disturbs nothing, however often", async () => {
+  test("asked for before, in and after a session disturbs nothing, however often and in whatever order", async () => {
     const agent = await joined();
-    const { inbox, stream } = await openSession(agent.client);
     const before = systemClock.wallMs();
+    await check(agent.client);
+    expect(world.fleet.get(agent.id)?.connected ?? false).toBe(false);
+    const { inbox, stream } = await openSession(agent.client);
     for (const _ of [1, 2, 3]) {
       const { wallMs } = await check(agent.client);
       expect(Number(wallMs)).toBeGreaterThanOrEqual(before);
@@ -303,6 +309,9 @@ describe("a check", () => {
     stream.write(heartbeat(7));
     await inbox.find((m) => m.heartbeatReply);
     stream.end();
+    await expect.poll(() => world.fleet.get(agent.id)?.connected).toBe(false);
+    await check(agent.client);
+    expect(world.fleet.get(agent.id)?.connected).toBe(false);
   });
 
   test("without an agent's certificate is refused", async () => {
@@ -311,7 +320,7 @@ describe("a check", () => {
 });
 
 describe("what comes twice, late or in the wrong order", () => {
-  test("of heartbeats and goodbyes renews what each names, and ends nothing by itself", async () => {
+  test("of heartbeats and goodbyes, sent twice, in another order or late, renews what each names, and ends nothing by itself", async () => {
     const { id, client } = await joined();
     const { stream, inbox } = await openSession(client);
     for (const seq of [2, 1, 2]) stream.write(heartbeat(seq, { held: [lease("r1")] }));
@@ -324,7 +333,7 @@ describe("what comes twice, late or in the wrong order", () => {
     stream.end();
   });
 
-  test("of what another replica says of an agent does not part it from the one that it is connected to", async () => {
+  test("of what another replica says of an agent, twice, late or in another order, does not part it from the one that it is connected to", async () => {
     const { id, client } = await joined();
     const { stream, inbox } = await openSession(client);
     stream.write(heartbeat(1));

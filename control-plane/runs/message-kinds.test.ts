@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect } from "vitest";
 import { type StepState, stepOf } from "../../shared/engine/state.ts";
 import { systemClock } from "../../shared/system.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
-import { harmless } from "../../test/support/harmless.ts";
+import { type Deliveries, harmless } from "../../test/support/harmless.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { outcome, stepSpec } from "../../test/support/specs.ts";
 import { ensureStreams } from "../store/jetstream.ts";
@@ -391,9 +391,9 @@ const passing: Record<"verdict" | "stop", (r: Replica) => PeerMessage> = {
   stop: (r) => ({ kind: "stop", agent: AGENT, lease: r.lease(), reason: "cancelled" }),
 };
 
-for (const kind of ["verdict", "stop"] as const) {
-  const receive = (r: Replica) => r.router.received(passing[kind](r));
-  harmless(`peer ${kind}`, {
+function passedOnAs(message: (r: Replica) => PeerMessage): Deliveries<Replica> {
+  const receive = (r: Replica) => r.router.received(message(r));
+  return {
     world: offered,
     state: passedOn,
     async sound(r) {
@@ -415,5 +415,8 @@ for (const kind of ["verdict", "stop"] as const) {
       await this.sound(r);
       receive(r);
     },
-  });
+  };
 }
+
+harmless("peer verdict", passedOnAs(passing.verdict));
+harmless("peer stop", passedOnAs(passing.stop));
