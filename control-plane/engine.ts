@@ -28,6 +28,7 @@ import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "
 import { canSyncAlways, isAlone, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
 import { flushBeforeAnswer } from "./store/stream-disk.ts";
 import { TailCopy } from "./store/tail-copy/tail-copy.ts";
+import { WriteHealth } from "./store/write-health.ts";
 
 const SETTLE_RETRY_MS = 1_000;
 
@@ -47,7 +48,17 @@ export interface Engine {
 
 type World = ServerWorld & { pki: Pki; secrets: string; replicaId: string };
 
+/** `stores`: false while NATS stores nothing of what it is given, as far as that is known. */
 export async function openEngine(
+  ...about: Parameters<typeof openEither>
+): Promise<Engine & { stores(): boolean }> {
+  const engine = await openEither(...about);
+  const writes = new WriteHealth(about[1]).watch(engine.connection);
+  return { ...engine, stores: () => engine.hasRoom() && writes.failing().length === 0 };
+}
+
+/** A NATS of the operator's own, or one that we start. */
+async function openEither(
   config: ServerConfig,
   world: World,
   signal: AbortSignal,

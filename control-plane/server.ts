@@ -77,7 +77,6 @@ import { refuseHalfRestored } from "./store/restore-mark.ts";
 import { noteMade } from "./store/stream-disk.ts";
 import { settleReplicas } from "./store/stream-replicas.ts";
 import { whenReady } from "./store/when-ready.ts";
-import { WriteHealth } from "./store/write-health.ts";
 
 const DRAIN_MS = 1_000;
 
@@ -131,7 +130,6 @@ async function open(
 
   const engine = await openEngine(config, { ...world, pki, secrets, replicaId }, signal, closers);
   const { connection } = engine;
-  const writes = new WriteHealth(world).watch(connection);
   const replicas = await settleReplicas({ connection, clock, log }, config.streamReplicas);
   await refuseHalfRestored(await connection.jetstreamManager());
   await whenReady({ connection, clock }, async () => {
@@ -514,11 +512,7 @@ async function open(
       approvals: createApprovalDesk({ kv: approvalKv, clock, log }),
       poison,
       ledger: ledger.desk(receiptRoots),
-      readiness: () => ({
-        nats: !connection.isClosed(),
-        storage: engine.hasRoom() && writes.failing().length === 0,
-        shards: shards.settled,
-      }),
+      readiness: () => ({ nats: !connection.isClosed(), storage: engine.stores(), shards: shards.settled }),
     },
     {
       access: anyAccess(tokenAccess(apiToken.token, LOCAL_OPERATOR), apiTokens, bearerSessions),

@@ -8,11 +8,12 @@ import { afterAll, beforeAll } from "vitest";
 import { z } from "zod";
 import { systemClock } from "../../shared/system.ts";
 import { encodeLogEntries } from "../../shared/wire/log-codec.ts";
-import { BUCKETS, subjects } from "../../shared/wire/subjects.ts";
+import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import { harmless } from "../../test/support/harmless.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
 import { ensureStreams } from "./jetstream.ts";
+import { JetStreamLedger } from "./jetstream-ledger.ts";
 import { JetStreamRunStore } from "./jetstream-run-store.ts";
 import { openKv } from "./kv.ts";
 import { LogStore } from "./log-store.ts";
@@ -168,6 +169,24 @@ async function openResources() {
   });
   return { log: opened, [Symbol.asyncDispose]: () => opened.close() };
 }
+
+written("stream LEDGER", {
+  subject: subjects.allLedger,
+  async write() {
+    const ledger = new JetStreamLedger(connection);
+    for (const seq of [1, 2, 3]) {
+      const source = { stream: STREAMS.runs, seq, part: 0 };
+      const digest = `sha256:${String(seq).repeat(64)}`;
+      await ledger.append([{ v: 1, kind: "opaque", source, reason: "unreadable", digest }], seq - 1);
+    }
+  },
+  async state() {
+    const leaves: unknown[] = [];
+    for await (const { index, entry } of new JetStreamLedger(connection).leavesOf("RUNS", -1))
+      leaves.push([index, entry]);
+    return leaves;
+  },
+});
 
 written("stream POISON", {
   subject: subjects.allPoison,
