@@ -27,7 +27,9 @@ test.skipIf(!mounts)(
   "while the disk is full nothing is acknowledged, and all that was goes on by itself once there is room, each outcome once",
   { timeout: 150_000 },
   async () => {
-    await using plant = new Plant({ dist: DIST, env: { INSITU_LOG_LEVEL: "info" } });
+    // An offer that the server had taken and not yet written is made again when it expires: the run owes it.
+    const env = { INSITU_LOG_LEVEL: "info", INSITU_OFFER_TTL_MS: "20000" };
+    await using plant = new Plant({ dist: DIST, env });
     const disk = new Disk(join(plant.directory, "replica-1", "nats"), "160m");
     try {
       const { url, token, child } = await plant.startReplica("replica-1");
@@ -57,12 +59,11 @@ test.skipIf(!mounts)(
       disk.free();
       await expect.poll(async () => (await ready()).storage, { timeout: 60_000 }).toBe(true);
       for (const id of accepted) {
-        const ended = async () => (await plant.run(id).catch(() => undefined))?.status === "succeeded";
-        await expect.poll(ended, { timeout: 60_000 }).toBe(true);
+        const statusOf = async () => (await plant.run(id).catch(() => undefined))?.status;
+        await expect.poll(statusOf, { timeout: 60_000 }).toBe("succeeded");
         const events = await plant.events(id, () => false);
         expect(events.at(-1)).toMatchObject({ kind: "run.finished", status: "succeeded" });
         expect(events.filter(({ kind }) => kind === "attempt.finished")).toHaveLength(2);
-        expect(events.filter(({ kind }) => kind === "attempt.lost")).toEqual([]);
       }
       expect(readFileSync(join(plant.directory, "replica-1.log"), "utf8")).toContain(
         "the disk of nats-server has room again; starting it again",
