@@ -20,6 +20,7 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
+import { Cordon } from "./leases/cordon.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import type { Network } from "./network/network.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
@@ -71,7 +72,7 @@ export class Agent {
   /** Wall time of the centre less the monotonic time here: a clock that jumps at the site moves nothing. */
   #centreOffsetMs: number | undefined;
   readonly #supervisors: Supervisors;
-  #cordoned = false;
+  readonly #cordon: Cordon;
   /** Empty, or what the control plane said when it refused this agent. */
   #deniedWhy = "";
   #stopping = false;
@@ -156,6 +157,17 @@ export class Agent {
       onFree: () => this.#pulls?.poke(),
       onPoison: (payload, reason) => this.#uplink.tellRefused(payload, reason),
     });
+    this.#cordon = new Cordon({
+      clock: world.clock,
+      log: world.log,
+      store: this.#journal,
+      centreNowMs: () => this.#centreNowMs(),
+      onChange: () => {
+        this.#uplink.beat();
+        this.#pulls?.poke();
+      },
+      onDeadline: (options) => this.#attempts.drain(options),
+    });
     this.#renewal = new Renewal({
       clock: world.clock,
       log: world.log,
@@ -210,10 +222,8 @@ export class Agent {
         centreTime: (wallMs) => {
           this.#centreOffsetMs = wallMs - world.clock.monotonicMs();
         },
-        cordoned: (cordoned) => {
-          if (cordoned !== this.#cordoned) this.#log.info({ cordoned }, "cordon changed");
-          this.#cordoned = cordoned;
-        },
+        cordon: (told) => this.#cordon.hear(told),
+        cordonRevision: () => this.#cordon.revision,
         denied: (reason) => this.#denied(reason),
       },
     });
@@ -227,6 +237,7 @@ export class Agent {
     await this.#supervisors.find();
     await sweepArtifacts(join(this.#config.stateDir, "artifacts"));
     await this.#attempts.recover();
+    this.#cordon.start();
     await this.#sweep();
     this.#sweeping = this.#clock.every(SWEEP_MS, () => {
       this.#sweep().catch((err: unknown) => this.#log.error({ err }, "workspaces cannot be swept"));
@@ -254,6 +265,7 @@ export class Agent {
     this.#log.info({ reason, held: this.#attempts.held().length }, "agent stops");
     this.#timer?.cancel();
     this.#sweeping?.cancel();
+    this.#cordon.close();
     this.#policy?.close();
     await this.#pulls?.close();
     if (this.#config.onStop === "interrupt")
@@ -300,7 +312,7 @@ export class Agent {
   #notTakingWork(): string {
     if (this.#stopping) return "the agent stops";
     if (this.#deniedWhy !== "") return `the control plane does not take this agent: ${this.#deniedWhy}`;
-    if (this.#cordoned) return "cordoned";
+    if (this.#cordon.cordoned) return "cordoned";
     if (this.#diskFull) return "its disk is nearly full";
     if (this.#journal.outboxFull) return "its outbox is full: results wait for the control plane";
     const closed = this.#policy?.closed ?? "";
@@ -330,6 +342,7 @@ export class Agent {
     this.#centreOffsetMs = Number(welcome.wallMs) - this.#clock.monotonicMs();
     if (welcome.offerPublicKeyPem.length > 0) this.#reader.setKey(Buffer.from(welcome.offerPublicKeyPem));
     if (welcome.nats) this.#natsAccess(welcome.nats);
+    this.#cordon.hear(welcome.cordon);
     this.#renewal.look();
   }
 
@@ -375,9 +388,13 @@ export class Agent {
     void former?.close();
   }
 
-  /** The disk may have filled since the offer was asked for, and what is taken needs room to run and to report. */
+  /**
+   * Since the offer was asked for, the agent may have been cordoned, or the disk have filled, and what is taken needs
+   * room to run and to report.
+   */
   async #take(message: OfferMessage): Promise<void> {
     if (this.#clock.monotonicMs() - this.#diskCheckedMs > DISK_FRESH_MS) await this.#checkDisk();
+    if (this.#cordon.cordoned) return message.giveBack(0);
     if (this.#diskFull) return message.giveBack(GIVE_BACK_MS);
     await this.#attempts.take(message);
   }

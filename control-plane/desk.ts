@@ -52,7 +52,7 @@ export class Desk implements PlacementDesk {
     const loads = new Map<string, EnvironmentLoad>();
     for (const { environment, allowed } of verdicts) {
       if (!allowed) continue;
-      const agents = this.#fleet.agentsOf(environment);
+      const agents = this.#fleet.agentsOf(environment).filter(({ cordon }) => cordon === null);
       const freeSlots = agents.reduce((sum, agent) => sum + agent.freeSlots, 0);
       loads.set(environment, {
         agents: agents.length,

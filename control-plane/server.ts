@@ -45,6 +45,7 @@ import { openEngine } from "./engine.ts";
 import { receiptCheck } from "./evidence/receipt-check.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
+import { cordonAgent, uncordonAgent } from "./fleet/cordon-agent.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
 import { checkedItems, checkedReports } from "./gateway/checked-reports.ts";
 import { createGateway } from "./gateway/gateway.ts";
@@ -498,12 +499,16 @@ async function open(
         follow: (...about) => reads.follow(...about),
         get: (runId) => {
           const run = reads.get(runId);
-          return run && explainWaiting(run, (environment) => fleet.agentsOf(environment).length);
+          return run && explainWaiting(run, (environment) => fleet.agentsOf(environment));
         },
       },
       logs,
       fleet,
-      agents: { revoke: (request) => revokeAgent({ registry, tokens, log }, request) },
+      agents: {
+        revoke: (request) => revokeAgent({ registry, tokens, log }, request),
+        cordon: (request) => cordonAgent({ registry, clock, log }, request),
+        uncordon: (request) => uncordonAgent({ registry, clock, log }, request),
+      },
       servers: shards,
       joinTokens: tokens,
       joinRequests,

@@ -10,6 +10,7 @@ import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import { type LeaseKey, Offer, type ReportPayload } from "../../shared/wire/attempt.ts";
+import { CordonState } from "../leases/cordon.ts";
 import { REMEMBERED_MAX } from "../leases/lease-book.ts";
 import { joined, type LogChunkRecord, type Loss, lossOf, noteOf } from "./log-chunk.ts";
 import { Undo } from "./undo.ts";
@@ -70,6 +71,7 @@ export class Journal {
   /** What was taken, ended or not, in its order: an offer that the queue gives again is known after a restart too. */
   readonly #taken: Database<LeaseKey, number>;
   readonly #meta: Database<number, string>;
+  readonly #cordon: Database<CordonState, string>;
   readonly #options: JournalOptions;
   /** Sizes of what is stored and not acknowledged, so that the quota needs no look at the store. */
   readonly #logSizes = new Map<number, number>();
@@ -109,6 +111,7 @@ export class Journal {
     this.#marks = this.#root.openDB<LogMark, string>({ name: "log-marks" });
     this.#taken = this.#root.openDB<LeaseKey, number>({ name: "taken" });
     this.#meta = this.#root.openDB<number, string>({ name: "meta" });
+    this.#cordon = this.#root.openDB<CordonState, string>({ name: "cordon" });
     for (const key of this.#taken.getKeys({ reverse: true, limit: 1 })) this.#counts.takenSeq = key;
     for (const { key, value } of this.#outbox.getRange({})) {
       this.#counts.outboxBytes += value.length;
@@ -169,6 +172,23 @@ export class Journal {
   /** The last that were taken here, ended or not, the oldest first. */
   taken(): LeaseKey[] {
     return [...this.#taken.getRange({})].map(({ value }) => value);
+  }
+
+  /** What the control plane said last of whether this agent may take work. */
+  cordon(): CordonState | undefined {
+    const kept = this.#cordon.get("last");
+    if (kept === undefined) return undefined;
+    const parsed = CordonState.safeParse(kept);
+    if (parsed.success) return parsed.data;
+    throw new InsituError("internal", `the journal's cordon is damaged: ${parsed.error.message}`);
+  }
+
+  /** Resolves when durable. */
+  keepCordon(state: CordonState): Promise<void> {
+    return this.#write(
+      () => this.#cordon.putSync("last", state),
+      () => undefined,
+    );
   }
 
   /** Attempts whose outcome the control plane has not confirmed. */

@@ -70,6 +70,8 @@ type Grant = Pick<HeldLease, "sitePolicy" | "offerDigest">;
 
 interface Running {
   lease: LeaseKey;
+  /** A step that is started once. */
+  once: boolean;
   /** True once the lease is in the journal. */
   durable: boolean;
   grant: Grant;
@@ -146,6 +148,7 @@ export class AttemptService {
     const key = keyOf(offer.lease);
     const running: Running = {
       lease: offer.lease,
+      once: offer.step.once === true,
       durable: true,
       grant,
       execution,
@@ -195,6 +198,7 @@ export class AttemptService {
     this.#book.note(offer.lease);
     const running: Running = {
       lease: offer.lease,
+      once: offer.step.once === true,
       durable: false,
       grant: { offerDigest: sha256Of(message.payload) },
       execution: undefined,
@@ -224,6 +228,16 @@ export class AttemptService {
     const all = [...this.#running.values()];
     for (const running of all) this.stop(running.lease, reason, message);
     await Promise.all(all.map((running) => running.done));
+  }
+
+  /**
+   * Ends what runs as interrupted, so that it is offered to others; steps that are started once go on unless `once` says
+   * so, for they would fail. Returns how many are told to end now.
+   */
+  drain({ once, message }: { once: boolean; message: string }): number {
+    const ended = [...this.#running.values()].filter((running) => !running.stop && (once || !running.once));
+    for (const { lease } of ended) this.stop(lease, "interrupted", message);
+    return ended.length;
   }
 
   /** The control plane has the attempt on record as this agent's. */

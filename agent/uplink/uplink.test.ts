@@ -80,8 +80,9 @@ class Side implements AgentSide {
   awaitsGrant = () => false;
   centreTime = () => undefined;
   denied = (reason: string) => this.#note(`denied: ${reason}`);
-  cordoned = (cordoned: boolean) => {
-    if (cordoned) this.#note("cordoned");
+  cordonRevision = () => 7;
+  cordon: AgentSide["cordon"] = (told) => {
+    if (told?.cordoned) this.#note(`cordoned ${told.revision} by ${told.by}`);
   };
   #note(text: string): void {
     this.told.push(text);
@@ -335,10 +336,10 @@ test("cancels come by message and by heartbeat; superseded leases and cordons to
   gateway.reply = {
     cancels: [{ lease: leaseKey({ epoch: 2 }), reason: "again" }],
     superseded: [leaseKey({ epoch: 3 })],
-    cordoned: true,
+    cordon: { revision: 5, cordoned: true, by: "ana" },
   };
   await until.holds(() => side.told.includes("cancel 2 again"));
-  expect(side.told).toEqual(expect.arrayContaining(["superseded 3", "cordoned"]));
+  expect(side.told).toEqual(expect.arrayContaining(["superseded 3", "cordoned 5 by ana"]));
 });
 
 test("a connection on which heartbeats are not answered is left for another", async () => {

@@ -8,6 +8,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
+import type { Cordon__Output } from "../../shared/wire/gen/insitu/agent/v1/Cordon.ts";
 import type { Lease__Output } from "../../shared/wire/gen/insitu/agent/v1/Lease.ts";
 import type { LedgerCheckpoint__Output } from "../../shared/wire/gen/insitu/agent/v1/LedgerCheckpoint.ts";
 import type { LogBatch } from "../../shared/wire/gen/insitu/agent/v1/LogBatch.ts";
@@ -78,7 +79,10 @@ export interface AgentSide {
   awaitsGrant(): boolean;
   /** Wall time of the control plane. */
   centreTime(wallMs: number): void;
-  cordoned(cordoned: boolean): void;
+  /** Whether it may take new work; null from a control plane that does not say. */
+  cordon(told: Cordon__Output | null): void;
+  /** Of the last that it will not forget. */
+  cordonRevision(): number;
   /** The control plane does not take this agent, by whatever replica: it was revoked, or has enrolled anew elsewhere. */
   denied(reason: string): void;
 }
@@ -339,6 +343,7 @@ export class Uplink {
       held: side.held(),
       sitePolicy: side.sitePolicy() ?? null,
       roots: this.#heldRoots(),
+      cordonRevision: side.cordonRevision(),
       ...signer.announcement(this.#identity.keyPem),
       ...side.hello(),
     };
@@ -387,6 +392,7 @@ export class Uplink {
         refusedOffers: side.refusedOffers(),
         roots: this.#heldRoots(),
         ledger: side.ledger() ?? null,
+        cordonRevision: side.cordonRevision(),
       },
     });
   }
@@ -409,9 +415,9 @@ export class Uplink {
         // One that another replica had a part in answers an earlier heartbeat.
         this.#answeredSeq = Math.max(this.#answeredSeq, Number(reply.seq));
         this.#options.gateways.learn(reply.gateways);
-        side.cordoned(reply.cordoned);
         if (Number(reply.wallMs) > 0) side.centreTime(Number(reply.wallMs));
         if (reply.ledger) side.ledgerShown(reply.ledger);
+        side.cordon(reply.cordon);
         for (const lease of reply.renewed) side.renewed(toKey(lease));
         for (const lease of reply.superseded) side.superseded(toKey(lease));
         for (const cancel of reply.cancels) if (cancel.lease) side.cancel(toKey(cancel.lease), cancel.reason);

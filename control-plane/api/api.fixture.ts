@@ -208,8 +208,11 @@ export class FakeServices implements ApiServices {
     get: (id) => this.agentViews.find((agent) => agent.id === id),
   };
   readonly revocations: Parameters<ApiServices["agents"]["revoke"]>[0][] = [];
+  readonly cordons: Parameters<ApiServices["agents"]["uncordon"]>[0][] = [];
   readonly agents: ApiServices["agents"] = {
     revoke: async (request) => void this.revocations.push(request),
+    cordon: async (request) => void this.cordons.push(request),
+    uncordon: async (request) => void this.cordons.push(request),
   };
   readonly servers: ApiServices["servers"] = { list: () => [] };
   readonly joinTokens: ApiServices["joinTokens"] = {

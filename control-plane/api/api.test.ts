@@ -303,7 +303,7 @@ describe("the description", () => {
     };
     expect(document.openapi).toBe("3.1.0");
     const operations = Object.values(document.paths).flatMap((path) => Object.values(path));
-    expect(operations.length).toBe(60);
+    expect(operations.length).toBe(63);
     expect(new Set(operations.map((operation) => operation.operationId)).size).toBe(operations.length);
     for (const operation of operations) expect(operation.responses).toHaveProperty("default");
   });

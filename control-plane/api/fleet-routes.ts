@@ -9,6 +9,8 @@ import { demand, needs, needsOnEnvironment, onEnvironment } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   AgentView,
+  CordonAgentBody,
+  DrainAgentBody,
   JoinDecisionBody,
   JoinRequestView,
   JoinTokenBody,
@@ -54,6 +56,45 @@ const revoke = createRoute({
     params: z.object({ environment: z.string(), name: z.string() }),
     body: jsonBody(RevokeAgentBody),
   },
+  responses: { 200: json(AgentView, "The agent"), ...problems },
+});
+
+const Params = z.object({ environment: z.string(), name: z.string() });
+const TWICE = "Needs no Idempotency-Key: what was said last counts.";
+
+const cordon = createRoute({
+  ...needs("agents:drain"),
+  method: "post",
+  path: "/v1/agents/{environment}/{name}/cordon",
+  operationId: "cordonAgent",
+  tags: ["fleet"],
+  summary: "Let an agent take no new work; what it runs goes on",
+  description: `It hears of it at once, or with its next connection, and remembers. A drain that is under way is called off. ${TWICE}`,
+  request: { params: Params, body: jsonBody(CordonAgentBody) },
+  responses: { 200: json(AgentView, "The agent"), ...problems },
+});
+
+const drain = createRoute({
+  ...needs("agents:drain"),
+  method: "post",
+  path: "/v1/agents/{environment}/{name}/drain",
+  operationId: "drainAgent",
+  tags: ["fleet"],
+  summary: "Let an agent take no new work, and end what it holds: by itself, or at a deadline",
+  description: `It is drained when its \`cordon.state\` says so. ${TWICE}`,
+  request: { params: Params, body: jsonBody(DrainAgentBody) },
+  responses: { 200: json(AgentView, "The agent"), ...problems },
+});
+
+const uncordon = createRoute({
+  ...needs("agents:drain"),
+  method: "post",
+  path: "/v1/agents/{environment}/{name}/uncordon",
+  operationId: "uncordonAgent",
+  tags: ["fleet"],
+  summary: "Let an agent take work again",
+  description: TWICE,
+  request: { params: Params },
   responses: { 200: json(AgentView, "The agent"), ...problems },
 });
 
@@ -167,6 +208,26 @@ export function fleetRoutes(
     await demand(c, "agents:revoke", onEnvironment(asked.environment));
     const { environment, name } = known(asked);
     await agents.revoke({ environment, name, by: c.get("caller"), ...c.req.valid("json") });
+    return c.json(known({ environment, name }), 200);
+  });
+
+  app.openapi(cordon, async (c) => {
+    const { environment, name } = known(c.req.valid("param"));
+    const { reason } = c.req.valid("json");
+    await agents.cordon({ environment, name, by: c.get("caller"), reason, drain: null });
+    return c.json(known({ environment, name }), 200);
+  });
+
+  app.openapi(drain, async (c) => {
+    const { environment, name } = known(c.req.valid("param"));
+    const { reason, ...drain } = c.req.valid("json");
+    await agents.cordon({ environment, name, by: c.get("caller"), reason, drain });
+    return c.json(known({ environment, name }), 200);
+  });
+
+  app.openapi(uncordon, async (c) => {
+    const { environment, name } = known(c.req.valid("param"));
+    await agents.uncordon({ environment, name, by: c.get("caller") });
     return c.json(known({ environment, name }), 200);
   });
 

@@ -140,6 +140,19 @@ export interface FleetQueries {
 export interface AgentCommands {
   /** Puts the agent out for good; idempotent. Throws `not-found`. */
   revoke(request: { environment: string; name: string; by: string; reason: string }): Promise<void>;
+  /**
+   * The agent takes no new work. `drain`: and is to hold nothing any more; after `withinMs`, what still runs there is
+   * ended, and what is started `once` as well. The last request counts. Throws `not-found`; `conflict` when it was revoked.
+   */
+  cordon(request: {
+    environment: string;
+    name: string;
+    by: string;
+    reason: string;
+    drain: { withinMs?: number | undefined; once: boolean } | null;
+  }): Promise<void>;
+  /** It may take work again. Idempotent. Throws like `cordon`. */
+  uncordon(request: { environment: string; name: string; by: string }): Promise<void>;
 }
 
 export interface ServerQueries {

@@ -272,14 +272,27 @@ export class ApiClient {
   }
 
   getAgent(id: string, signal: AbortSignal): Promise<AgentView> {
-    const [environment = "", name = ""] = id.split("/");
-    return this.#get(`/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}`, signal);
+    return this.#get(agentPath(id), signal);
   }
 
   revokeAgent(id: string, reason: string, signal: AbortSignal): Promise<AgentView> {
-    const [environment = "", name = ""] = id.split("/");
-    const path = `/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}/revoke`;
-    return this.#post(path, { reason }, signal);
+    return this.#post(`${agentPath(id)}/revoke`, { reason }, signal);
+  }
+
+  cordonAgent(id: string, body: { reason: string }, signal: AbortSignal): Promise<AgentView> {
+    return this.#post(`${agentPath(id)}/cordon`, body, signal);
+  }
+
+  drainAgent(
+    id: string,
+    body: { reason: string; withinMs?: number; once: boolean },
+    signal: AbortSignal,
+  ): Promise<AgentView> {
+    return this.#post(`${agentPath(id)}/drain`, body, signal);
+  }
+
+  uncordonAgent(id: string, signal: AbortSignal): Promise<AgentView> {
+    return this.#post(`${agentPath(id)}/uncordon`, {}, signal);
   }
 
   async listJoinRequests(signal: AbortSignal): Promise<JoinRequestView[]> {
@@ -443,6 +456,11 @@ export class ApiClient {
     } while (cursor !== undefined && items.length < limit);
     return items;
   }
+}
+
+function agentPath(id: string): string {
+  const [environment = "", name = ""] = id.split("/");
+  return `/v1/agents/${encodeURIComponent(environment)}/${encodeURIComponent(name)}`;
 }
 
 export function connectApi(flags: TargetFlags, settings: Settings, clock: Clock): ApiClient {

@@ -178,7 +178,7 @@ async function argumentsOf(
     case "help":
       return at === 0 ? [{ word: "exit-codes", about: "what the exit status says" }] : [];
   }
-  if (path === "agents show") return at === 0 ? agentIds(invocation) : [];
+  if (/^agents (show|cordon|uncordon|drain|revoke)$/.test(path)) return at === 0 ? agentIds(invocation) : [];
   if (command.parent?.name() === "runs" && command.name() !== "list") {
     if (at === 0) return runIds(invocation);
     if (at === 1 && command.name() === "logs") return stepIds(invocation, given[0]!);

@@ -73,3 +73,13 @@ test("what a step ran in, and where it was let out to, is shown with bytes of al
   expect(text.find((line) => line.includes("not on its list"))).toMatch(/load +site +not on its list +0 +6 /);
   expect(text).toContain("  load: bubblewrap 0.8.0, network allow-list, limits memory, openFiles");
 });
+
+test("what a step waits for is told whole, below the table where it does not fit", () => {
+  const message = "all connected agents of site are cordoned by ana: the disks are changed";
+  const waiting = { reason: "cordoned", message };
+  const run = runDetail([stepView("fit", [], { status: "offered", waiting })]);
+  const at = (width: number): string[] =>
+    reportLines(run, { nowMs: 10, width, paint: (_, part) => part }).filter((line) => line.includes(message));
+  expect(at(80)).toEqual([`  fit: ${message}`]);
+  expect(at(300)).toEqual([expect.stringMatching(/^fit +○ offered/)]);
+});

@@ -21,6 +21,7 @@ export function reportLines(
   );
   if (eventful.length > 0)
     lines.push("", paint("bold", "Attempts"), ...tableLines(eventful, ATTEMPT_COLUMNS, sized));
+  lines.push(...section("What steps wait for", waitingLines(run.steps, lines), paint));
   lines.push(...section("Errors", errorLines(run.steps), paint));
   lines.push(...section("Outputs", outputLines(run.steps, width), paint));
   const artifacts = run.steps.flatMap((step) =>
@@ -111,6 +112,14 @@ function noteOf({ status, error }: AttemptView): string {
 function endText({ status, exitCode, signal }: AttemptView): string {
   if (signal !== null) return `${status}, ${signal}`;
   return exitCode === null || exitCode === 0 ? status : `${status}, exit ${exitCode}`;
+}
+
+/** Of those whose reason is cut in the table above. */
+function waitingLines(steps: readonly StepView[], shown: readonly string[]): string[] {
+  return steps.flatMap(({ id, waiting }) => {
+    if (waiting === null || shown.some((line) => line.includes(oneLine(waiting.message)))) return [];
+    return [`  ${id}: ${oneLine(waiting.message)}`];
+  });
 }
 
 function errorLines(steps: readonly StepView[]): string[] {

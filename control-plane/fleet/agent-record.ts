@@ -16,6 +16,23 @@ export const ReportKey = z.object({
 });
 export type ReportKey = z.infer<typeof ReportKey>;
 
+/** Why an agent takes no new work. */
+export const Cordon = z.object({
+  by: z.string(),
+  reason: z.string(),
+  atMs: z.int(),
+  /** Null: it only takes nothing new. */
+  drain: z
+    .object({
+      /** Wall time at which what still runs there ends as interrupted; null: it may take as long as it takes. */
+      deadlineMs: z.int().nullable(),
+      /** Whether that includes steps that are started once. */
+      once: z.boolean(),
+    })
+    .nullable(),
+});
+export type Cordon = z.infer<typeof Cordon>;
+
 /** Bucket `agents`, key `identity.<environment>.<name>`. Written when an agent enrols or is removed. */
 export const AgentRecord = z.object({
   v: z.literal(1),
@@ -46,6 +63,10 @@ export const AgentRecord = z.object({
   roots: z.array(z.string()).max(64).nullable().default(null),
   /** Id of the issuer of the certificate that it came with last; null: not seen since issuers have ids. */
   issuer: z.string().nullable().default(null),
+  /** Of the name, not of the key: who joins anew under it takes no work before somebody says so. */
+  cordon: Cordon.nullable().default(null),
+  /** Of the last cordon or uncordon, 0 before the first: the agent ignores what is older than what it knows. */
+  cordonRevision: z.int().default(0),
 });
 export type AgentRecord = z.infer<typeof AgentRecord>;
 
@@ -79,6 +100,9 @@ export const SeenRecord = z.object({
   labels: z.record(z.string(), z.string()),
   /** Null, or missing: the agent did not say. */
   sandbox: SandboxFacts.nullable().optional(),
+  /** What it said last of its cordon, and how much it held. Missing: seen by a release that does not ask. */
+  cordonRevision: z.int().optional(),
+  held: z.int().optional(),
 });
 export type SeenRecord = z.infer<typeof SeenRecord>;
 

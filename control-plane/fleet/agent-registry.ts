@@ -5,7 +5,7 @@ import type { Clock } from "../../shared/system.ts";
 import type { AgentCertificate } from "../access/pki.ts";
 import { type AgentName, agentId } from "../access/spiffe.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { type AgentRecord, agentKey, idOfKey, keysOf, type ReportKey } from "./agent-record.ts";
+import { type AgentRecord, agentKey, type Cordon, idOfKey, keysOf, type ReportKey } from "./agent-record.ts";
 
 export interface AgentRegistry extends AsyncDisposable {
   /** Resolves when everything that is stored is known. */
@@ -44,6 +44,12 @@ export interface AgentRegistry extends AsyncDisposable {
   noteTrust(id: string, trust: Pick<AgentRecord, "roots" | "issuer">): Promise<void>;
   /** Its certificate opens nothing from now on. Of two, the first stays on the record. @throws InsituError `not-found`. */
   revoke(id: string, why: { by: string; reason: string }): Promise<AgentRecord>;
+  /**
+   * The agent takes no new work from when it hears of it; null: it may again. Written also when nothing changes, so that
+   * an agent which knows of a later state than the store does, as after a restore, hears of this one.
+   * @throws InsituError `not-found`; `conflict` for an agent that was revoked
+   */
+  cordon(id: string, cordon: Omit<Cordon, "atMs"> | null): Promise<AgentRecord>;
   /** Called for each record that is new or has changed, wherever it was changed. Gives the way to stop. */
   onChange(listener: (record: AgentRecord) => void): () => void;
 }
@@ -149,6 +155,8 @@ class Registry implements AgentRegistry {
           : reportKeysEver(current).slice(-FORMER_REPORT_KEYS_MAX),
         roots: isSameAgent(current, certificate) ? current.roots : null,
         issuer: isSameAgent(current, certificate) ? current.issuer : null,
+        cordon: current?.cordon ?? null,
+        cordonRevision: current?.cordonRevision ?? 0,
       };
     });
     return this.#learn(id, value!, revision);
@@ -235,6 +243,22 @@ class Registry implements AgentRegistry {
       return current.removedAtMs === null
         ? revoked(current, { ...why, nowMs: this.#clock.wallMs() })
         : undefined;
+    });
+    return this.#learn(id, value!, revision);
+  }
+
+  async cordon(id: string, cordon: Omit<Cordon, "atMs"> | null): Promise<AgentRecord> {
+    const { value, revision } = await changeKv(this.#kv, agentKey(id), (current) => {
+      if (current === undefined) throw new InsituError("not-found", `there is no agent ${id}`);
+      if (current.removedAtMs !== null)
+        throw new InsituError("conflict", `the agent ${id} was revoked: it takes no work anyway`);
+      const atMs = this.#clock.wallMs();
+      return {
+        ...current,
+        cordon: cordon && { ...cordon, atMs },
+        // By the clock, so that after a restore the next change is later than all that was lost.
+        cordonRevision: Math.max(current.cordonRevision + 1, atMs),
+      };
     });
     return this.#learn(id, value!, revision);
   }

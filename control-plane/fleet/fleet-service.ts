@@ -8,8 +8,16 @@ import { agentId } from "../access/spiffe.ts";
 import type { AgentView } from "../api/schemas.ts";
 import type { FleetQueries } from "../api/services.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
-import { type AgentRecord, agentKey, idOfKey, SandboxFacts, type SeenRecord } from "./agent-record.ts";
+import {
+  type AgentRecord,
+  agentKey,
+  type Cordon,
+  idOfKey,
+  SandboxFacts,
+  type SeenRecord,
+} from "./agent-record.ts";
 import type { AgentRegistry } from "./agent-registry.ts";
+import { cordonView, type LastWord } from "./cordon-view.ts";
 
 /** What the agent's site allows by a policy of its own. Missing or null: it has none, or the agent is older. */
 type SitePolicyState = AgentView["sitePolicy"];
@@ -27,6 +35,8 @@ export interface AgentHello {
   sitePolicy?: SitePolicyState | undefined;
   /** Null: an agent of a release before it was asked. */
   sandbox: SandboxFacts | null;
+  /** Of the cordon that it will not forget; 0: none, or an agent of a release that does not say. */
+  cordonRevision: number;
 }
 
 /** What an agent says every few seconds. */
@@ -42,6 +52,8 @@ export interface AgentPulse {
   refusedOffers: number;
   /** The checkpoint of the ledger that it holds, and how the ledger contradicts that. Missing: it asks nothing now. */
   ledger?: { size: number; trouble: string } | null | undefined;
+  /** As in the hello. */
+  cordonRevision: number;
 }
 
 export interface ConnectedAgent {
@@ -54,6 +66,8 @@ export interface ConnectedAgent {
   sandbox: SandboxFacts | null;
   /** Empty, or why it pulls nothing now. */
   notTakingWork: string;
+  /** Who wants that it takes no new work, whether or not it knows yet; null: nobody. */
+  cordon: Pick<Cordon, "by" | "reason"> | null;
 }
 
 export interface FleetChange {
@@ -96,6 +110,7 @@ export const PresenceMessage = z.object({
       sitePolicy: SitePolicyMessage,
       // A replica of the release before leaves it out.
       sandbox: SandboxFacts.nullable().default(null),
+      cordonRevision: z.number().default(0),
     })
     .nullable(),
   pulse: z
@@ -109,6 +124,7 @@ export const PresenceMessage = z.object({
       sitePolicy: SitePolicyMessage,
       refusedOffers: z.number().default(0),
       ledger: z.object({ size: z.number(), trouble: z.string() }).nullish(),
+      cordonRevision: z.number().default(0),
     })
     .nullable(),
   /** Reports of it that were refused for good there. */
@@ -228,6 +244,7 @@ class FleetService implements Fleet {
         datasets: live.hello.datasets,
         sandbox: live.hello.sandbox,
         notTakingWork: live.pulse?.notTakingWork ?? "",
+        cordon: this.#deps.registry.known(live.id)?.cordon ?? null,
       }))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
   }
@@ -267,7 +284,10 @@ class FleetService implements Fleet {
     const known = this.#heard.get(id);
     if (hello === null) {
       // A late farewell of the replica that the agent has left for another one says nothing.
-      if (known?.from === from) this.#heard.delete(id);
+      if (known?.from === from) {
+        this.#heard.delete(id);
+        this.#seen.set(id, seenOf(known.live));
+      }
       this.#tell("disconnected", id, environment);
       return;
     }
@@ -347,18 +367,7 @@ class FleetService implements Fleet {
 
   /** In memory at once, in the store when it gets there: losing it costs a line on a screen. */
   #remember(live: Live): void {
-    const { hello } = live;
-    const record: SeenRecord = {
-      v: 1,
-      lastSeenMs: live.lastSeenMs,
-      software: hello.software,
-      hostname: hello.hostname,
-      slots: hello.slots,
-      executors: hello.executors,
-      datasets: hello.datasets,
-      labels: hello.labels,
-      sandbox: hello.sandbox,
-    };
+    const record = seenOf(live);
     this.#seen.set(live.id, record);
     const write = changeKv(this.#deps.seen, agentKey(live.id), (stored) =>
       stored !== undefined && stored.lastSeenMs > record.lastSeenMs ? undefined : record,
@@ -410,8 +419,37 @@ class FleetService implements Fleet {
         record.removedAtMs === null
           ? null
           : { atMs: record.removedAtMs, by: record.removedBy, reason: record.removedReason },
+      cordon: cordonView(record, live ? lastWord(live) : wordOf(this.#seen.get(id))),
     };
   }
+}
+
+function seenOf(live: Live): SeenRecord {
+  const { hello } = live;
+  const { cordonRevision, held } = lastWord(live);
+  return {
+    v: 1,
+    lastSeenMs: live.lastSeenMs,
+    software: hello.software,
+    hostname: hello.hostname,
+    slots: hello.slots,
+    executors: hello.executors,
+    datasets: hello.datasets,
+    labels: hello.labels,
+    sandbox: hello.sandbox,
+    cordonRevision,
+    held,
+  };
+}
+
+function lastWord({ hello, pulse }: Live): LastWord {
+  const { cordonRevision, held } = pulse ?? hello;
+  return { cordonRevision, held: held.length, notTakingWork: pulse?.notTakingWork ?? "" };
+}
+
+function wordOf(seen: SeenRecord | undefined): LastWord | undefined {
+  if (seen?.cordonRevision === undefined || seen.held === undefined) return undefined;
+  return { cordonRevision: seen.cordonRevision, held: seen.held, notTakingWork: "" };
 }
 
 /** Before the first heartbeat, what the hello leaves. */

@@ -22,6 +22,7 @@ import { keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import type { Fleet } from "../fleet/fleet-service.ts";
 import type { PoisonSink } from "../poison/ports.ts";
+import { cordonNews } from "./cordon-news.ts";
 import { enrolHandler } from "./enrol-handler.ts";
 import { Intake } from "./intake.ts";
 import { logItems, reportItems } from "./intake-items.ts";
@@ -156,6 +157,7 @@ class GrpcGateway implements Gateway {
       clock: options.clock,
       log: options.log,
       silenceMaxMs: Math.max(options.leaseTtlMs, options.heartbeatMs * 3),
+      cordonOf: (agent) => cordonNews(options.registry.known(agent)),
       welcome: (peer) => this.#welcome(peer),
       access: (peer, userKey) => this.#access(peer, userKey),
       gateways: options.gateways,
@@ -190,6 +192,7 @@ class GrpcGateway implements Gateway {
       const revoked = record.removedAtMs !== null;
       const why = notAdmitted(id, revoked ? "revoked" : "replaced");
       this.#openCalls.failAgent(id, keysOf(record), why);
+      this.#sessions.recordChanged(id);
     });
     this.#unsubscribePki = pki.onChange(() => this.#onAuthority());
     this.#onAuthority();

@@ -57,6 +57,7 @@ const Hello = z.object({
       letsOut: z.boolean(),
     })
     .nullish(),
+  cordonRevision: Count,
 });
 
 const Heartbeat = z.object({
@@ -70,6 +71,7 @@ const Heartbeat = z.object({
   sitePolicy: SitePolicy,
   refusedOffers: Count,
   ledger: z.object({ size: Count, trouble: Text }).nullish(),
+  cordonRevision: Count,
 });
 
 const LogChunkShape = z.object({

@@ -358,6 +358,7 @@ describe("what comes twice, late or in the wrong order", () => {
       instanceId: "old",
       held: [],
       sandbox: null,
+      cordonRevision: 0,
     };
     for (const say of [greeting, null, greeting, null, null]) world.fleet.heard({ ...far, hello: say });
     expect(world.fleet.get(id)).toMatchObject({

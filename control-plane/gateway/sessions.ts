@@ -5,6 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
 import type { AgentMessage__Output } from "../../shared/wire/gen/insitu/agent/v1/AgentMessage.ts";
+import type { Cordon } from "../../shared/wire/gen/insitu/agent/v1/Cordon.ts";
 import type { NatsAccess } from "../../shared/wire/gen/insitu/agent/v1/NatsAccess.ts";
 import type { ServerMessage } from "../../shared/wire/gen/insitu/agent/v1/ServerMessage.ts";
 import type { Welcome } from "../../shared/wire/gen/insitu/agent/v1/Welcome.ts";
@@ -39,7 +40,9 @@ export interface SessionDeps {
   log: Logger;
   /** How long an agent may say nothing. */
   silenceMaxMs: number;
-  welcome(peer: Peer): Welcome;
+  /** As the registry knows it now. */
+  cordonOf(agent: AgentId): Cordon;
+  welcome(peer: Peer): Omit<Welcome, "cordon">;
   /** Lets the agent into NATS with that key; undefined where NATS has no accounts. */
   access(peer: Peer, userKey: string): Promise<{ natsAccess: NatsAccess; renewAtMs: number } | undefined>;
   /** Of the living replicas, this one first. */
@@ -74,6 +77,11 @@ export class Sessions implements AgentSessions {
     return this.#sessions.get(agent)?.tell(verdict) ?? false;
   }
 
+  /** The agent's record has changed. Its cordon, if it is another by now, does not wait for the next heartbeat. */
+  recordChanged(agent: AgentId): void {
+    this.#sessions.get(agent)?.tellCordon();
+  }
+
   get size(): number {
     return this.#sessions.size;
   }
@@ -106,6 +114,7 @@ class Session implements OpenCall {
   #lastSeq = 0;
   /** What the agent was told of gateways. */
   #told = "";
+  #toldCordon: Cordon["revision"];
   #goodbye: string | undefined;
   #userKey = "";
   /** When the agent is to have another access to NATS. Wall time. */
@@ -153,7 +162,27 @@ class Session implements OpenCall {
   }
 
   tell(verdict: HeartbeatVerdict): boolean {
-    return this.send({ heartbeatReply: heartbeatReply(this.#lastSeq, verdict, this.#deps.clock) });
+    return this.send({ heartbeatReply: this.#heartbeatReply(verdict) });
+  }
+
+  tellCordon(): void {
+    const { revision } = this.#deps.cordonOf(this.peer.id);
+    if (this.#presence === undefined || revision === this.#toldCordon) return;
+    this.tell({ renewed: [], superseded: [], cancels: [] });
+  }
+
+  #heartbeatReply(verdict: HeartbeatVerdict) {
+    const cordon = this.#deps.cordonOf(this.peer.id);
+    this.#toldCordon = cordon.revision;
+    return {
+      seq: String(this.#lastSeq),
+      renewed: verdict.renewed,
+      cancels: verdict.cancels.map(({ lease, reason }) => ({ lease, reason })),
+      superseded: verdict.superseded,
+      cordoned: cordon.cordoned ?? false,
+      wallMs: String(this.#deps.clock.wallMs()),
+      cordon,
+    };
   }
 
   fail(err: InsituError): void {
@@ -206,8 +235,10 @@ class Session implements OpenCall {
       "agent connected",
     );
     const welcome = this.#deps.welcome(this.peer);
+    const cordon = this.#deps.cordonOf(this.peer.id);
     this.#told = String(welcome.gateways);
-    this.send({ welcome });
+    this.#toldCordon = cordon.revision;
+    this.send({ welcome: { ...welcome, cordon } });
     this.#userKey = message.natsUserKey;
     void this.#giveAccess();
     // What it still holds is renewed at once: the time it was away must not count twice.
@@ -237,7 +268,7 @@ class Session implements OpenCall {
     this.#told = String(gateways);
     this.send({
       heartbeatReply: {
-        ...heartbeatReply(pulse.seq, verdict, this.#deps.clock),
+        ...this.#heartbeatReply(verdict),
         gateways: changed ? gateways : [],
         ledger: pulse.ledger ? (this.#deps.ledger?.(pulse.ledger.size) ?? null) : null,
       },
@@ -293,15 +324,4 @@ class Session implements OpenCall {
     this.#presence.end();
     this.#log.info({ how, goodbye: this.#goodbye }, "agent disconnected");
   }
-}
-
-function heartbeatReply(seq: number, verdict: HeartbeatVerdict, clock: Clock) {
-  return {
-    seq: String(seq),
-    renewed: verdict.renewed,
-    cancels: verdict.cancels.map(({ lease, reason }) => ({ lease, reason })),
-    superseded: verdict.superseded,
-    cordoned: false,
-    wallMs: String(clock.wallMs()),
-  };
 }

@@ -3,7 +3,7 @@ import type { StepSpec } from "../../shared/model/spec.ts";
 import type { EnvironmentVerdict } from "./placement.ts";
 
 export interface EnvironmentLoad {
-  /** Agents that are connected now. */
+  /** Agents that are connected now and not cordoned. */
   agents: number;
   /** Sum of the slots that those agents called free in their last heartbeat. */
   freeSlots: number;

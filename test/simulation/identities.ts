@@ -110,6 +110,8 @@ async function makeIdentity(pki: Pki, id: string): Promise<AgentIdentity> {
       formerReportKeys: [],
       roots: null,
       issuer: null,
+      cordon: null,
+      cordonRevision: 0,
     },
   };
 }

@@ -1,6 +1,7 @@
 /** `insitu agents …`. */
 import { InsituError } from "../../../shared/errors.ts";
 import type { AgentView, JoinRequestView } from "../../api/schemas.ts";
+import { cordonState, drainLine, refuseOddId } from "../agent-lines.ts";
 import { EXIT } from "../exit-codes.ts";
 import type { Invocation } from "../invocation.ts";
 import { fieldLines } from "../output.ts";
@@ -130,14 +131,6 @@ async function decide(
   return EXIT.ok;
 }
 
-function refuseOddId(id: string): void {
-  if (/^[^/]+\/[^/]+$/.test(id)) return;
-  throw new InsituError(
-    "request.invalid",
-    `an agent is named environment/name, like hq/hq; not "${id}". \`insitu agents list\` shows them`,
-  );
-}
-
 function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
   const leases = agent.leases.map(
     (lease) => `${lease.stepId} of run ${lease.runId}, attempt ${lease.attempt}, epoch ${lease.epoch}`,
@@ -175,6 +168,7 @@ function fieldsOf(agent: AgentView, nowMs: number): [string, string][] {
     ],
     ["joined", instant(agent.enrolledAtMs)],
     ["certificate ends", instant(agent.certificateNotAfterMs)],
+    ...(agent.cordon ? [["cordoned", cordonOf(agent)] as [string, string]] : []),
     ...(agent.revoked ? [["revoked", revocationOf(agent.revoked)] as [string, string]] : []),
   ];
 }
@@ -188,6 +182,15 @@ function policyOf({ sitePolicy }: AgentView): string {
 
 function revocationOf({ atMs, by, reason }: NonNullable<AgentView["revoked"]>): string {
   return `${instant(atMs)} by ${oneLine(by)}: ${oneLine(reason)}`;
+}
+
+function cordonOf(agent: AgentView): string {
+  const { atMs, by, reason, state } = agent.cordon!;
+  const why = reason === "" ? "" : `: ${oneLine(reason)}`;
+  const heard = state === "not-heard" ? "the agent has not heard of it yet" : "";
+  return [`${instant(atMs)} by ${oneLine(by)}${why}`, drainLine(agent) || heard]
+    .filter((line) => line !== "")
+    .join("\n");
 }
 
 function sandboxFields(sandbox: AgentView["sandbox"]): [string, string][] {
@@ -210,7 +213,9 @@ function sandboxFields(sandbox: AgentView["sandbox"]): [string, string][] {
 function stateOf(agent: AgentView): string {
   // A server of an earlier release says nothing of it.
   if (agent.revoked) return `revoked by ${oneLine(agent.revoked.by)}: ${oneLine(agent.revoked.reason)}`;
-  if (!agent.connected) return "away";
+  const cordon = cordonState(agent.cordon);
+  if (!agent.connected) return cordon === "" ? "away" : `away, ${cordon}`;
+  if (cordon !== "") return cordon;
   return agent.notTakingWork === ""
     ? "connected"
     : `connected, takes no work: ${oneLine(agent.notTakingWork)}`;
@@ -218,6 +223,7 @@ function stateOf(agent: AgentView): string {
 
 function stateHue(agent: AgentView): Hue {
   if (!agent.connected) return "red";
+  if (agent.cordon) return "yellow";
   return agent.notTakingWork === "" ? "green" : "yellow";
 }
 

@@ -7,6 +7,7 @@ import type { AgentMessage as _insitu_agent_v1_AgentMessage, AgentMessage__Outpu
 import type { Cancel as _insitu_agent_v1_Cancel, Cancel__Output as _insitu_agent_v1_Cancel__Output } from './insitu/agent/v1/Cancel.ts';
 import type { CheckReply as _insitu_agent_v1_CheckReply, CheckReply__Output as _insitu_agent_v1_CheckReply__Output } from './insitu/agent/v1/CheckReply.ts';
 import type { CheckRequest as _insitu_agent_v1_CheckRequest, CheckRequest__Output as _insitu_agent_v1_CheckRequest__Output } from './insitu/agent/v1/CheckRequest.ts';
+import type { Cordon as _insitu_agent_v1_Cordon, Cordon__Output as _insitu_agent_v1_Cordon__Output } from './insitu/agent/v1/Cordon.ts';
 import type { Drain as _insitu_agent_v1_Drain, Drain__Output as _insitu_agent_v1_Drain__Output } from './insitu/agent/v1/Drain.ts';
 import type { EnrolRequest as _insitu_agent_v1_EnrolRequest, EnrolRequest__Output as _insitu_agent_v1_EnrolRequest__Output } from './insitu/agent/v1/EnrolRequest.ts';
 import type { EnrolResponse as _insitu_agent_v1_EnrolResponse, EnrolResponse__Output as _insitu_agent_v1_EnrolResponse__Output } from './insitu/agent/v1/EnrolResponse.ts';
@@ -52,6 +53,7 @@ export interface ProtoGrpcType {
         Cancel: MessageTypeDefinition<_insitu_agent_v1_Cancel, _insitu_agent_v1_Cancel__Output>
         CheckReply: MessageTypeDefinition<_insitu_agent_v1_CheckReply, _insitu_agent_v1_CheckReply__Output>
         CheckRequest: MessageTypeDefinition<_insitu_agent_v1_CheckRequest, _insitu_agent_v1_CheckRequest__Output>
+        Cordon: MessageTypeDefinition<_insitu_agent_v1_Cordon, _insitu_agent_v1_Cordon__Output>
         Drain: MessageTypeDefinition<_insitu_agent_v1_Drain, _insitu_agent_v1_Drain__Output>
         EnrolRequest: MessageTypeDefinition<_insitu_agent_v1_EnrolRequest, _insitu_agent_v1_EnrolRequest__Output>
         EnrolResponse: MessageTypeDefinition<_insitu_agent_v1_EnrolResponse, _insitu_agent_v1_EnrolResponse__Output>

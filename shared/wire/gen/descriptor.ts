@@ -274,6 +274,10 @@ export const DESCRIPTOR = {
                     "roots": {
                       "type": "HeldRoots",
                       "id": 14
+                    },
+                    "cordonRevision": {
+                      "type": "uint64",
+                      "id": 15
                     }
                   }
                 },
@@ -398,6 +402,10 @@ export const DESCRIPTOR = {
                     "ledger": {
                       "type": "RememberedLedger",
                       "id": 11
+                    },
+                    "cordonRevision": {
+                      "type": "uint64",
+                      "id": 12
                     }
                   }
                 },
@@ -557,6 +565,38 @@ export const DESCRIPTOR = {
                       "rule": "repeated",
                       "type": "string",
                       "id": 8
+                    },
+                    "cordon": {
+                      "type": "Cordon",
+                      "id": 9
+                    }
+                  }
+                },
+                "Cordon": {
+                  "fields": {
+                    "revision": {
+                      "type": "uint64",
+                      "id": 1
+                    },
+                    "cordoned": {
+                      "type": "bool",
+                      "id": 2
+                    },
+                    "by": {
+                      "type": "string",
+                      "id": 3
+                    },
+                    "reason": {
+                      "type": "string",
+                      "id": 4
+                    },
+                    "drainDeadlineMs": {
+                      "type": "uint64",
+                      "id": 5
+                    },
+                    "drainOnce": {
+                      "type": "bool",
+                      "id": 6
                     }
                   }
                 },
@@ -634,6 +674,10 @@ export const DESCRIPTOR = {
                     "ledger": {
                       "type": "LedgerCheckpoint",
                       "id": 8
+                    },
+                    "cordon": {
+                      "type": "Cordon",
+                      "id": 9
                     }
                   }
                 },

@@ -18,6 +18,7 @@ export interface Heartbeat {
   'refusedOffers'?: (number | string | Long);
   'roots'?: (_insitu_agent_v1_HeldRoots | null);
   'ledger'?: (_insitu_agent_v1_RememberedLedger | null);
+  'cordonRevision'?: (number | string | Long);
 }
 
 export interface Heartbeat__Output {
@@ -32,4 +33,5 @@ export interface Heartbeat__Output {
   'refusedOffers': (string);
   'roots': (_insitu_agent_v1_HeldRoots__Output | null);
   'ledger': (_insitu_agent_v1_RememberedLedger__Output | null);
+  'cordonRevision': (string);
 }

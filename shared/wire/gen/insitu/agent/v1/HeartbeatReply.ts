@@ -3,6 +3,7 @@
 import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1_Lease__Output } from '../../../insitu/agent/v1/Lease.ts';
 import type { Cancel as _insitu_agent_v1_Cancel, Cancel__Output as _insitu_agent_v1_Cancel__Output } from '../../../insitu/agent/v1/Cancel.ts';
 import type { LedgerCheckpoint as _insitu_agent_v1_LedgerCheckpoint, LedgerCheckpoint__Output as _insitu_agent_v1_LedgerCheckpoint__Output } from '../../../insitu/agent/v1/LedgerCheckpoint.ts';
+import type { Cordon as _insitu_agent_v1_Cordon, Cordon__Output as _insitu_agent_v1_Cordon__Output } from '../../../insitu/agent/v1/Cordon.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface HeartbeatReply {
@@ -14,6 +15,7 @@ export interface HeartbeatReply {
   'gateways'?: (string)[];
   'wallMs'?: (number | string | Long);
   'ledger'?: (_insitu_agent_v1_LedgerCheckpoint | null);
+  'cordon'?: (_insitu_agent_v1_Cordon | null);
 }
 
 export interface HeartbeatReply__Output {
@@ -25,4 +27,5 @@ export interface HeartbeatReply__Output {
   'gateways': (string)[];
   'wallMs': (string);
   'ledger': (_insitu_agent_v1_LedgerCheckpoint__Output | null);
+  'cordon': (_insitu_agent_v1_Cordon__Output | null);
 }

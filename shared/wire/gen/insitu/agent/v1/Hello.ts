@@ -5,6 +5,7 @@ import type { Lease as _insitu_agent_v1_Lease, Lease__Output as _insitu_agent_v1
 import type { SitePolicy as _insitu_agent_v1_SitePolicy, SitePolicy__Output as _insitu_agent_v1_SitePolicy__Output } from '../../../insitu/agent/v1/SitePolicy.ts';
 import type { Sandbox as _insitu_agent_v1_Sandbox, Sandbox__Output as _insitu_agent_v1_Sandbox__Output } from '../../../insitu/agent/v1/Sandbox.ts';
 import type { HeldRoots as _insitu_agent_v1_HeldRoots, HeldRoots__Output as _insitu_agent_v1_HeldRoots__Output } from '../../../insitu/agent/v1/HeldRoots.ts';
+import type { Long } from '@grpc/proto-loader';
 
 export interface Hello {
   'version'?: (_insitu_agent_v1_Version | null);
@@ -21,6 +22,7 @@ export interface Hello {
   'reportPublicKey'?: (Buffer | Uint8Array | string);
   'reportKeyProof'?: (Buffer | Uint8Array | string);
   'roots'?: (_insitu_agent_v1_HeldRoots | null);
+  'cordonRevision'?: (number | string | Long);
 }
 
 export interface Hello__Output {
@@ -38,4 +40,5 @@ export interface Hello__Output {
   'reportPublicKey': (Buffer);
   'reportKeyProof': (Buffer);
   'roots': (_insitu_agent_v1_HeldRoots__Output | null);
+  'cordonRevision': (string);
 }

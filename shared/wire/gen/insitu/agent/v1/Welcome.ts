@@ -2,6 +2,7 @@
 
 import type { Version as _insitu_agent_v1_Version, Version__Output as _insitu_agent_v1_Version__Output } from '../../../insitu/agent/v1/Version.ts';
 import type { NatsAccess as _insitu_agent_v1_NatsAccess, NatsAccess__Output as _insitu_agent_v1_NatsAccess__Output } from '../../../insitu/agent/v1/NatsAccess.ts';
+import type { Cordon as _insitu_agent_v1_Cordon, Cordon__Output as _insitu_agent_v1_Cordon__Output } from '../../../insitu/agent/v1/Cordon.ts';
 import type { Long } from '@grpc/proto-loader';
 
 export interface Welcome {
@@ -13,6 +14,7 @@ export interface Welcome {
   'offerPublicKeyPem'?: (Buffer | Uint8Array | string);
   'replicaId'?: (string);
   'gateways'?: (string)[];
+  'cordon'?: (_insitu_agent_v1_Cordon | null);
 }
 
 export interface Welcome__Output {
@@ -24,4 +26,5 @@ export interface Welcome__Output {
   'offerPublicKeyPem': (Buffer);
   'replicaId': (string);
   'gateways': (string)[];
+  'cordon': (_insitu_agent_v1_Cordon__Output | null);
 }
