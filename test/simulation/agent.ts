@@ -1,10 +1,12 @@
 /**
- * A host with an agent on it: the real `LeaseBook`, and a model of what carries an attempt, in the order of
+ * A host with an agent on it: the real `LeaseBook` and `Cordon`, and a model of what carries an attempt, in the order of
  * `attempt-service.ts`: journal, acknowledge the pull, start; the outcome into the journal, then the report.
  *
  * A crash takes the program's memory and leaves the disk. Steps outlive it under their supervisors, whose exit
  * records lie on the disk; a reboot ends them, and a replaced disk forgets everything.
  */
+import { pino } from "pino";
+import { Cordon, type CordonState } from "../../agent/leases/cordon.ts";
 import { LeaseBook } from "../../agent/leases/lease-book.ts";
 import type { Peer } from "../../control-plane/gateway/peer-identity.ts";
 import type { AnnouncedKey } from "../../control-plane/gateway/report-keys.ts";
@@ -28,6 +30,7 @@ const NATS = "nats";
 /** A host is replaced at most so often: each of its names has keys and a certificate before the world begins. */
 export const HOSTS_MAX = 6;
 const NO_KEY: AnnouncedKey = { publicKey: new Uint8Array(), proof: new Uint8Array() };
+const QUIET = pino({ level: "silent" });
 const UNSIGNED = { signature: Buffer.alloc(0), keyId: "" };
 
 /** What the journal keeps. */
@@ -36,6 +39,7 @@ interface Disk {
   readonly leases: Map<string, Offer>;
   readonly outbox: Map<number, ReportPayload>;
   lastSeq: number;
+  cordon: CordonState | undefined;
 }
 
 /** A step's own process and its supervisor: no part of the agent. */
@@ -47,10 +51,14 @@ interface Child {
   onExit: () => void;
 }
 
+type StopReason = "cancelled" | "interrupted";
+type ToldCordon = Extract<ToAgent, { kind: "welcome" }>["cordon"];
+
 interface Running {
   lease: LeaseKey;
   durable: boolean;
-  cancelled: boolean;
+  /** The first reason counts. */
+  stopped?: StopReason;
   /** Set while a `once` step waits for the control plane's consent to its start. */
   consent?: ((given: boolean) => void) | undefined;
 }
@@ -68,6 +76,7 @@ export class Agent implements AgentEnd, Host {
   #disk: Disk = emptyDisk(1);
   readonly #children = new Map<string, Child>();
   #book: LeaseBook;
+  #cordon!: Cordon;
   #running = new Map<string, Running>();
   #session: Session | undefined;
   #welcomed = false;
@@ -116,6 +125,8 @@ export class Agent implements AgentEnd, Host {
     this.#reconnectAfterMs = undefined;
     for (const report of this.#disk.outbox.values()) this.#book.note(report.lease);
     for (const [key, offer] of this.#disk.leases) this.#resume(key, offer);
+    this.#cordon = this.#openCordon();
+    this.#cordon.start();
     this.#process.clock.every(CHECK_MS, () => this.#pull());
     this.#process.clock.every(HEARTBEAT_MS, () => this.#heartbeat());
     this.#connect();
@@ -125,6 +136,7 @@ export class Agent implements AgentEnd, Host {
     if (!this.alive) return;
     this.#world.note(() => `${this.name} crashes`);
     this.#process.alive = false;
+    this.#world.cordons.crashed(this.name);
     this.#session?.break(this.#world.chance.happens(0.5));
   }
 
@@ -159,11 +171,13 @@ export class Agent implements AgentEnd, Host {
         this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
         this.#sentSeq = 0;
         this.#beats = { sent: 0, answered: 0 };
+        this.#hear(message.cordon);
         this.#heartbeat();
         return this.#deliver();
       case "reply":
         this.#beats.answered = Math.max(this.#beats.answered, message.seq);
         this.#centreOffsetMs = message.wallMs - this.#process.clock.monotonicMs();
+        this.#hear(message.cordon);
         for (const lease of message.verdict.superseded) this.#stop(lease);
         for (const { lease } of message.verdict.cancels) this.#stop(lease);
         for (const lease of message.verdict.renewed) this.#running.get(keyOf(lease))?.consent?.(true);
@@ -193,6 +207,11 @@ export class Agent implements AgentEnd, Host {
     if (this.#session !== session) return;
     this.#session = undefined;
     this.#welcomed = false;
+    if (this.#world.bug === "forget-cordon-on-reconnect") {
+      this.#disk.cordon = undefined;
+      this.#cordon.close();
+      this.#cordon = this.#openCordon();
+    }
     if (this.alive) {
       const afterMs = this.#reconnectAfterMs ?? this.#world.chance.int(100, RECONNECT_MAX_MS);
       this.#reconnectAfterMs = undefined;
@@ -204,7 +223,14 @@ export class Agent implements AgentEnd, Host {
     const session = new Session(this.#world.network, this, this.#world.gateway());
     this.#session = session;
     const announced = this.#signs ? this.#world.identityOf(this.name).announced : NO_KEY;
-    session.toReplica({ kind: "hello", slots: this.#slots, held: this.#held(), announced });
+    const cordonRevision = this.#claim();
+    session.toReplica({
+      kind: "hello",
+      slots: this.#slots,
+      held: this.#held(),
+      announced,
+      cordonRevision,
+    });
     this.#process.clock.after(WELCOME_TIMEOUT_MS, () => {
       if (this.#session === session && !this.#welcomed) session.break(true);
     });
@@ -214,7 +240,56 @@ export class Agent implements AgentEnd, Host {
     if (!this.#session || !this.#welcomed) return;
     if (this.#beats.sent - this.#beats.answered >= MISSED_MAX) return this.#session.break(true);
     const freeSlots = this.#slots - this.#running.size;
-    this.#session.toReplica({ kind: "heartbeat", seq: ++this.#beats.sent, held: this.#held(), freeSlots });
+    const cordonRevision = this.#claim();
+    const seq = ++this.#beats.sent;
+    this.#session.toReplica({ kind: "heartbeat", seq, held: this.#held(), freeSlots, cordonRevision });
+  }
+
+  #openCordon(): Cordon {
+    return new Cordon({
+      clock: this.#process.clock,
+      log: QUIET,
+      store: {
+        cordon: () => this.#disk.cordon,
+        keepCordon: (state) =>
+          new Promise((resolve, reject) =>
+            this.#write(
+              () => {
+                this.#disk.cordon = state;
+              },
+              (kept) => (kept ? resolve() : reject(new Error("the disk is full"))),
+            ),
+          ),
+      },
+      centreNowMs: () => this.#centreNowMs(),
+      onChange: () => {
+        this.#heartbeat();
+        this.#pull();
+      },
+      onDeadline: ({ once }) => {
+        const ended = [...this.#disk.leases.values()].filter(({ step }) => once || step.once !== true);
+        for (const { lease } of ended) this.#stop(lease, "interrupted");
+        return ended.length;
+      },
+    });
+  }
+
+  #hear(told: ToldCordon): void {
+    this.#world.cordons.heard(this.name, Number(told.revision));
+    this.#cordon.hear(told);
+  }
+
+  /** What it says of its cordon; it is held to it. */
+  #claim(): number {
+    const { revision } = this.#cordon;
+    this.#world.cordons.claimed(this.name, revision);
+    return revision;
+  }
+
+  #centreNowMs(): number {
+    return this.#centreOffsetMs === undefined
+      ? this.#process.clock.wallMs()
+      : this.#process.clock.monotonicMs() + this.#centreOffsetMs;
   }
 
   #held(): LeaseKey[] {
@@ -240,6 +315,7 @@ export class Agent implements AgentEnd, Host {
   }
 
   #pull(): void {
+    if (this.#cordon.cordoned) return;
     const { clock } = this.#process;
     const { network, work } = this.#world;
     const nowMs = clock.monotonicMs();
@@ -269,11 +345,9 @@ export class Agent implements AgentEnd, Host {
     const ack = (): void => network.send(this.name, NATS, () => work.remove(seq));
     const giveBack = (afterMs: number): void =>
       network.send(this.name, NATS, () => work.giveBack(seq, afterMs));
+    if (this.#cordon.cordoned) return giveBack(0);
     const localMs = this.#process.clock.wallMs();
-    const centreMs =
-      bug === "trust-local-clock" || this.#centreOffsetMs === undefined
-        ? localMs
-        : this.#process.clock.monotonicMs() + this.#centreOffsetMs;
+    const centreMs = bug === "trust-local-clock" ? localMs : this.#centreNowMs();
     const decision = this.#book.decide(offer, centreMs);
     const key = keyOf(offer.lease);
     const name = (): string => `${offer.lease.stepId}/${offer.lease.epoch}`;
@@ -288,8 +362,13 @@ export class Agent implements AgentEnd, Host {
     }
     if (this.#running.size >= this.#slots) return giveBack(0);
     this.#world.note(() => `${this.name} takes ${name()}`);
+    if (this.#world.cordons.knowsOfCordon(this.name))
+      this.#world.witness.fail(
+        "an agent that knows of its cordon takes nothing",
+        `${name()} by ${this.name}`,
+      );
     this.#book.note(offer.lease);
-    const running: Running = { lease: offer.lease, durable: false, cancelled: false };
+    const running: Running = { lease: offer.lease, durable: false };
     this.#running.set(key, running);
     const started: ReportPayload = { kind: "started", lease: offer.lease, atMs: localMs };
     this.#write(
@@ -312,9 +391,9 @@ export class Agent implements AgentEnd, Host {
           running.consent = undefined;
           this.#world.note(() => `${this.name} may ${given ? "" : "not "}start ${name()}`);
           if (given) this.#launch(key, offer, running);
-          else this.#finish(key, offer, "cancelled");
+          else this.#finish(key, offer, running.stopped ?? "cancelled");
         };
-        if (running.cancelled) running.consent(false);
+        if (running.stopped) running.consent(false);
       },
     );
   }
@@ -336,7 +415,7 @@ export class Agent implements AgentEnd, Host {
       this.#exit(key, child, fails ? "failed" : "succeeded"),
     );
     this.#follow(key, child);
-    if (running.cancelled) this.#stop(offer.lease);
+    if (running.stopped) this.#stop(offer.lease, running.stopped);
   }
 
   /** The supervisor writes the exit record, whether or not an agent is there to read it. */
@@ -357,7 +436,7 @@ export class Agent implements AgentEnd, Host {
   /** After a start: attaches to what still runs, reads what has ended, and says of the rest that it is unknown. */
   #resume(key: string, offer: Offer): void {
     this.#book.note(offer.lease);
-    this.#running.set(key, { lease: offer.lease, durable: true, cancelled: false });
+    this.#running.set(key, { lease: offer.lease, durable: true });
     const child = this.#children.get(key);
     if (child) this.#follow(key, child);
     else this.#finish(key, offer, "interrupted");
@@ -388,16 +467,16 @@ export class Agent implements AgentEnd, Host {
     write();
   }
 
-  #stop(lease: LeaseKey): void {
+  #stop(lease: LeaseKey, reason: StopReason = "cancelled"): void {
     const key = keyOf(lease);
     const running = this.#running.get(key);
     if (!running) return;
-    running.cancelled = true;
+    running.stopped ??= reason;
     running.consent?.(false);
     const child = this.#children.get(key);
     if (!child || child.stopping || child.exit !== undefined) return;
     child.stopping = true;
-    this.#world.timeline.after(this.#world.chance.int(1, 500), () => this.#exit(key, child, "cancelled"));
+    this.#world.timeline.after(this.#world.chance.int(1, 500), () => this.#exit(key, child, reason));
   }
 
   #putReport(report: ReportPayload): void {
@@ -431,7 +510,7 @@ export function replacementOf(name: string, times: number): string {
 }
 
 function emptyDisk(number: number): Disk {
-  return { number, leases: new Map(), outbox: new Map(), lastSeq: 0 };
+  return { number, leases: new Map(), outbox: new Map(), lastSeq: 0, cordon: undefined };
 }
 
 function keyOf(lease: LeaseKey): string {

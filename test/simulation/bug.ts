@@ -25,6 +25,8 @@ export const BUGS = [
   "accept-forged-report",
   /** Of a report out of the inbox the signature is verified, and not that it is over this report. */
   "accept-signature-of-another-lease",
+  /** An agent whose connection ends takes itself for free until it is welcomed again. */
+  "forget-cordon-on-reconnect",
 ] as const;
 
 export type Bug = (typeof BUGS)[number];

@@ -1,8 +1,11 @@
 /** A host with a replica on it: the real `RunService` behind simulated ports, and what a gateway does around it. */
 import type { Logger } from "pino";
+import { agentId } from "../../control-plane/access/spiffe.ts";
 import type { AgentRecord } from "../../control-plane/fleet/agent-record.ts";
-import { createAgentRegistry } from "../../control-plane/fleet/agent-registry.ts";
+import { type AgentRegistry, createAgentRegistry } from "../../control-plane/fleet/agent-registry.ts";
+import { cordonAgent, uncordonAgent } from "../../control-plane/fleet/cordon-agent.ts";
 import { Acknowledgements } from "../../control-plane/gateway/acknowledgements.ts";
+import { cordonNews } from "../../control-plane/gateway/cordon-news.ts";
 import type { IntakeItem } from "../../control-plane/gateway/intake.ts";
 import { reportItems } from "../../control-plane/gateway/intake-items.ts";
 import type { HeartbeatVerdict, ReportSink } from "../../control-plane/gateway/ports.ts";
@@ -20,6 +23,7 @@ import type { Decision } from "../../shared/engine/disconnection.ts";
 import { stepOf } from "../../shared/engine/state.ts";
 import { InsituError } from "../../shared/errors.ts";
 import type { LeaseKey, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { Cordon__Output } from "../../shared/wire/gen/insitu/agent/v1/Cordon.ts";
 import { reportBytes } from "../../shared/wire/report-signature.ts";
 import { shardOf } from "../../shared/wire/subjects.ts";
 import { recordsOver } from "./agent-records.ts";
@@ -50,6 +54,7 @@ interface Connected {
 
 interface Parts {
   keys: ReportKeys;
+  registry: AgentRegistry;
   service: RunService;
   shards: ShardService;
   router: RunRouter;
@@ -159,6 +164,22 @@ export class Replica implements ReplicaEnd, Host {
     await this.#parts?.router.resolve({ ...about, by: "somebody", reason: "looked at the site" });
   }
 
+  /** Resolves when whoever asked is told that it is so; null: the agent may take work again. */
+  async cordon(
+    agent: string,
+    drain: { withinMs: number | undefined; once: boolean } | null,
+    on: boolean,
+  ): Promise<void> {
+    const { parts } = this;
+    if (!parts || !this.serves) throw new InsituError("unavailable", `${this.name} does not serve`);
+    const { clock } = this.#process;
+    const [environment = "", name = ""] = agent.split("/");
+    const about = { environment, name, by: "somebody" };
+    const deps = { registry: parts.registry, clock, log: this.#log() };
+    if (on) await cordonAgent(deps, { ...about, reason: "", drain });
+    else await uncordonAgent(deps, about);
+  }
+
   factsChanged(): void {
     this.parts?.service.factsChanged();
   }
@@ -182,14 +203,22 @@ export class Replica implements ReplicaEnd, Host {
         freeSlots: message.slots - message.held.length,
         lastSeq: 0,
       });
-      session.toAgent({ kind: "welcome", wallMs: this.#process.clock.wallMs() });
+      const cordon = this.#cordonOf(parts, name);
+      session.toAgent({ kind: "welcome", wallMs: this.#process.clock.wallMs(), cordon });
       return;
     }
     const { freeSlots, seq: lastSeq } = message;
     this.#agents.set(name, { session, environment: this.#world.environmentOf(name), freeSlots, lastSeq });
     const held = this.#world.bug === "renew-all-leases" ? this.#allOf(name) : message.held;
     const verdict = parts.router.heartbeat(name, held);
-    session.toAgent({ kind: "reply", seq: message.seq, wallMs: this.#process.clock.wallMs(), verdict });
+    const cordon = this.#cordonOf(parts, name);
+    session.toAgent({
+      kind: "reply",
+      seq: message.seq,
+      wallMs: this.#process.clock.wallMs(),
+      verdict,
+      cordon,
+    });
   }
 
   reports(session: Session, reports: SentReport[]): void {
@@ -331,7 +360,11 @@ export class Replica implements ReplicaEnd, Host {
     this.#follow(process, reads, (run) => service.adopt(run));
     service.start();
     inbox.start();
-    this.#parts = { service, shards, router, keys };
+    this.#parts = { service, shards, router, keys, registry };
+    registry.onChange((record) => {
+      // The gateway says nothing when nothing has changed; here it is said all the same, which changes nothing.
+      if (process.alive) this.#tell(agentId(record), { renewed: [], superseded: [], cancels: [] });
+    });
     try {
       await registry.start(new AbortController().signal);
       await shards.start();
@@ -449,14 +482,21 @@ export class Replica implements ReplicaEnd, Host {
     };
   }
 
+  /** As the gateway does; defaults are what the wire makes of what is left out. */
+  #cordonOf({ registry }: Parts, agent: string): Cordon__Output {
+    return cordonNews(registry.known(agent)) as Cordon__Output;
+  }
+
   #tell(agent: string, verdict: HeartbeatVerdict): boolean {
     const connected = this.#agents.get(agent);
-    connected?.session.toAgent({
-      kind: "reply",
-      seq: connected.lastSeq,
-      wallMs: this.#process.clock.wallMs(),
-      verdict,
-    });
+    if (connected && this.#parts)
+      connected.session.toAgent({
+        kind: "reply",
+        seq: connected.lastSeq,
+        wallMs: this.#process.clock.wallMs(),
+        verdict,
+        cordon: this.#cordonOf(this.#parts, agent),
+      });
     return connected !== undefined;
   }
 

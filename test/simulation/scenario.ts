@@ -39,6 +39,8 @@ export interface FaultRates {
   resolve: number;
   /** Somebody who can write to NATS makes a report up. */
   forge: number;
+  /** Somebody wants that an agent takes no work, or ends what it holds too; or that it may again. */
+  cordon: number;
 }
 
 export interface AgentGiven {
@@ -141,6 +143,7 @@ function drawRates(chance: Chance): FaultRates {
     cancelCutOff: often(12_000),
     resolve: often(6_000),
     forge: often(3_000),
+    cordon: often(5_000),
   };
 }
 

@@ -4,15 +4,16 @@ import type { Peer } from "../../control-plane/gateway/peer-identity.ts";
 import type { HeartbeatVerdict } from "../../control-plane/gateway/ports.ts";
 import type { AnnouncedKey, SentReport as SignedReport } from "../../control-plane/gateway/report-keys.ts";
 import type { LeaseKey } from "../../shared/wire/attempt.ts";
+import type { Cordon__Output } from "../../shared/wire/gen/insitu/agent/v1/Cordon.ts";
 import type { Network } from "./network.ts";
 
 export type ToReplica =
-  | { kind: "hello"; slots: number; held: LeaseKey[]; announced: AnnouncedKey }
-  | { kind: "heartbeat"; seq: number; held: LeaseKey[]; freeSlots: number };
+  | { kind: "hello"; slots: number; held: LeaseKey[]; announced: AnnouncedKey; cordonRevision: number }
+  | { kind: "heartbeat"; seq: number; held: LeaseKey[]; freeSlots: number; cordonRevision: number };
 
 export type ToAgent =
-  | { kind: "welcome"; wallMs: number }
-  | { kind: "reply"; seq: number; wallMs: number; verdict: HeartbeatVerdict }
+  | { kind: "welcome"; wallMs: number; cordon: Cordon__Output }
+  | { kind: "reply"; seq: number; wallMs: number; verdict: HeartbeatVerdict; cordon: Cordon__Output }
   | { kind: "cancel"; lease: LeaseKey; reason: string }
   | { kind: "drain"; reconnectAfterMs: number };
 

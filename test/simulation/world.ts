@@ -1,6 +1,7 @@
 /** One world from one seed: built, troubled for a while, healed, and then asked for progress. */
 
 import type { Authority } from "../../control-plane/access/authority.ts";
+import { agentKey } from "../../control-plane/fleet/agent-record.ts";
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import type { LeaseKey, Offer, ReportPayload } from "../../shared/wire/attempt.ts";
 import { Agent, HOSTS_MAX, isHostOf, replacementOf } from "./agent.ts";
@@ -8,6 +9,7 @@ import { AgentRecords } from "./agent-records.ts";
 import type { Bug } from "./bug.ts";
 import { Chance } from "./chance.ts";
 import { ClusterRecordStore } from "./cluster-record.ts";
+import { CordonBook } from "./cordon-book.ts";
 import { Forger } from "./forger.ts";
 import { type AgentIdentity, authority, identityOf } from "./identities.ts";
 import { Network } from "./network.ts";
@@ -53,6 +55,7 @@ export class World {
   readonly inbox: InboxStream;
   readonly cluster = new ClusterRecordStore();
   readonly records = new AgentRecords();
+  readonly cordons = new CordonBook();
   readonly forger: Forger;
   readonly bug: Bug | undefined;
   /** Of the authority that the agents' certificates are of. */
@@ -86,6 +89,7 @@ export class World {
         return signed !== undefined && this.identityOf(agent).hasSigned(report, signed);
       },
     );
+    this.records.tails.add(({ value }) => this.cordons.written(value));
     this.crashAtAppend = this.scenario.crashAtAppend;
     this.forger = new Forger(this);
     this.runs = new RunsStream(this.timeline, (batch, writer) => {
@@ -219,6 +223,20 @@ export class World {
       );
   }
 
+  #cordon(agent: string, on: boolean): void {
+    const withinMs = this.chance.happens(0.5) ? this.chance.int(0, 20_000) : undefined;
+    const once = withinMs !== undefined && this.chance.happens(0.3);
+    const drain = this.chance.happens(0.6) ? { withinMs, once } : null;
+    this.note(
+      () => `somebody wants that ${agent} ${on ? `is ${drain ? "drained" : "cordoned"}` : "takes work"}`,
+    );
+    // Whoever asked may hear nothing, and it may be so all the same.
+    this.chance
+      .pick(this.#replicas)
+      .cordon(agent, drain, on)
+      .catch(() => undefined);
+  }
+
   #startLater(node: Replica | Agent): void {
     this.timeline.after(this.chance.wait(this.scenario.downMs), () => node.start());
   }
@@ -291,6 +309,7 @@ export class World {
       for (const name of this.replicaNames) this.network.cut(holder!, name, forMs);
       this.#cancel(lease.runId);
     });
+    this.#recur(rates.cordon, () => this.#cordon(agent().name, this.chance.happens(0.6)));
     this.#recur(rates.replicaLeave, () => {
       const leaver = replica();
       void leaver.leave().then(() => this.#startLater(leaver));
@@ -342,6 +361,8 @@ export class World {
     for (const node of [...this.#replicas, ...this.#agents]) node.start();
     const look = (): void => {
       this.#resolve(RESOLVE_AFTER_MS);
+      for (const { name } of this.#agents)
+        if (this.records.get(agentKey(name))?.value.cordon) this.#cordon(name, false);
       this.timeline.after(RESOLVE_AFTER_MS, look);
     };
     look();
