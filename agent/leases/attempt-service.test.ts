@@ -503,3 +503,23 @@ test("a message that is no offer, or of somebody else, leaves the queue and is t
     expect.stringMatching(/^field /),
   ]);
 });
+
+test("at the deadline of a drain what runs is interrupted, and what is started once goes on unless it is forced", async () => {
+  const gate = join(directory.path, "gate");
+  const waits = shell(`while [ ! -e ${gate} ]; do sleep 0.02; done`);
+  const [plain, single] = [leaseKey(), leaseKey({ runId: "run-2" })];
+  const taken = [
+    service.take(messageOf(offerOf({ lease: plain, step: waits })).message),
+    service.take(messageOf(offerOf({ lease: single, step: { ...waits, once: true } })).message),
+  ];
+  while (!service.awaitsGrant) await systemClock.sleep(1);
+  service.granted(single);
+  expect(service.drain({ once: false, message: "drained by ana" })).toBe(1);
+  await taken[0];
+  expect(outcomeOf()).toMatchObject({ status: "interrupted", error: { message: "drained by ana" } });
+  expect(service.running()).toEqual([single]);
+  expect(service.drain({ once: false, message: "again" })).toBe(0);
+  expect(service.drain({ once: true, message: "forced" })).toBe(1);
+  await taken[1];
+  expect(outcomeOf("run-2")).toMatchObject({ status: "interrupted", error: { message: "forced" } });
+});
