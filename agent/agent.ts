@@ -20,7 +20,7 @@ import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
-import { Cordon } from "./leases/cordon.ts";
+import { CordonService } from "./leases/cordon-service.ts";
 import { OfferReader } from "./leases/offer-reader.ts";
 import type { Network } from "./network/network.ts";
 import type { SitePolicy } from "./policy/site-policy.ts";
@@ -72,7 +72,7 @@ export class Agent {
   /** Wall time of the centre less the monotonic time here: a clock that jumps at the site moves nothing. */
   #centreOffsetMs: number | undefined;
   readonly #supervisors: Supervisors;
-  readonly #cordon: Cordon;
+  readonly #cordon: CordonService;
   /** Empty, or what the control plane said when it refused this agent. */
   #deniedWhy = "";
   #stopping = false;
@@ -157,7 +157,7 @@ export class Agent {
       onFree: () => this.#pulls?.poke(),
       onPoison: (payload, reason) => this.#uplink.tellRefused(payload, reason),
     });
-    this.#cordon = new Cordon({
+    this.#cordon = new CordonService({
       clock: world.clock,
       log: world.log,
       store: this.#journal,

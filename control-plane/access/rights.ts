@@ -44,7 +44,7 @@ export const PIPELINE_RIGHTS: readonly Right[] = [
   "runs:resolve",
   "logs:read",
 ];
-export const ENVIRONMENT_RIGHTS: readonly Right[] = ["agents:admit", "agents:revoke"];
+export const ENVIRONMENT_RIGHTS: readonly Right[] = ["agents:admit", "agents:revoke", "agents:drain"];
 
 const VIEW = ["resources:view", "runs:view", "fleet:view"] as const;
 

@@ -1,16 +1,16 @@
 /** Agents, and the tokens that let new ones join. */
 import { createRoute, type OpenAPIHono, z } from "@hono/zod-openapi";
+import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
+import { CordonAgentBody, DrainAgentBody } from "./cordon-schemas.ts";
 import { pageByKey } from "./cursor.ts";
 import { demand, needs, needsOnEnvironment, onEnvironment } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
 import {
   AgentView,
-  CordonAgentBody,
-  DrainAgentBody,
   JoinDecisionBody,
   JoinRequestView,
   JoinTokenBody,
@@ -63,7 +63,7 @@ const Params = z.object({ environment: z.string(), name: z.string() });
 const TWICE = "Needs no Idempotency-Key: what was said last counts.";
 
 const cordon = createRoute({
-  ...needs("agents:drain"),
+  ...needsOnEnvironment("agents:drain"),
   method: "post",
   path: "/v1/agents/{environment}/{name}/cordon",
   operationId: "cordonAgent",
@@ -75,7 +75,7 @@ const cordon = createRoute({
 });
 
 const drain = createRoute({
-  ...needs("agents:drain"),
+  ...needsOnEnvironment("agents:drain"),
   method: "post",
   path: "/v1/agents/{environment}/{name}/drain",
   operationId: "drainAgent",
@@ -87,7 +87,7 @@ const drain = createRoute({
 });
 
 const uncordon = createRoute({
-  ...needs("agents:drain"),
+  ...needsOnEnvironment("agents:drain"),
   method: "post",
   path: "/v1/agents/{environment}/{name}/uncordon",
   operationId: "uncordonAgent",
@@ -194,6 +194,11 @@ export function fleetRoutes(
     );
   };
 
+  const drainable = async (asked: { environment: string; name: string }, c: Context<ApiEnv>) => {
+    await demand(c, "agents:drain", onEnvironment(asked.environment));
+    return known(asked);
+  };
+
   app.openapi(list, (c) =>
     c.json(
       pageByKey(fleet.list(), (agent) => agent.id, { list: "agents", ...c.req.valid("query") }),
@@ -212,21 +217,21 @@ export function fleetRoutes(
   });
 
   app.openapi(cordon, async (c) => {
-    const { environment, name } = known(c.req.valid("param"));
+    const { environment, name } = await drainable(c.req.valid("param"), c);
     const { reason } = c.req.valid("json");
     await agents.cordon({ environment, name, by: c.get("caller"), reason, drain: null });
     return c.json(known({ environment, name }), 200);
   });
 
   app.openapi(drain, async (c) => {
-    const { environment, name } = known(c.req.valid("param"));
+    const { environment, name } = await drainable(c.req.valid("param"), c);
     const { reason, ...drain } = c.req.valid("json");
     await agents.cordon({ environment, name, by: c.get("caller"), reason, drain });
     return c.json(known({ environment, name }), 200);
   });
 
   app.openapi(uncordon, async (c) => {
-    const { environment, name } = known(c.req.valid("param"));
+    const { environment, name } = await drainable(c.req.valid("param"), c);
     await agents.uncordon({ environment, name, by: c.get("caller") });
     return c.json(known({ environment, name }), 200);
   });

@@ -45,6 +45,8 @@ const BODIES: Record<string, object> = {
   createJoinToken: { environment: "hq" },
   decideJoinRequest: { approve: true, fingerprint: `sha256:${"0".repeat(64)}` },
   revokeAgent: { reason: "stolen" },
+  cordonAgent: { reason: "disk change" },
+  drainAgent: { withinMs: 1_000 },
   createToken: { name: "ada", role: "viewer" },
   decideApproval: { approve: true },
 };

@@ -20,6 +20,7 @@ import {
 } from "../../shared/wire/attempt.ts";
 import { GroupName, RIGHTS, ROLES } from "../access/rights.ts";
 import { POISON_SOURCES } from "../poison/ports.ts";
+import { CordonView } from "./cordon-schemas.ts";
 
 const StepStatus = z.enum([
   "pending",
@@ -197,30 +198,7 @@ export const AgentView = z
       .object({ atMs: AtMs, by: z.string(), reason: z.string() })
       .nullable()
       .openapi({ description: "Set for good: it is let in no more" }),
-    cordon: z
-      .object({
-        atMs: AtMs,
-        by: z.string(),
-        reason: z.string(),
-        drain: z
-          .object({
-            deadlineMs: AtMs.nullable().openapi({
-              description: "When what still runs ends as interrupted; null: it may take as long as it takes",
-            }),
-            once: z.boolean().openapi({ description: "Whether that includes steps that are started once" }),
-          })
-          .nullable()
-          .openapi({ description: "Null: what runs there goes on" }),
-        state: z.enum(["not-heard", "cordoned", "draining", "drained"]).openapi({
-          description:
-            "not-heard: the agent has not said yet that it knows. drained: it knows, and holds nothing any more",
-        }),
-        left: z.int().nullable().openapi({
-          description: "What it held when it was heard last: attempts, and outcomes not delivered",
-        }),
-      })
-      .nullable()
-      .openapi({ description: "It takes no new work, until somebody says that it may" }),
+    cordon: CordonView,
   })
   .openapi("Agent");
 export type AgentView = z.infer<typeof AgentView>;
@@ -229,30 +207,6 @@ export type AgentView = z.infer<typeof AgentView>;
 export const RevokeAgentBody = z
   .strictObject({ reason: z.string().trim().min(1).max(500) })
   .openapi("RevokeAgent");
-
-const CordonReason = z.string().trim().max(500).default("");
-
-export const CordonAgentBody = z.strictObject({ reason: CordonReason }).openapi("CordonAgent");
-
-/** A maintenance that is planned for longer than this is a revocation. */
-const DRAIN_MAX_MS = 7 * 24 * 3_600_000;
-
-export const DrainAgentBody = z
-  .strictObject({
-    reason: CordonReason,
-    withinMs: z.int().min(0).max(DRAIN_MAX_MS).optional().openapi({
-      description: "After so long, what still runs ends as interrupted, and is offered to others",
-    }),
-    once: z
-      .boolean()
-      .default(false)
-      .openapi({ description: "Ends also steps that are started once; they fail" }),
-  })
-  .refine(({ withinMs, once }) => !once || withinMs !== undefined, {
-    message: "needs withinMs: without a deadline nothing is ended",
-    path: ["once"],
-  })
-  .openapi("DrainAgent");
 
 /** One replica of the control plane. */
 export const ServerView = z

@@ -7,6 +7,7 @@ import { RIGHTS, ROLES } from "../access/rights.ts";
 import { approvalCommands } from "./approval-program.ts";
 import { auditCommands } from "./audit-program.ts";
 import { authorityCommands } from "./authority-program.ts";
+import { cordonCommands } from "./cordon-program.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
@@ -346,7 +347,7 @@ function agentCommands(program: Command, act: Act): void {
     .requiredOption("--reason <text>", "why; kept with the agent")
     .action(act(async () => (await commands()).revoke));
   examples(revoke, ['insitu agents revoke biscoe/agent-1 --reason "host stolen"']);
-  cordonCommands(agents, act);
+  cordonCommands(agents, { act, examples });
 
   const servers = program.command("servers").description("replicas of the control plane");
   const listServers = servers
@@ -410,34 +411,6 @@ function agentCommands(program: Command, act: Act): void {
     .action(act(async () => (await joinTokens()).revoke));
   examples(revokeToken, ["insitu join-token revoke 0f3a9c27d1e4b586"]);
   examples(tokens, ["insitu join-token create --environment hq", "insitu join-token list"]);
-}
-
-function cordonCommands(agents: Command, act: Act): void {
-  const commands = () => import("./commands/cordon.ts");
-  const cordon = agents
-    .command("cordon <agent>")
-    .description("let an agent take no new work, also over restarts; what it runs goes on")
-    .option("--reason <text>", "why; shown with the agent, and with steps that wait for it")
-    .action(act(async () => (await commands()).cordon));
-  examples(cordon, ['insitu agents cordon biscoe/agent-1 --reason "disk change"']);
-  const uncordon = agents
-    .command("uncordon <agent>")
-    .description("let an agent take work again; calls a drain off, too")
-    .action(act(async () => (await commands()).uncordon));
-  examples(uncordon, ["insitu agents uncordon biscoe/agent-1"]);
-  const drain = agents
-    .command("drain <agent>")
-    .description("cordon an agent, and let what it holds come to its end, or end it at a deadline")
-    .option("--reason <text>", "why; shown with the agent, and with steps that wait for it")
-    .option("--deadline <duration>", "after so long, what still runs is interrupted and offered to others")
-    .option("--force", "at the deadline, end also steps that are started once; they fail")
-    .option("--wait", "until nothing is held any more; exit 1 when somebody calls it off meanwhile")
-    .option("--timeout <duration>", "give up waiting after this (exit 124); the drain goes on")
-    .action(act(async () => (await commands()).drain));
-  examples(drain, [
-    "insitu agents drain biscoe/agent-1 --wait",
-    'insitu agents drain biscoe/agent-1 --reason "kernel upgrade" --deadline 30m --wait',
-  ]);
 }
 
 function accessCommands(program: Command, act: Act): void {

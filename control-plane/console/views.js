@@ -122,7 +122,7 @@ function site(environment, agents, datasets) {
             { title: agent.software },
             icon(agent.connected ? "succeeded" : "failed"),
             agent.name,
-            h("span.quiet", null, agent.connected ? agent.notTakingWork : "disconnected"),
+            h("span.quiet", null, agentNote(agent)),
           ),
         ),
       ),
@@ -140,6 +140,21 @@ function site(environment, agents, datasets) {
           ),
     ),
   );
+}
+
+/** What keeps the agent from work. */
+function agentNote({ connected, notTakingWork, cordon }) {
+  const away = connected ? "" : "disconnected";
+  if (!cordon) return away || notTakingWork;
+  const { state, by, reason, left, drain } = cordon;
+  const words = {
+    "not-heard": drain ? "to be drained" : "to be cordoned",
+    cordoned: "cordoned",
+    draining: `draining, ${left} left,`,
+    drained: "drained",
+  };
+  const why = `${words[state]} by ${by}${reason && `: ${reason}`}`;
+  return away ? `${away}, ${why}` : why;
 }
 
 function runTable(runs, nowMs) {

@@ -1,12 +1,13 @@
 /**
- * A host with an agent on it: the real `LeaseBook` and `Cordon`, and a model of what carries an attempt, in the order of
+ * A host with an agent on it: the real `LeaseBook` and `CordonService`, and a model of what carries an attempt, in the order of
  * `attempt-service.ts`: journal, acknowledge the pull, start; the outcome into the journal, then the report.
  *
  * A crash takes the program's memory and leaves the disk. Steps outlive it under their supervisors, whose exit
  * records lie on the disk; a reboot ends them, and a replaced disk forgets everything.
  */
 import { pino } from "pino";
-import { Cordon, type CordonState } from "../../agent/leases/cordon.ts";
+import type { CordonState } from "../../agent/leases/cordon.ts";
+import { CordonService } from "../../agent/leases/cordon-service.ts";
 import { LeaseBook } from "../../agent/leases/lease-book.ts";
 import type { Peer } from "../../control-plane/gateway/peer-identity.ts";
 import type { AnnouncedKey } from "../../control-plane/gateway/report-keys.ts";
@@ -76,7 +77,7 @@ export class Agent implements AgentEnd, Host {
   #disk: Disk = emptyDisk(1);
   readonly #children = new Map<string, Child>();
   #book: LeaseBook;
-  #cordon!: Cordon;
+  #cordon!: CordonService;
   #running = new Map<string, Running>();
   #session: Session | undefined;
   #welcomed = false;
@@ -245,8 +246,8 @@ export class Agent implements AgentEnd, Host {
     this.#session.toReplica({ kind: "heartbeat", seq, held: this.#held(), freeSlots, cordonRevision });
   }
 
-  #openCordon(): Cordon {
-    return new Cordon({
+  #openCordon(): CordonService {
+    return new CordonService({
       clock: this.#process.clock,
       log: QUIET,
       store: {

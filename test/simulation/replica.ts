@@ -1,4 +1,8 @@
-/** A host with a replica on it: the real `RunService` behind simulated ports, and what a gateway does around it. */
+/**
+ * Long because everything that a replica asks of the world is simulated here: the streams, the buckets, its agents.
+ *
+ * A host with a replica on it: the real `RunService` behind simulated ports, and what a gateway does around it.
+ */
 import type { Logger } from "pino";
 import { agentId } from "../../control-plane/access/spiffe.ts";
 import type { AgentRecord } from "../../control-plane/fleet/agent-record.ts";

@@ -4,7 +4,8 @@ import { systemClock, type Timer } from "../../shared/system.ts";
 import type { Cordon__Output } from "../../shared/wire/gen/insitu/agent/v1/Cordon.ts";
 import { LIMITS, quiet, type TestDirectory, testDirectory } from "../agent.fixture.ts";
 import { Journal } from "../journal/journal.ts";
-import { Cordon, type CordonState } from "./cordon.ts";
+import type { CordonState } from "./cordon.ts";
+import { CordonService } from "./cordon-service.ts";
 
 const told = (change: Partial<Cordon__Output> = {}): Cordon__Output => ({
   revision: "7",
@@ -39,7 +40,7 @@ afterEach(async () => {
   directory[Symbol.dispose]();
 });
 
-function open(): Cordon {
+function open(): CordonService {
   const after = (ms: number, run: () => void): Timer => {
     const put = { ms, run };
     later = put;
@@ -48,7 +49,7 @@ function open(): Cordon {
     };
     return { cancel };
   };
-  return new Cordon({
+  return new CordonService({
     clock: { ...systemClock, after },
     log: quiet,
     store: {
@@ -68,7 +69,7 @@ function open(): Cordon {
 
 const nextChange = (): Promise<void> => new Promise((resolve) => changes.push(resolve));
 
-async function durable(cordon: Cordon, revision: number): Promise<void> {
+async function durable(cordon: CordonService, revision: number): Promise<void> {
   while (cordon.revision < revision) await nextChange();
 }
 
