@@ -19,6 +19,13 @@ test.each<[string, Cordon, LastWord | undefined, string, number | null]>([
   ["one that holds nothing any more", drained, word(), "drained", 0],
   // It may be taking work at this moment, whatever it held when it spoke last.
   ["one that knows of an earlier cordon", drained, word({ cordonRevision: REVISION - 1 }), "not-heard", 0],
+  [
+    "one that knows of a later word than the record",
+    drained,
+    word({ cordonRevision: REVISION + 1 }),
+    "not-heard",
+    0,
+  ],
   ["one of an older release that takes no work", drained, word({ cordonRevision: 0 }), "drained", 0],
   ["one of an older release", drained, word({ cordonRevision: 0, notTakingWork: "" }), "not-heard", 0],
 ])("%s", (_, cordon, last, state, left) => {

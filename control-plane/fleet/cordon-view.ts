@@ -33,7 +33,10 @@ function stateOf(
   return last.held === 0 ? "drained" : "draining";
 }
 
-/** An agent of a release before revisions says by its reason alone that it has heard. */
+/**
+ * An agent of a release before revisions says by its reason alone that it has heard. One that knows of a later word than
+ * the record, as after a restored backup, goes by that one, whatever it was.
+ */
 function knows({ cordonRevision, notTakingWork }: LastWord, revision: number): boolean {
-  return cordonRevision >= revision || (cordonRevision === 0 && notTakingWork === "cordoned");
+  return cordonRevision === revision || (cordonRevision === 0 && notTakingWork === "cordoned");
 }
