@@ -29,7 +29,6 @@ import { createJoinRequests, JOINING_PREFIX, JoinRequestRecord } from "./access/
 import { createJoinTokens, JOIN_TOKEN_BUCKET_TTL_MS, JoinTokenRecord } from "./access/join-tokens.ts";
 import { loadOrCreateOfferSigner } from "./access/offer-signer.ts";
 import { ReceiptRoots } from "./access/receipt-roots.ts";
-import { revokeAgent } from "./access/revocation.ts";
 import { loadOrCreateSecret } from "./access/secret-file.ts";
 import { agentId } from "./access/spiffe.ts";
 import { anyAccess, tokenAccess } from "./api/access.ts";
@@ -43,9 +42,9 @@ import type { ServerConfig } from "./config.ts";
 import { Desk } from "./desk.ts";
 import { openEngine } from "./engine.ts";
 import { receiptCheck } from "./evidence/receipt-check.ts";
+import { agentCommands } from "./fleet/agent-commands.ts";
 import { AgentRecord, IDENTITY_PREFIX, SEEN_PREFIX, SeenRecord } from "./fleet/agent-record.ts";
 import { createAgentRegistry } from "./fleet/agent-registry.ts";
-import { cordonAgent, uncordonAgent } from "./fleet/cordon-agent.ts";
 import { createFleet, type Fleet, PresenceMessage } from "./fleet/fleet-service.ts";
 import { checkedItems, checkedReports } from "./gateway/checked-reports.ts";
 import { createGateway } from "./gateway/gateway.ts";
@@ -504,11 +503,7 @@ async function open(
       },
       logs,
       fleet,
-      agents: {
-        revoke: (request) => revokeAgent({ registry, tokens, log }, request),
-        cordon: (request) => cordonAgent({ registry, clock, log }, request),
-        uncordon: (request) => uncordonAgent({ registry, clock, log }, request),
-      },
+      agents: agentCommands({ registry, tokens, clock, log }),
       servers: shards,
       joinTokens: tokens,
       joinRequests,

@@ -4,8 +4,8 @@ import type { Context } from "hono";
 import { InsituError } from "../../shared/errors.ts";
 import { Name } from "../../shared/model/names.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
+import { CordonAgentBody, DrainAgentBody, RevokeAgentBody } from "./agent-schemas.ts";
 import type { ApiEnv, RouteDeps } from "./context.ts";
-import { CordonAgentBody, DrainAgentBody } from "./cordon-schemas.ts";
 import { pageByKey } from "./cursor.ts";
 import { demand, needs, needsOnEnvironment, onEnvironment } from "./guard.ts";
 import { Cursor, json, jsonBody, limit, problems } from "./routes.ts";
@@ -17,7 +17,6 @@ import {
   JoinTokenView,
   NewJoinTokenView,
   pageOf,
-  RevokeAgentBody,
   ServerView,
 } from "./schemas.ts";
 

@@ -20,7 +20,7 @@ import {
 } from "../../shared/wire/attempt.ts";
 import { GroupName, RIGHTS, ROLES } from "../access/rights.ts";
 import { POISON_SOURCES } from "../poison/ports.ts";
-import { CordonView } from "./cordon-schemas.ts";
+import { CordonView } from "./agent-schemas.ts";
 
 const StepStatus = z.enum([
   "pending",
@@ -202,11 +202,6 @@ export const AgentView = z
   })
   .openapi("Agent");
 export type AgentView = z.infer<typeof AgentView>;
-
-/** Kept with the agent, and shown to whoever may see the fleet. */
-export const RevokeAgentBody = z
-  .strictObject({ reason: z.string().trim().min(1).max(500) })
-  .openapi("RevokeAgent");
 
 /** One replica of the control plane. */
 export const ServerView = z

@@ -4,10 +4,10 @@ import { InsituError } from "../../shared/errors.ts";
 import { unknownName } from "../../shared/model/nearest.ts";
 import { SOFTWARE_VERSION } from "../../shared/wire/protocol.ts";
 import { RIGHTS, ROLES } from "../access/rights.ts";
+import { agentsCommand } from "./agents-program.ts";
 import { approvalCommands } from "./approval-program.ts";
 import { auditCommands } from "./audit-program.ts";
 import { authorityCommands } from "./authority-program.ts";
-import { cordonCommands } from "./cordon-program.ts";
 import { reportError } from "./errors.ts";
 import { EXIT, exitCodesHelp } from "./exit-codes.ts";
 import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
@@ -304,50 +304,7 @@ function runCommands(program: Command, act: Act): void {
 }
 
 function agentCommands(program: Command, act: Act): void {
-  const commands = () => import("./commands/agents.ts");
-  const agents = program.command("agents").description("list, show, admit, drain and revoke agents");
-  examples(agents, [
-    "insitu agents list",
-    "insitu agents show biscoe/agent-1",
-    'insitu agents drain biscoe/agent-1 --reason "kernel upgrade" --wait',
-    'insitu agents revoke biscoe/agent-1 --reason "host stolen"',
-  ]);
-  const list = agents
-    .command("list")
-    .description("agents, connected or not")
-    .option("--environment <name>", "of this environment")
-    .action(act(async () => (await commands()).list));
-  examples(list, ["insitu agents list", "insitu agents list --environment hq -o json"]);
-  const show = agents
-    .command("show <agent>")
-    .description("one agent in full; it is named environment/name")
-    .action(act(async () => (await commands()).show));
-  examples(show, ["insitu agents show biscoe/agent-1"]);
-  const decide = (what: "approve" | "deny", description: string): void => {
-    const command = agents
-      .command(`${what} <agent>`)
-      .description(description)
-      .option(
-        "--fingerprint <sha256>",
-        "of the key that the agent's own log shows; refused when it is another",
-      )
-      .action(act(async () => (await commands())[what]));
-    examples(command, [
-      `insitu agents ${what} biscoe/agent-2`,
-      `insitu agents ${what} biscoe/agent-2 --fingerprint sha256:5f2c…`,
-    ]);
-  };
-  decide("approve", "let an agent join that waits for approval");
-  decide("deny", "do not let it join; its name is free for another key");
-  const revoke = agents
-    .command("revoke <agent>")
-    .description(
-      "put an agent out for good: its connections are cut, its key and its join tokens open nothing",
-    )
-    .requiredOption("--reason <text>", "why; kept with the agent")
-    .action(act(async () => (await commands()).revoke));
-  examples(revoke, ['insitu agents revoke biscoe/agent-1 --reason "host stolen"']);
-  cordonCommands(agents, { act, examples });
+  agentsCommand(program, { act, examples });
 
   const servers = program.command("servers").description("replicas of the control plane");
   const listServers = servers

@@ -1,4 +1,4 @@
-/** What the API says and takes of agents that are to take no new work. */
+/** What the API takes of somebody who puts an agent out, or wants that it takes no new work; and what it says of that. */
 import { z } from "@hono/zod-openapi";
 
 /** Part of an agent. */
@@ -26,6 +26,11 @@ export const CordonView = z
   })
   .nullable()
   .openapi({ description: "It takes no new work, until somebody says that it may" });
+
+/** Kept with the agent, and shown to whoever may see the fleet. */
+export const RevokeAgentBody = z
+  .strictObject({ reason: z.string().trim().min(1).max(500) })
+  .openapi("RevokeAgent");
 
 const CordonReason = z.string().trim().max(500).default("");
 
