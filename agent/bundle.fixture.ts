@@ -34,7 +34,7 @@ export async function bundleOf(
     platform: "node",
     target: "node20",
     logLevel: "warning",
-    external: ["lmdb", "pino"].filter((name) => instead[name] === undefined),
+    external: ["lmdb", "pino", "@cedar-policy/cedar-wasm"].filter((name) => instead[name] === undefined),
     alias: Object.fromEntries(Object.entries(instead).map(([name, url]) => [name, fileURLToPath(url)])),
     banner: {
       js: 'import { createRequire as __makeRequire } from "node:module"; const require = __makeRequire(import.meta.url);',

@@ -1,5 +1,5 @@
 /** The command `insitu-agent`. */
-import { spawn } from "node:child_process";
+import { type ChildProcessWithoutNullStreams, spawn } from "node:child_process";
 import { closeSync, existsSync, openSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -13,6 +13,7 @@ import { type AgentConfig, type Flags, loadConfig } from "./config.ts";
 import { enrol } from "./enrolment/enrol.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
 import { Network } from "./network/network.ts";
+import { CedarProcess } from "./policy/cedar-process.ts";
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
 import { memoryOfHost, probeGroups } from "./sandbox/group-host.ts";
@@ -149,6 +150,12 @@ function launchSupervisor(directory: string, socketPath: string, failed: (why: E
   if (log !== undefined) closeSync(log);
 }
 
+/** With nothing of the agent's environment. Its heap is small; that of WebAssembly is not in it. */
+function launchEvaluator(): ChildProcessWithoutNullStreams {
+  const program = fileURLToPath(new URL("./insitu-evaluator.js", import.meta.url));
+  return spawn(process.execPath, ["--max-old-space-size=64", program], { stdio: "pipe", env: {} });
+}
+
 /** Anew when it has grown: nobody reads what was complained of long ago. Undefined when it cannot be written. */
 function openLog(path: string): number | undefined {
   try {
@@ -242,7 +249,14 @@ function ownUser(): number {
 
 function policyOf(config: AgentConfig, log: Logger): SitePolicy | undefined {
   if (config.sitePolicy === undefined) return undefined;
-  return new SitePolicy({ path: config.sitePolicy, uid: ownUser(), clock: systemClock, log });
+  const process = { clock: systemClock, log, launch: launchEvaluator };
+  return new SitePolicy({
+    path: config.sitePolicy,
+    uid: ownUser(),
+    openCedar: (file, text) => CedarProcess.open(process, file, text),
+    clock: systemClock,
+    log,
+  });
 }
 
 async function run(

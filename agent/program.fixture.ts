@@ -15,8 +15,11 @@ import { saveIdentity } from "./enrolment/identity.ts";
 import { createAuthority, TestGateway } from "./uplink/gateway.fixture.ts";
 
 export function bundleProgram(): Promise<Bundle> {
-  const supervisor = { "insitu-supervisor": new URL("./supervisor/main.ts", import.meta.url) };
-  return bundleOf(new URL("./main.ts", import.meta.url), supervisor);
+  const others = {
+    "insitu-supervisor": new URL("./supervisor/main.ts", import.meta.url),
+    "insitu-evaluator": new URL("./policy/evaluator.ts", import.meta.url),
+  };
+  return bundleOf(new URL("./main.ts", import.meta.url), others);
 }
 
 /** Agent and supervisor, which are killed where `kill-at.json` says; see `kill-points.fixture.ts`. */

@@ -18,6 +18,7 @@ const PROGRAMS = {
   "control-plane/cli/main.ts": "insitu",
   "agent/main.ts": "insitu-agent",
   "agent/supervisor/main.ts": "insitu-supervisor",
+  "agent/policy/evaluator.ts": "insitu-evaluator",
 };
 const SOURCES = [
   "shared",

@@ -268,7 +268,7 @@ test("an offer that comes again after a restart is known, also when its outcome 
 const DIGEST = `sha256:${"c".repeat(64)}`;
 
 test("an offer that the site's policy refuses is never on record as taken, and its reason leaves with the outcome", async () => {
-  await reopen({ decide: () => ({ kind: "veto", digest: DIGEST, message: "rule commands: no" }) });
+  await reopen({ decide: async () => ({ kind: "veto", digest: DIGEST, message: "rule commands: no" }) });
   const datasets = [{ name: "patients", classification: "secret" as const }];
   const step = shell(`touch ${directory.path}/ran`, { reads: ["patients"] });
   const { message, answers } = messageOf(offerOf({ step, datasets }));
@@ -289,7 +289,7 @@ test("an offer that the site's policy refuses is never on record as taken, and i
 });
 
 test("a veto that cannot be written down goes back to the queue, and is told when the offer comes again", async () => {
-  await reopen({ decide: () => ({ kind: "veto", digest: DIGEST, message: "no" }) });
+  await reopen({ decide: async () => ({ kind: "veto", digest: DIGEST, message: "no" }) });
   const first = messageOf(offerOf());
   await journal.close(); // nothing can be written any more
   await service.take(first.message);
@@ -305,7 +305,7 @@ test("a veto that cannot be written down goes back to the queue, and is told whe
 test("outside the hours of its site an offer goes back to the queue, and is taken when they begin", async () => {
   let closed = true;
   await reopen({
-    decide: () => (closed ? { kind: "closed", reason: "night" } : { kind: "allow", digest: DIGEST }),
+    decide: async () => (closed ? { kind: "closed", reason: "night" } : { kind: "allow", digest: DIGEST }),
   });
   const first = messageOf(offerOf());
   await service.take(first.message);
@@ -316,13 +316,13 @@ test("outside the hours of its site an offer goes back to the queue, and is take
 });
 
 test("an outcome names the policy under which its offer was taken, also after a restart under another", async () => {
-  await reopen({ decide: () => ({ kind: "allow", digest: DIGEST }) });
+  await reopen({ decide: async () => ({ kind: "allow", digest: DIGEST }) });
   const offer = offerOf();
   await journal.take(
     { offer, takenAtMs: 1, sitePolicy: DIGEST },
     { kind: "started", lease: offer.lease, atMs: 1 },
   );
-  await reopen({ decide: () => ({ kind: "allow", digest: `sha256:${"d".repeat(64)}` }) });
+  await reopen({ decide: async () => ({ kind: "allow", digest: `sha256:${"d".repeat(64)}` }) });
   await service.recover();
   expect(outcomeOf()).toMatchObject({ status: "interrupted", sitePolicy: DIGEST });
 });

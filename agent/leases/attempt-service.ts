@@ -267,7 +267,9 @@ export class AttemptService {
   async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {
     const { clock, journal, log } = this.#options;
     const takenAtMs = clock.wallMs();
-    const site = this.#options.policy?.decide(offer);
+    const site = await this.#options.policy?.decide(offer);
+    // The agent has ended meanwhile, and its journal with it: the queue gives the offer again.
+    if (running.left) return;
     if (site?.kind === "closed") {
       log.warn({ ...offer.lease, reason: site.reason }, "offer given back");
       this.#book.forget(offer.lease);

@@ -1,6 +1,6 @@
 /**
- * The part of a site's policy that is written in Cedar. Loaded by agents whose policy has such a part: the evaluator
- * is WebAssembly and takes memory.
+ * The part of a site's policy that is written in Cedar. The evaluator is WebAssembly and takes memory that a process
+ * does not give back, so an agent has it in another process: see `cedar-process.ts`.
  */
 import {
   type AuthorizationAnswer,
@@ -12,7 +12,7 @@ import {
   validate,
 } from "@cedar-policy/cedar-wasm/nodejs";
 import { InsituError } from "../../shared/errors.ts";
-import type { Asked, RuleVerdict } from "./allow-lists.ts";
+import type { CedarAnswer, CedarQuestion } from "./cedar-question.ts";
 
 const SCHEMA = `
 entity Pipeline;
@@ -45,8 +45,8 @@ action run appliesTo {
 /** It is shown with the run. */
 const NAME_PATTERN = /^[A-Za-z][\w -]{0,62}$/;
 
-export interface CedarPolicies {
-  explain(asked: Asked): RuleVerdict;
+export interface ParsedCedar {
+  answer(question: CedarQuestion): CedarAnswer;
 }
 
 /**
@@ -54,7 +54,7 @@ export interface CedarPolicies {
  *
  * @throws request.invalid when a policy does not parse or asks for what there is not
  */
-export function loadCedar(file: string, text: string): CedarPolicies {
+export function parseCedar(file: string, text: string): ParsedCedar {
   const parts = policySetTextToParts(text);
   if (parts.type === "failure") throw invalid(file, text, parts.errors);
   if (parts.policy_templates.length > 0)
@@ -83,33 +83,18 @@ export function loadCedar(file: string, text: string): CedarPolicies {
     const faults = checked.validationErrors.map(({ policyId, error }) => `${policyId}: ${describe(error)}`);
     throw new InsituError("request.invalid", `${file}: ${faults.join("; ")}`);
   }
-  return { explain: (asked) => explain(staticPolicies, asked) };
+  return { answer: (question) => answerTo(staticPolicies, question) };
 }
 
-function explain(staticPolicies: StaticPolicySet, { pipeline, step, datasets, files }: Asked): RuleVerdict {
-  const argv = step.executor.kind === "process" ? step.executor.argv : [];
-  const refused = (message: string): RuleVerdict => ({ rule: "cedar", allowed: false, message });
+function answerTo(staticPolicies: StaticPolicySet, { pipeline, context }: CedarQuestion): CedarAnswer {
+  const refused = (message: string): CedarAnswer => ({ allowed: false, message });
   let answer: AuthorizationAnswer;
   try {
     answer = isAuthorized({
       principal: { type: "Pipeline", id: pipeline },
       action: { type: "Action", id: "run" },
       resource: { type: "Site", id: "site" },
-      context: {
-        executor: step.executor.kind,
-        command: argv.join(" "),
-        program: argv[0] ?? "",
-        step: step.id,
-        reads: step.reads,
-        writes: step.writes,
-        classifications: [...new Set(datasets.map(({ classification }) => classification))],
-        env: Object.keys(step.env),
-        files: Object.keys(files),
-        outputs: Object.keys(step.outputs),
-        artifacts: Object.keys(step.artifacts),
-        network: step.network?.allow ?? [],
-        timeoutMs: step.timeoutMs,
-      },
+      context,
       entities: [],
       policies: { staticPolicies },
       schema: SCHEMA,
@@ -123,7 +108,7 @@ function explain(staticPolicies: StaticPolicySet, { pipeline, step, datasets, fi
   // An error inside one policy leaves the decision to the others, which may well be "allow".
   const [error] = diagnostics.errors;
   if (error !== undefined) return refused(`its Cedar policy ${error.policyId} could not be evaluated`);
-  if (decision === "allow") return { rule: "cedar", allowed: true, message: "allowed" };
+  if (decision === "allow") return { allowed: true, message: "allowed" };
   const [first] = [...diagnostics.reason].sort();
   return refused(first === undefined ? "no Cedar policy permits it" : `its Cedar policy ${first} forbids it`);
 }

@@ -12,5 +12,5 @@ export type SiteDecision =
   | { kind: "closed"; reason: string };
 
 export interface OfferPolicy {
-  decide(offer: Offer): SiteDecision;
+  decide(offer: Offer): Promise<SiteDecision>;
 }

@@ -5,6 +5,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { loadDocuments } from "../../shared/model/load-documents.ts";
 import { Offer } from "../../shared/wire/attempt.ts";
 import type { Asked } from "./allow-lists.ts";
+import type { CedarPolicies } from "./cedar-question.ts";
 import { explainPolicy, loadPolicy } from "./site-policy.ts";
 import { TEMPLATE } from "./template.ts";
 
@@ -82,7 +83,7 @@ async function check(
   if (offerFile !== undefined && (files.length > 0 || step !== undefined))
     throw invalid("give an offer, or --pipeline and --step, and not both");
   if (files.length > 0 !== (step !== undefined)) throw invalid("--pipeline and --step go together");
-  const policy = await loadPolicy(path, uid);
+  const policy = await loadPolicy(path, { uid, openCedar });
   write(`policy      ${printable(path)}\n            ${policy.digest}\n`);
   if (offerFile === undefined && step === undefined) {
     write("It can be used.\n");
@@ -90,7 +91,7 @@ async function check(
   }
   const asked = offerFile === undefined ? askedBy(files, step ?? "") : readOffer(offerFile);
   write(`step        ${printable(asked.step.id)} of pipeline ${printable(asked.pipeline)}\n`);
-  const verdicts = explainPolicy(policy, asked, nowMs());
+  const verdicts = await explainPolicy(policy, asked, nowMs());
   for (const { rule, allowed, message } of verdicts)
     write(`${rule.padEnd(12)}${allowed ? "allowed" : `refused: ${printable(message)}`}\n`);
   const refused = verdicts.filter(({ allowed }) => !allowed);
@@ -102,6 +103,13 @@ async function check(
   const waits = refused.every(({ rule }) => rule === "hours");
   write(waits ? "The site allows it, and takes no work now.\n" : "The site refuses it.\n");
   return REFUSED;
+}
+
+/** Here, and not in another process: the command ends with its answer. */
+async function openCedar(file: string, text: string): Promise<CedarPolicies> {
+  const { parseCedar } = await import("./cedar-policies.ts");
+  const parsed = parseCedar(file, text);
+  return { answer: (question) => Promise.resolve(parsed.answer(question)), close: () => undefined };
 }
 
 function readOffer(file: string): Asked {

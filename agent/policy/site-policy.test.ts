@@ -1,27 +1,38 @@
 import { execFileSync } from "node:child_process";
 import { chmodSync, chownSync, mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { systemClock } from "../../shared/system.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { offerOf, quiet, type TestDirectory, testDirectory } from "../agent.fixture.ts";
+import type { Bundle } from "../bundle.fixture.ts";
+import { CedarProcess } from "./cedar-process.ts";
+import { bundleEvaluator, launchNode } from "./evaluator.fixture.ts";
 import { SitePolicy } from "./site-policy.ts";
 
 const uid = process.getuid!();
 const NOOP = "version: 1\npipelines: [penguins]\nexecutors: [noop]\n";
+let evaluator: Bundle;
 let directory: TestDirectory;
 let path: string;
 let policy: SitePolicy;
 
+beforeAll(async () => {
+  evaluator = await bundleEvaluator();
+});
+afterAll(() => evaluator[Symbol.dispose]());
 beforeEach(() => {
   directory = testDirectory();
   path = join(directory.path, "policy.yaml");
-  policy = new SitePolicy({ path, uid, clock: systemClock, log: quiet });
+  policy = new SitePolicy({ path, uid, openCedar, clock: systemClock, log: quiet });
 });
 afterEach(() => {
   policy.close();
   directory[Symbol.dispose]();
 });
+
+const openCedar = (file: string, text: string) =>
+  CedarProcess.open({ clock: systemClock, log: quiet, launch: () => launchNode(evaluator.path) }, file, text);
 
 /** As people replace a file: another one under its name. */
 function put(text: string, mode = 0o644): void {
@@ -43,11 +54,11 @@ function replaceByPipe(): void {
 test("without its file no work is taken, and the reason says so; with it there is", async () => {
   await policy.look();
   expect(policy.closed).toMatch(/policy\.yaml cannot be read: ENOENT/);
-  expect(policy.decide(offerOf())).toMatchObject({ kind: "closed" });
+  expect(await policy.decide(offerOf())).toMatchObject({ kind: "closed" });
   put(NOOP);
   await policy.look();
   expect(policy.closed).toBe("");
-  expect(policy.decide(offerOf())).toEqual({ kind: "allow", digest: policy.state.digest });
+  expect(await policy.decide(offerOf())).toEqual({ kind: "allow", digest: policy.state.digest });
   expect(policy.state).toEqual({ digest: expect.stringMatching(/^sha256:[0-9a-f]{64}$/), trouble: "" });
 });
 
@@ -58,7 +69,7 @@ test("a new file is in force without a restart", async () => {
   put(NOOP.replace("penguins", "others"));
   await policy.look();
   expect(policy.state.digest).not.toBe(before);
-  expect(policy.decide(offerOf())).toEqual({
+  expect(await policy.decide(offerOf())).toEqual({
     kind: "veto",
     digest: policy.state.digest,
     message: "the site's policy refuses it, rule pipelines: pipeline penguins is not allowed here",
@@ -86,7 +97,7 @@ test.each<[string, () => void, RegExp]>([
   expect(policy.state.digest).toBe(digest);
   expect(policy.state.trouble).toMatch(reason);
   expect(policy.state.trouble).toMatch(/the policy from before stays in force$/);
-  expect(policy.decide(offerOf())).toMatchObject({ kind: "allow" });
+  expect(await policy.decide(offerOf())).toMatchObject({ kind: "allow" });
   rmSync(path, { recursive: true, force: true });
   put(NOOP);
   await policy.look();
@@ -114,21 +125,21 @@ test.each<[string, string, RegExp]>([
   await policy.look();
   expect(policy.closed).toMatch(/policy\.yaml:\d+:\d+: /);
   expect(policy.closed).toMatch(reason);
-  expect(policy.decide(offerOf()).kind).toBe("closed");
+  expect((await policy.decide(offerOf())).kind).toBe("closed");
 });
 
 test("outside its hours no work is taken, by the clock of the site", async () => {
   let nowMs = Date.UTC(2026, 10, 25, 7, 59);
   const clock = { ...systemClock, wallMs: () => nowMs };
-  policy = new SitePolicy({ path, uid, clock, log: quiet });
+  policy = new SitePolicy({ path, uid, openCedar, clock, log: quiet });
   put(`${NOOP}hours: [{ from: "08:00", to: "18:00", zone: UTC }]\n`);
   await policy.look();
   expect(policy.closed).toMatch(/outside the hours/);
   // An offer that was on its way: it goes back to the queue.
-  expect(policy.decide(offerOf({ issuedAtMs: Date.UTC(2026, 10, 25, 12) })).kind).toBe("closed");
+  expect((await policy.decide(offerOf({ issuedAtMs: Date.UTC(2026, 10, 25, 12) }))).kind).toBe("closed");
   nowMs += 60_000;
   expect(policy.closed).toBe("");
-  expect(policy.decide(offerOf()).kind).toBe("allow");
+  expect((await policy.decide(offerOf())).kind).toBe("allow");
 });
 
 test("a directory in which others can put another file under its name is refused, and tried again when it is mended", async () => {
@@ -168,21 +179,21 @@ describe("with Cedar policies", () => {
     cedar(PERMIT);
     put(withCedar);
     await policy.look();
-    expect(policy.decide(offerOf()).kind).toBe("allow");
+    expect((await policy.decide(offerOf())).kind).toBe("allow");
     const { digest } = policy.state;
     cedar(PERMIT + FORBID);
     await policy.look();
     expect(policy.state.digest).not.toBe(digest);
-    expect(policy.decide(offerOf())).toMatchObject({
+    expect(await policy.decide(offerOf())).toMatchObject({
       kind: "veto",
       message: "the site's policy refuses it, rule cedar: its Cedar policy no-penguins forbids it",
     });
     cedar(`permit (principal, action, resource) when { context.reads.contains("x") };`);
     await policy.look();
-    expect(policy.decide(offerOf())).toMatchObject({
+    expect(await policy.decide(offerOf())).toMatchObject({
       message: expect.stringMatching(/no Cedar policy permits it/),
     });
-    expect(policy.decide(offerOf({ step: stepSpec("fit", { reads: ["x"] }) }))).toMatchObject({
+    expect(await policy.decide(offerOf({ step: stepSpec("fit", { reads: ["x"] }) }))).toMatchObject({
       message: expect.stringMatching(/rule datasets: [^;]*$/),
     });
   });
@@ -193,7 +204,7 @@ describe("with Cedar policies", () => {
     );
     put(withCedar);
     await policy.look();
-    expect(policy.decide(offerOf())).toMatchObject({
+    expect(await policy.decide(offerOf())).toMatchObject({
       message: expect.stringMatching(/Cedar policy sum could not be evaluated/),
     });
   });
@@ -217,7 +228,7 @@ describe("with Cedar policies", () => {
     cedar(text);
     await policy.look();
     expect(policy.state).toEqual({ digest, trouble: expect.stringMatching(reason) });
-    expect(policy.decide(offerOf()).kind).toBe("allow");
+    expect((await policy.decide(offerOf())).kind).toBe("allow");
   });
 
   test("a file that others may write to is refused like the policy's own", async () => {

@@ -10,7 +10,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 import { type Asked, explainRules, type RuleVerdict } from "./allow-lists.ts";
-import type { CedarPolicies } from "./cedar-policies.ts";
+import { type CedarPolicies, type OpenCedar, questionOf } from "./cedar-question.ts";
 import type { OfferPolicy, SiteDecision } from "./decision.ts";
 import { isOpen } from "./hours.ts";
 import { readOwnedFile } from "./owned-file.ts";
@@ -30,7 +30,10 @@ export interface LoadedPolicy {
 }
 
 /** @throws request.invalid: it may not be read, others may write to it, or what is in it is not valid */
-export async function loadPolicy(path: string, uid: number): Promise<LoadedPolicy> {
+export async function loadPolicy(
+  path: string,
+  { uid, openCedar }: { uid: number; openCedar: OpenCedar },
+): Promise<LoadedPolicy> {
   const { bytes, text } = readOwnedFile(path, uid);
   const digest = digestOf(bytes);
   // Late: an agent without a policy needs no parser that knows lines.
@@ -39,8 +42,7 @@ export async function loadPolicy(path: string, uid: number): Promise<LoadedPolic
   if (rules.cedar === undefined) return { rules, digest, cedar: undefined, cedarPath: undefined };
   const cedarPath = resolve(dirname(path), rules.cedar);
   const file = readOwnedFile(cedarPath, uid);
-  const { loadCedar } = await import("./cedar-policies.ts");
-  const cedar = loadCedar(cedarPath, file.text);
+  const cedar = await openCedar(cedarPath, file.text);
   return { rules, digest: digestOf(`${digest}\n${digestOf(file.bytes)}\n`), cedar, cedarPath };
 }
 
@@ -49,9 +51,15 @@ function digestOf(bytes: Buffer | string): string {
 }
 
 /** One verdict for each rule. `wallMs`: by the clock of the site. */
-export function explainPolicy({ rules, cedar }: LoadedPolicy, asked: Asked, wallMs: number): RuleVerdict[] {
+export async function explainPolicy(
+  { rules, cedar }: Pick<LoadedPolicy, "rules" | "cedar">,
+  asked: Asked,
+  wallMs: number,
+): Promise<RuleVerdict[]> {
   const verdicts = explainRules(rules, asked, wallMs);
-  return cedar === undefined ? verdicts : [...verdicts, cedar.explain(asked)];
+  return cedar === undefined
+    ? verdicts
+    : [...verdicts, { rule: "cedar", ...(await cedar.answer(questionOf(asked))) }];
 }
 
 /** The first rule that forbids it, in words for the run; the others are counted. */
@@ -62,9 +70,19 @@ function vetoOf(verdicts: readonly RuleVerdict[]): string | undefined {
   return `the site's policy refuses it, rule ${first.rule}: ${first.message}${more}`;
 }
 
+export interface SitePolicyOptions {
+  path: string;
+  /** Of the agent's user. */
+  uid: number;
+  openCedar: OpenCedar;
+  clock: Clock;
+  log: Logger;
+}
+
 export class SitePolicy implements OfferPolicy {
   readonly #path: string;
   readonly #uid: number;
+  readonly #openCedar: OpenCedar;
   readonly #clock: Clock;
   readonly #log: Logger;
   #loaded: LoadedPolicy | undefined;
@@ -74,9 +92,10 @@ export class SitePolicy implements OfferPolicy {
   #changed: () => void = () => undefined;
   #reading: Promise<void> = Promise.resolve();
 
-  constructor(options: { path: string; uid: number; clock: Clock; log: Logger }) {
+  constructor(options: SitePolicyOptions) {
     this.#path = options.path;
     this.#uid = options.uid;
+    this.#openCedar = options.openCedar;
     this.#clock = options.clock;
     this.#log = options.log;
   }
@@ -90,6 +109,7 @@ export class SitePolicy implements OfferPolicy {
 
   close(): void {
     this.#timer?.cancel();
+    this.#loaded?.cedar?.close();
   }
 
   /** Reads the file again if it has changed. Never rejects. */
@@ -112,11 +132,11 @@ export class SitePolicy implements OfferPolicy {
       : "outside the hours of its site's policy";
   }
 
-  decide(offer: Offer): SiteDecision {
+  async decide(offer: Offer): Promise<SiteDecision> {
     const { closed } = this;
     if (closed !== "" || this.#loaded === undefined) return { kind: "closed", reason: closed };
     const { digest } = this.#loaded;
-    const message = vetoOf(explainPolicy(this.#loaded, offer, this.#clock.wallMs()));
+    const message = vetoOf(await explainPolicy(this.#loaded, offer, this.#clock.wallMs()));
     return message === undefined ? { kind: "allow", digest } : { kind: "veto", digest, message };
   }
 
@@ -133,9 +153,10 @@ export class SitePolicy implements OfferPolicy {
 
   async #read(): Promise<void> {
     try {
-      const loaded = await loadPolicy(this.#path, this.#uid);
+      const loaded = await loadPolicy(this.#path, { uid: this.#uid, openCedar: this.#openCedar });
       if (loaded.digest !== this.#loaded?.digest)
         this.#log.info({ path: this.#path, digest: loaded.digest }, "site policy in force");
+      this.#loaded?.cedar?.close();
       this.#loaded = loaded;
       this.#trouble = "";
     } catch (thrown) {
