@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import type { ResourcesSpec } from "../../shared/model/spec.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { type Asked, explainRules, RULES, type RuleName } from "./allow-lists.ts";
 import { parseRules } from "./parse-rules.ts";
@@ -193,6 +194,24 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   ["maximum", { maximum: { timeout: "1m" } }, { step: stepSpec("fit", { timeoutMs: 60_000 }) }, true],
   ["maximum", { maximum: { outputBytes: 10 } }, { step: outputs(6, 5) }, false],
   ["maximum", { maximum: { outputBytes: 11 } }, { step: outputs(6, 5) }, true],
+  ["maximum", { maximum: { memory: "1GiB" } }, { step: taking({ memoryBytes: 1024 ** 3 }) }, true],
+  ["maximum", { maximum: { memory: "1GiB" } }, { step: taking({ memoryBytes: 1024 ** 3 + 1 }) }, false],
+  ["maximum", { maximum: { memory: "1GiB" } }, { step: taking(undefined) }, false],
+  ["maximum", { maximum: { memory: "1GiB" } }, { step: taking({ cpus: 1 }) }, false],
+  [
+    "maximum",
+    { maximum: { memory: "1GiB" } },
+    { step: stepSpec("fit", { executor: { kind: "noop" } }) },
+    true,
+  ],
+  ["maximum", { maximum: { cpu: 0.5 } }, { step: taking({ cpus: 0.5 }) }, true],
+  ["maximum", { maximum: { cpu: 0.5 } }, { step: taking({ cpus: 0.6 }) }, false],
+  ["maximum", { maximum: { processes: 8 } }, { step: taking({ processes: 8 }) }, true],
+  ["maximum", { maximum: { processes: 8 } }, { step: taking({ processes: 9 }) }, false],
+  ["maximum", { maximum: { openFiles: 64 } }, { step: taking({ openFiles: 64 }) }, true],
+  ["maximum", { maximum: { openFiles: 64 } }, { step: taking({ openFiles: 65 }) }, false],
+  ["maximum", { maximum: { fileSize: "1MiB" } }, { step: taking({ fileSizeBytes: 1024 ** 2 }) }, true],
+  ["maximum", { maximum: { fileSize: "1MiB" } }, { step: taking({ fileSizeBytes: 1024 ** 2 + 1 }) }, false],
   ["env", { env: ["MODE"] }, { step: stepSpec("fit", { env: { LD_PRELOAD: "/tmp/x.so" } }) }, false],
   ["commands", { commands: [["node", "a.mjs"]] }, running("node", "a.mjs"), true],
   ["commands", { commands: [["node", "a.mjs"]] }, running("node", "a.mjs", "--eval"), false],
@@ -212,6 +231,12 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   });
 });
 
+function taking(resources: ResourcesSpec | undefined) {
+  return stepSpec("fit", {
+    executor: { kind: "process", argv: ["a"] },
+    ...(resources === undefined ? {} : { resources }),
+  });
+}
 function withFile(content: string) {
   return { step: stepSpec("fit"), files: { "a.mjs": content } };
 }

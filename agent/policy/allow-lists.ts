@@ -38,6 +38,8 @@ export interface RuleVerdict {
 /** What of an offer is looked at. */
 export type Asked = Pick<Offer, "pipeline" | "step" | "files" | "datasets">;
 
+/** As documents call them. */
+const RESOURCES = ["memory", "cpu", "processes", "openFiles", "fileSize"] as const;
 const SHOWN_CHARS = 200;
 
 /** One verdict for each rule, in the order of `RULES`. `wallMs`: by the clock of the site. */
@@ -137,7 +139,28 @@ function maximumFaults({ maximum }: SiteRules, { step }: Asked): string[] {
     faults.push(`outputs of up to ${formatSize(sum(step.outputs))} are more than is allowed here`);
   if (artifactBytes !== undefined && sum(step.artifacts) > artifactBytes)
     faults.push(`artifacts of up to ${formatSize(sum(step.artifacts))} are more than is allowed here`);
-  return faults;
+  return [...faults, ...resourceFaults(maximum, step)];
+}
+
+/**
+ * A step that says nothing would get what the agent's configuration gives, which this file does not know: so it has to
+ * say.
+ */
+function resourceFaults(
+  maximum: SiteRules["maximum"],
+  { executor, resources = {} }: Offer["step"],
+): string[] {
+  if (executor.kind === "noop") return [];
+  const { memoryBytes, fileSizeBytes, cpus, processes, openFiles } = resources;
+  const asked = { memory: memoryBytes, cpu: cpus, processes, openFiles, fileSize: fileSizeBytes };
+  return RESOURCES.flatMap((name) => {
+    const [most, wanted] = [maximum[name], asked[name]];
+    if (most === undefined) return [];
+    if (wanted === undefined) return [`the step has to say in its resources how much ${name} it takes`];
+    if (wanted <= most) return [];
+    const shown = name === "memory" || name === "fileSize" ? formatSize(wanted) : String(wanted);
+    return [`${name} ${shown} is more than is allowed here`];
+  });
 }
 
 function hoursFaults({ hours }: SiteRules, wallMs: number): string[] {

@@ -15,7 +15,7 @@ const KEYS: Readonly<Record<string, readonly string[]>> = {
   files: ["path", "sha256"],
   datasets: ["name", "access", "classification"],
   hours: ["days", "from", "to", "zone"],
-  maximum: ["timeout", "outputBytes", "artifactBytes"],
+  maximum: ["timeout", "outputBytes", "artifactBytes", "memory", "cpu", "processes", "openFiles", "fileSize"],
 };
 
 /** @throws request.invalid with file, line, column and field of each fault */

@@ -124,7 +124,7 @@ describe("init", () => {
 
   test("its examples are valid where they stand", () => {
     const uncommented = TEMPLATE.replace(
-      /^# ?(?=(hours|cedar|maximum| {2,}(- \{ days|timeout|outputBytes|artifactBytes)))/gm,
+      /^# ?(?=(hours|cedar|maximum| {2,}(- \{ days|timeout|\w+Bytes|memory|cpu|processes|openFiles|fileSize)))/gm,
       "",
     ).replace(/^# {2}(?=- | {2}sha256|- \{)/gm, "  ");
     const rules = parseRules("template", uncommented);
@@ -133,5 +133,6 @@ describe("init", () => {
     expect(rules.cedar).toBe("policy.cedar");
     expect(rules.hours).toHaveLength(2);
     expect(rules.maximum.artifactBytes).toBe(1024 ** 3);
+    expect(rules.maximum).toMatchObject({ memory: 4 * 1024 ** 3, cpu: 2, processes: 256, openFiles: 1024 });
   });
 });

@@ -114,6 +114,14 @@ export const SiteRules = z.strictObject({
       outputBytes: Bytes.optional(),
       /** Of all artifacts of a step together; they stay at the site. */
       artifactBytes: Bytes.optional(),
+      // What a step's `resources` call them. A step that says nothing of one that is named here is refused.
+      memory: Bytes.optional(),
+      /** Cores. */
+      cpu: z.number().positive().optional(),
+      processes: z.int().min(1).optional(),
+      openFiles: z.int().min(1).optional(),
+      /** Of any one file. */
+      fileSize: Bytes.optional(),
     })
     .prefault({}),
 });

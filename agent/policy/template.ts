@@ -60,4 +60,9 @@ egress:
 #   timeout: 2h
 #   outputBytes: 64KiB         # of its outputs together, which leave the site
 #   artifactBytes: 1GiB        # of its artifacts together, which stay
+#   memory: 4GiB               # this and what follows: a step that does not say how much it takes is refused
+#   cpu: 2
+#   processes: 256
+#   openFiles: 1024
+#   fileSize: 1GiB
 `;

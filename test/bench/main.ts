@@ -14,6 +14,7 @@ import { Plant } from "../support/plant.ts";
 import { measureBoxes } from "./boxes.ts";
 import { measureFailover } from "./failover.ts";
 import { type Floors, measureFloors } from "./floors.ts";
+import { measureIdleAgent } from "./idle-agent.ts";
 import { measureLogs, writesLines } from "./logs.ts";
 import { median, percentile } from "./statistics.ts";
 
@@ -100,6 +101,10 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
       true,
       `plain ${boxes.plainMs.toFixed(2)} ms, boxed ${boxes.boxedMs.toFixed(2)} ms, ${boxes.memory}`,
     );
+  say("an idle agent with a site's policy (two minutes) …");
+  const idle = await measureIdleAgent(join(process.cwd(), "dist"));
+  const evaluator = `${idle.askedMiB.toFixed(0)} MiB while it is asked; first offer ${idle.coldMs.toFixed(0)} ms, next ${idle.warmMs.toFixed(0)} ms`;
+  add("an idle agent, its policy loaded", idle.idleMiB, "MiB", 110, true, evaluator);
   await using plant = new Plant({ dist: join(process.cwd(), "dist"), env: { INSITU_LOG_LEVEL: "warn" } });
   await plant.startServer();
   await plant.apply(
