@@ -47,12 +47,18 @@ const Config = z
     vault: VaultConfig.optional(),
     /** The file with what the site allows. Relative to the configuration file. See docs/security/site-policy.md. */
     sitePolicy: z.string().min(1).optional(),
+    /** Public keys of the site's team, one of which has to have signed it. Relative to the configuration file. */
+    sitePolicyKey: z.string().min(1).optional(),
     /** The site's HTTP proxy; without it that of HTTPS_PROXY. See docs/install-agent.md. */
     proxy: ProxyConfig.optional(),
     /** PEM files with authorities of the site, trusted beside the system's for a proxy and a NATS of the site's. */
     ca: z.array(z.string().min(1)).default([]),
   })
-  .superRefine(({ secrets, vault }, context) => {
+  .superRefine(({ secrets, vault, sitePolicy, sitePolicyKey }, context) => {
+    if (sitePolicyKey !== undefined && sitePolicy === undefined) {
+      const message = "there is no sitePolicy that could be signed with it; name both, or none";
+      context.addIssue({ code: "custom", path: ["sitePolicyKey"], message });
+    }
     if (vault !== undefined) return;
     for (const [name, { from }] of Object.entries(secrets)) {
       if (from !== "vault") continue;
@@ -86,6 +92,7 @@ const SCALAR_FLAGS = {
   "log-level": "logLevel",
   "on-stop": "onStop",
   "site-policy": "sitePolicy",
+  "site-policy-key": "sitePolicyKey",
 } as const;
 /** Flags that set one key of a part. */
 const SANDBOX_FLAG = "sandbox";
@@ -150,6 +157,8 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
   const stepEnv = { PATH, LANG: "C.UTF-8", ...config.stepEnv };
   const stateDir = resolve(base, config.stateDir);
   const sitePolicy = config.sitePolicy === undefined ? {} : { sitePolicy: resolve(base, config.sitePolicy) };
+  const sitePolicyKey =
+    config.sitePolicyKey === undefined ? {} : { sitePolicyKey: resolve(base, config.sitePolicyKey) };
   const secrets = Object.fromEntries(
     Object.entries(config.secrets).map(([name, source]) => [
       name,
@@ -161,7 +170,17 @@ export async function loadConfig(flags: Flags, env: NodeJS.ProcessEnv): Promise<
     vault.tokenFile = resolve(base, vault.tokenFile);
     if (vault.caFile !== undefined) vault.caFile = resolve(base, vault.caFile);
   }
-  return Object.freeze({ ...config, ...sitePolicy, secrets, stateDir, datasets, stepEnv, proxy, siteCaPem });
+  return Object.freeze({
+    ...config,
+    ...sitePolicy,
+    ...sitePolicyKey,
+    secrets,
+    stateDir,
+    datasets,
+    stepEnv,
+    proxy,
+    siteCaPem,
+  });
 }
 
 function proxyFrom(

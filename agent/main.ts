@@ -14,6 +14,9 @@ import { enrol } from "./enrolment/enrol.ts";
 import { enrolmentKey, type Identity, loadIdentity, saveIdentity } from "./enrolment/identity.ts";
 import { Network } from "./network/network.ts";
 import { CedarProcess } from "./policy/cedar-process.ts";
+import { readOwnedFile } from "./policy/owned-file.ts";
+import { readPublicKeys } from "./policy/policy-seal.ts";
+import { SealKeeper } from "./policy/seal-keeper.ts";
 import { SitePolicy } from "./policy/site-policy.ts";
 import { type HostFacts, probeHost } from "./sandbox/box-host.ts";
 import { memoryOfHost, probeGroups } from "./sandbox/group-host.ts";
@@ -28,7 +31,7 @@ Usage
   insitu-agent enrol [--config FILE] [flags]   exchange a join token for an identity, and exit
   insitu-agent doctor [--config FILE] [flags]  say what is in the way to the control plane, and what to ask the
                                                network team for; before enrolment (with a join token) and after it
-  insitu-agent policy init|check               what this site allows: write such a file, or ask it (policy --help)
+  insitu-agent policy init|check|sign|verify   what this site allows: write such a file, ask it, sign it (policy --help)
   insitu-agent version
 
 Flags
@@ -47,6 +50,7 @@ Flags
   --sandbox required|preferred|off
                          whether steps run in a box; default: preferred         (sandbox.mode)
   --site-policy FILE     what this site allows, whatever the control plane asks for     (sitePolicy)
+  --site-policy-key FILE public keys of the site's team, one of which has to have signed it  (sitePolicyKey)
   -o, --output text|json how doctor says it; default: text
   --log-level LEVEL      debug, info, warn or error                            (logLevel)
 
@@ -79,6 +83,7 @@ const FLAGS = {
   "on-stop": { type: "string" },
   sandbox: { type: "string" },
   "site-policy": { type: "string" },
+  "site-policy-key": { type: "string" },
   output: { type: "string", short: "o" },
   help: { type: "boolean", short: "h" },
 } as const;
@@ -247,12 +252,25 @@ function ownUser(): number {
   return process.getuid?.() ?? 0;
 }
 
-function policyOf(config: AgentConfig, log: Logger): SitePolicy | undefined {
+/** @throws request.invalid when the keys that have to have signed it cannot be used: no start without them */
+function policyOf(config: AgentConfig, environment: string, log: Logger): SitePolicy | undefined {
   if (config.sitePolicy === undefined) return undefined;
+  const { sitePolicyKey } = config;
+  const uid = ownUser();
+  const seals =
+    sitePolicyKey === undefined
+      ? undefined
+      : new SealKeeper({
+          keys: readPublicKeys(sitePolicyKey, readOwnedFile(sitePolicyKey, uid).text),
+          environment,
+          uid,
+          statePath: join(config.stateDir, "site-policy.json"),
+        });
   const process = { clock: systemClock, log, launch: launchEvaluator };
   return new SitePolicy({
     path: config.sitePolicy,
-    uid: ownUser(),
+    uid,
+    seals,
     openCedar: (file, text) => CedarProcess.open(process, file, text),
     clock: systemClock,
     log,
@@ -268,7 +286,7 @@ async function run(
   const agent = new Agent(config, identity, {
     sandbox,
     network,
-    policy: policyOf(config, log),
+    policy: policyOf(config, identity.environment, log),
     secrets: secretsOf(config),
     clock: systemClock,
     random: systemRandom,

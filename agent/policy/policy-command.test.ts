@@ -102,7 +102,7 @@ describe("check", () => {
       /nowhere\.yaml cannot be read/,
     ],
     [["check", "--colour"], /--colour/],
-    [["fly"], /it is init or check/],
+    [["fly"], /it is init, check, sign or verify/],
   ])("%j says what is wrong", async (args, reason) => {
     await expect(run(...args.map((arg) => (arg === "P" ? policy : arg)))).rejects.toThrow(reason);
   });

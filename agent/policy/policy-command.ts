@@ -6,6 +6,7 @@ import { loadDocuments } from "../../shared/model/load-documents.ts";
 import { Offer } from "../../shared/wire/attempt.ts";
 import type { Asked } from "./allow-lists.ts";
 import type { CedarPolicies } from "./cedar-question.ts";
+import { signPolicy, verifyPolicy } from "./seal-command.ts";
 import { explainPolicy, loadPolicy } from "./site-policy.ts";
 import { TEMPLATE } from "./template.ts";
 
@@ -17,20 +18,32 @@ Usage
   insitu-agent policy check --site-policy FILE OFFER   what it makes of an offer, rule by rule; OFFER is a JSON file, or - for standard input
   insitu-agent policy check --site-policy FILE --pipeline FILE --step STEP
                                                        what it makes of a step that is not offered yet
+  insitu-agent policy sign --site-policy FILE --key KEY --environment ENV [--serial N]
+                                                       writes FILE.sig, for agents with sitePolicyKey; not on their hosts
+  insitu-agent policy verify --site-policy FILE --site-policy-key KEY --environment ENV
+                                                       whether such an agent would take it
 
 Flags
   --site-policy FILE     the policy, as in the agent's configuration (sitePolicy)
   --pipeline FILE        documents: a pipeline and, if they are at hand, its datasets; may be repeated
   --step STEP            id of the step; pipeline/step when the documents hold several pipelines
+  --key KEY              private key of the site's team (Ed25519, PEM); - for standard input
+  --site-policy-key KEY  public keys of the site's team, as in the agent's configuration (sitePolicyKey)
+  --environment ENV      the environment that it is signed for: an agent of another one refuses it
+  --serial N             larger than that of every version before; default: one more than FILE.sig has
 
 Examples
   insitu-agent policy init /etc/insitu/policy.yaml
   insitu-agent policy check --site-policy /etc/insitu/policy.yaml
   insitu-agent policy check --site-policy /etc/insitu/policy.yaml --pipeline pipeline.yaml --step statistics-dream
   insitu-agent policy check --site-policy /etc/insitu/policy.yaml offer.json
+  openssl genpkey -algorithm ed25519 -out team.key
+  openssl pkey -in team.key -pubout -out team.pub      # this one goes to the agent's host
+  insitu-agent policy sign --site-policy policy.yaml --key team.key --environment hq
+  insitu-agent policy verify --site-policy policy.yaml --site-policy-key team.pub --environment hq
 
 Run it as the agent's user: whose the file is matters. The hours are looked at as of now.
-Exit codes: 0 allowed · 1 failed · 2 bad policy, offer or documents · 5 refused
+Exit codes: 0 allowed · 1 failed · 2 bad policy, signature, offer or documents · 5 refused
 `;
 
 const REFUSED = 5;
@@ -49,10 +62,11 @@ export async function policyCommand(argv: string[], world: PolicyWorld): Promise
     world.write(HELP);
     return command === undefined && !values.help ? 2 : 0;
   }
+  if (command === "sign" || command === "verify") return await seal(command, rest, values, world);
   if (rest.length > 1) throw invalid(`"${rest[1]}" is one argument too many`);
   if (command === "init") return init(rest[0], world);
   if (command === "check") return await check(rest[0], values, world);
-  throw invalid(`there is no command "policy ${command}"; it is init or check`);
+  throw invalid(`there is no command "policy ${command}"; it is init, check, sign or verify`);
 }
 
 function init(file: string | undefined, { write }: PolicyWorld): number {
@@ -103,6 +117,33 @@ async function check(
   const waits = refused.every(({ rule }) => rule === "hours");
   write(waits ? "The site allows it, and takes no work now.\n" : "The site refuses it.\n");
   return REFUSED;
+}
+
+async function seal(
+  command: "sign" | "verify",
+  rest: readonly string[],
+  values: ReturnType<typeof parse>["values"],
+  { write, uid }: PolicyWorld,
+): Promise<number> {
+  if (rest.length > 0) throw invalid(`"${rest[0]}" is one argument too many`);
+  const needed = (flag: "site-policy" | "environment" | "key" | "site-policy-key"): string => {
+    const value = values[flag];
+    if (value === undefined) throw invalid(`policy ${command} needs --${flag}`);
+    return value;
+  };
+  const options = {
+    path: needed("site-policy"),
+    environment: needed("environment"),
+    uid,
+    openCedar,
+    readText,
+  };
+  const lines =
+    command === "sign"
+      ? await signPolicy(options, { keyFile: needed("key"), serial: values.serial })
+      : await verifyPolicy(options, needed("site-policy-key"));
+  for (const line of lines) write(`${printable(line)}\n`);
+  return 0;
 }
 
 /** Here, and not in another process: the command ends with its answer. */
@@ -159,7 +200,7 @@ function askedBy(paths: readonly string[], named: string): Asked {
 
 function readText(file: string): string {
   try {
-    return readFileSync(file, "utf8");
+    return readFileSync(file === "-" ? 0 : file, "utf8");
   } catch (err) {
     throw invalid(`${file} cannot be read: ${InsituError.from(err).message}`);
   }
@@ -181,6 +222,10 @@ function parse(argv: string[]) {
         "site-policy": { type: "string" },
         pipeline: { type: "string", multiple: true },
         step: { type: "string" },
+        key: { type: "string" },
+        "site-policy-key": { type: "string" },
+        environment: { type: "string" },
+        serial: { type: "string" },
         help: { type: "boolean", short: "h" },
       },
       allowPositionals: true,

@@ -14,7 +14,9 @@ import { type CedarPolicies, type OpenCedar, questionOf } from "./cedar-question
 import type { OfferPolicy, SiteDecision } from "./decision.ts";
 import { isOpen } from "./hours.ts";
 import { readOwnedFile } from "./owned-file.ts";
+import { sealPath } from "./policy-seal.ts";
 import type { SiteRules } from "./rules.ts";
+import type { SealKeeper } from "./seal-keeper.ts";
 
 /** The control plane takes a little more in one message. */
 const TROUBLE_MAX_CHARS = 800;
@@ -27,23 +29,42 @@ export interface LoadedPolicy {
   cedarPath: string | undefined;
   /** `sha256:` of the file's bytes; with Cedar policies, of the digests of both files, a line each. */
   digest: string;
+  /** Of its signature, when one is asked for. */
+  serial: number | undefined;
+}
+
+export interface LoadOptions {
+  /** Of the agent's user. */
+  uid: number;
+  openCedar: OpenCedar;
+  /** Undefined: no signature is asked for. */
+  seals?: Pick<SealKeeper, "check"> | undefined;
 }
 
 /** @throws request.invalid: it may not be read, others may write to it, or what is in it is not valid */
 export async function loadPolicy(
   path: string,
-  { uid, openCedar }: { uid: number; openCedar: OpenCedar },
+  { uid, openCedar, seals }: LoadOptions,
 ): Promise<LoadedPolicy> {
   const { bytes, text } = readOwnedFile(path, uid);
-  const digest = digestOf(bytes);
   // Late: an agent without a policy needs no parser that knows lines.
   const { parseRules } = await import("./parse-rules.ts");
   const rules = parseRules(path, text);
-  if (rules.cedar === undefined) return { rules, digest, cedar: undefined, cedarPath: undefined };
+  if (rules.cedar === undefined) {
+    const digest = digestOf(bytes);
+    return {
+      rules,
+      digest,
+      serial: seals?.check(path, digest).serial,
+      cedar: undefined,
+      cedarPath: undefined,
+    };
+  }
   const cedarPath = resolve(dirname(path), rules.cedar);
   const file = readOwnedFile(cedarPath, uid);
-  const cedar = await openCedar(cedarPath, file.text);
-  return { rules, digest: digestOf(`${digest}\n${digestOf(file.bytes)}\n`), cedar, cedarPath };
+  const digest = digestOf(`${digestOf(bytes)}\n${digestOf(file.bytes)}\n`);
+  const serial = seals?.check(path, digest).serial;
+  return { rules, digest, serial, cedar: await openCedar(cedarPath, file.text), cedarPath };
 }
 
 function digestOf(bytes: Buffer | string): string {
@@ -75,14 +96,16 @@ export interface SitePolicyOptions {
   /** Of the agent's user. */
   uid: number;
   openCedar: OpenCedar;
+  /** Undefined: the policy needs no signature. */
+  seals?: SealKeeper | undefined;
   clock: Clock;
   log: Logger;
 }
 
 export class SitePolicy implements OfferPolicy {
   readonly #path: string;
-  readonly #uid: number;
-  readonly #openCedar: OpenCedar;
+  readonly #load: LoadOptions;
+  readonly #seals: SealKeeper | undefined;
   readonly #clock: Clock;
   readonly #log: Logger;
   #loaded: LoadedPolicy | undefined;
@@ -94,8 +117,8 @@ export class SitePolicy implements OfferPolicy {
 
   constructor(options: SitePolicyOptions) {
     this.#path = options.path;
-    this.#uid = options.uid;
-    this.#openCedar = options.openCedar;
+    this.#load = options;
+    this.#seals = options.seals;
     this.#clock = options.clock;
     this.#log = options.log;
   }
@@ -141,7 +164,7 @@ export class SitePolicy implements OfferPolicy {
   }
 
   async #look(): Promise<void> {
-    const paths = [this.#path, this.#loaded?.cedarPath ?? this.#path];
+    const paths = [this.#path, this.#loaded?.cedarPath ?? this.#path, sealPath(this.#path)];
     const mark = paths.map(markOf).join();
     // What was wrong may have been a directory above it, so it is tried again.
     if (mark === this.#seen && this.#trouble === "") return;
@@ -153,9 +176,11 @@ export class SitePolicy implements OfferPolicy {
 
   async #read(): Promise<void> {
     try {
-      const loaded = await loadPolicy(this.#path, { uid: this.#uid, openCedar: this.#openCedar });
-      if (loaded.digest !== this.#loaded?.digest)
-        this.#log.info({ path: this.#path, digest: loaded.digest }, "site policy in force");
+      const loaded = await loadPolicy(this.#path, this.#load);
+      this.#keep(loaded);
+      const { digest, serial } = loaded;
+      if (digest !== this.#loaded?.digest)
+        this.#log.info({ path: this.#path, digest, ...(serial ? { serial } : {}) }, "site policy in force");
       this.#loaded?.cedar?.close();
       this.#loaded = loaded;
       this.#trouble = "";
@@ -167,6 +192,17 @@ export class SitePolicy implements OfferPolicy {
       this.#trouble = trouble;
       const inForce = this.#loaded?.digest ?? "none: no work is taken";
       this.#log.error({ path: this.#path, reason: trouble, inForce }, "site policy cannot be used");
+    }
+  }
+
+  /** Before it is in force: that an older one comes after it is known also to the next start. */
+  #keep({ digest, serial, cedar }: LoadedPolicy): void {
+    if (serial === undefined) return;
+    try {
+      this.#seals?.keep({ serial, digest });
+    } catch (err) {
+      cedar?.close();
+      throw err;
     }
   }
 }
