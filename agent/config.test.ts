@@ -132,6 +132,16 @@ test("the site's policy is named by the file or a flag, and by nothing in the en
   await expect(loadConfig({ config: file, "site-policy": "" }, env)).rejects.toThrow(/sitePolicy/);
 });
 
+test("the keys of the site's team lie beside the configuration, and are none without a policy", async () => {
+  using directory = testDirectory();
+  const file = join(directory.path, "agent.yaml");
+  writeFileSync(file, "stateDir: state\nname: a1\nsitePolicy: policy.yaml\nsitePolicyKey: team.pub\n");
+  const env = { INSITU_SITE_POLICY_KEY: "/elsewhere" };
+  expect((await loadConfig({ config: file }, env)).sitePolicyKey).toBe(join(directory.path, "team.pub"));
+  const flags = { "state-dir": "/tmp/x", name: "a1", "site-policy-key": "/etc/insitu/team.pub" };
+  await expect(loadConfig(flags, env)).rejects.toThrow(/sitePolicyKey: there is no sitePolicy/);
+});
+
 test("a proxy of the file wins over that of the environment; its password is in a file beside it", async () => {
   using directory = testDirectory();
   const file = join(directory.path, "agent.yaml");

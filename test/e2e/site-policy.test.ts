@@ -1,6 +1,8 @@
 /** What a site does not allow is not done, whatever the control plane places there: the programs as they are shipped. */
 import { execFile } from "node:child_process";
-import { chmodSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { generateKeyPairSync } from "node:crypto";
+import { once } from "node:events";
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -32,13 +34,14 @@ test("a step that placement allows and its site forbids never begins, and the ru
   await plant.startServer();
   const marker = join(plant.directory, "ran");
   const policy = join(plant.directory, "policy.yaml");
-  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\ncedar: more.cedar\n`;
+  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\nmaximum: {memory: 1GiB}\ncedar: more.cedar\n`;
   const forbid = `@id("not-this") forbid (principal == Pipeline::"forbidden", action, resource);`;
   writeFileSync(join(plant.directory, "more.cedar"), `permit (principal, action, resource);\n${forbid}\n`, {
     mode: 0o644,
   });
   writeFileSync(policy, allowTrue, { mode: 0o644 });
-  const step = (more: object) => ({ id: "s", environment: "site", run: ["true"], ...more });
+  const resources = { memory: "1GiB" };
+  const step = (more: object) => ({ id: "s", environment: "site", run: ["true"], resources, ...more });
   const pipeline = (name: string, more: object) => ({ kind: "pipeline", name, steps: [step(more)] });
   await plant.apply(
     environment("site"),
@@ -48,6 +51,8 @@ test("a step that placement allows and its site forbids never begins, and the ru
     pipeline("other-path", { env: { PATH: plant.directory } }),
     pipeline("forbidden", {}),
     pipeline("preload", { env: { LD_PRELOAD: marker } }),
+    pipeline("too-large", { resources: { memory: "2GiB" } }),
+    pipeline("unsaid", { resources: { cpu: 1 } }),
   );
   await plant.startAgent("site", "a1", ["--site-policy", policy]);
   const { sitePolicy } = await agentView(plant, "site/a1");
@@ -63,6 +68,8 @@ test("a step that placement allows and its site forbids never begins, and the ru
     ["other-path", /rule env: environment variable PATH is not allowed here/],
     ["forbidden", /rule cedar: its Cedar policy not-this forbids it/],
     ["preload", /rule env: environment variable LD_PRELOAD is not allowed here/],
+    ["too-large", /rule maximum: memory 2 ?GiB is more than is allowed here/],
+    ["unsaid", /rule maximum: the step has to say in its resources how much memory it takes/],
   ] as const) {
     const { events } = await plant.follow(name);
     const vetoes = events.filter((event) => event.kind === "attempt.finished");
@@ -76,7 +83,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
     expect(events.at(-1)).toMatchObject({ status: "failed", reason: expect.stringMatching(rule) });
     const [created] = events;
     const shown = await insitu(plant, "runs", "show", (created as { runId: string }).runId);
-    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env|cedar)/);
+    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env|cedar|maximum)/);
   }
   expect(existsSync(marker)).toBe(false);
 });
@@ -124,4 +131,53 @@ test("a site changes its policy under a running agent; a bad file changes nothin
   chmodSync(policy, 0o666);
   await plant.until(async () => (await agentView(plant, "site/a1")).sitePolicy?.trouble !== "");
   expect((await agentView(plant, "site/a1")).sitePolicy?.trouble).toMatch(/others than its owner/);
+});
+
+test("an agent with the key of its site's team takes no policy that the team has not signed, nor an older one", {
+  timeout: LIMIT_MS,
+}, async () => {
+  await using plant = new Plant({ dist: DIST });
+  await plant.startServer();
+  const file = (name: string): string => join(plant.directory, name);
+  const [policy, seal] = [file("policy.yaml"), file("policy.yaml.sig")];
+  const { privateKey, publicKey } = generateKeyPairSync("ed25519");
+  writeFileSync(file("team.key"), privateKey.export({ type: "pkcs8", format: "pem" }), { mode: 0o600 });
+  writeFileSync(file("team.pub"), publicKey.export({ type: "spki", format: "pem" }), { mode: 0o644 });
+  const put = (text: string): void => writeFileSync(policy, `version: 1\n${text}`, { mode: 0o644 });
+  const sign = async (): Promise<void> => {
+    const args = ["--site-policy", policy, "--key", file("team.key"), "--environment", "site"];
+    await promisify(execFile)(process.execPath, [join(DIST, "insitu-agent.js"), "policy", "sign", ...args]);
+  };
+  await plant.apply(environment("site"), {
+    kind: "pipeline",
+    name: "p",
+    steps: [{ id: "s", environment: "site", uses: "noop" }],
+  });
+  put('pipelines: ["*"]\nexecutors: [noop]\n');
+  await sign();
+  const first = { policy: readFileSync(policy), seal: readFileSync(seal) };
+  const flags = ["--site-policy", policy, "--site-policy-key", file("team.pub")];
+  const agent = await plant.startAgent("site", "a1", flags);
+  expect((await plant.follow("p")).events.at(-1)).toMatchObject({ status: "succeeded" });
+
+  put("pipelines: [q]\nexecutors: [noop]\n");
+  const trouble = async () => (await agentView(plant, "site/a1")).sitePolicy?.trouble ?? "";
+  await plant.until(async () => (await trouble()).includes("changed and not signed again"));
+  expect((await plant.follow("p")).events.at(-1)).toMatchObject({ status: "succeeded" });
+  await sign();
+  await plant.until(async () => (await trouble()) === "");
+  expect((await plant.follow("p")).events.at(-1)).toMatchObject({
+    status: "failed",
+    reason: expect.stringMatching(/rule pipelines/),
+  });
+
+  // What the team has taken back comes again, and the agent starts with it.
+  agent.kill("SIGTERM");
+  await once(agent, "exit");
+  writeFileSync(policy, first.policy);
+  writeFileSync(seal, first.seal);
+  plant.spawnAgent("site", "a1", flags);
+  await plant.until(async () =>
+    (await agentView(plant, "site/a1")).notTakingWork.includes("serial 1, after 2"),
+  );
 });
