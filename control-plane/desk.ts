@@ -75,4 +75,8 @@ export class Desk implements PlacementDesk {
   classificationOf(dataset: string): DatasetSpec["classification"] {
     return (this.#log.get("dataset", dataset)?.spec as DatasetSpec | undefined)?.classification ?? "secret";
   }
+
+  ownerOf(dataset: string): string | undefined {
+    return (this.#log.get("dataset", dataset)?.spec as DatasetSpec | undefined)?.owner;
+  }
 }

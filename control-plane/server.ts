@@ -265,7 +265,7 @@ async function open(
     random,
     log,
     store,
-    offers: new JetStreamOfferQueue(connection, (payload) => signer.sign(payload)),
+    offers: new JetStreamOfferQueue(connection, (payload, purpose) => signer.sign(payload, purpose)),
     plans: resourceLog,
     desk,
     agents: { cancel: (agent, lease, reason) => router.stop(agent, lease, reason) },

@@ -11,6 +11,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { LeaseKey, Offer, Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { OUTPUTS_MAX_BYTES, REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import { type EgressVerdicts, highestClassification, release, verdictsFor } from "../egress/egress-gate.ts";
 import {
@@ -36,6 +37,8 @@ const NO_LOG: LogTotals = { lastSeq: 0, bytes: 0, droppedBytes: 0 };
 export interface OfferMessage {
   payload: Uint8Array;
   signature: string;
+  /** Who answers for what it names, signed as well; empty when the control plane does not say. */
+  owners?: string;
   /** Takes it off the queue. */
   ack(): void;
   /** Takes it off the queue: it can never be used. */
@@ -178,12 +181,12 @@ export class AttemptService {
 
   /** Never rejects: a bad offer is counted and taken off the queue. */
   async take(message: OfferMessage): Promise<void> {
-    const read = this.#options.reader.read(message.payload, message.signature);
+    const read = this.#options.reader.read(message.payload, message.signature, message.owners);
     if (read.kind === "refused") {
       this.#refuse(message, read.reason);
       return this.#options.onPoison(message.payload, read.reason);
     }
-    const { offer } = read;
+    const { offer, owners } = read;
     const decision = this.#book.decide(offer, this.#options.centreNowMs());
     if (decision.kind === "refuse") return this.#refuse(message, decision.reason, offer.lease);
     const key = keyOf(offer.lease);
@@ -206,7 +209,7 @@ export class AttemptService {
       done: Promise.resolve(),
     };
     this.#running.set(key, running);
-    running.done = this.#carry(offer, message, running).finally(() => {
+    running.done = this.#carry({ offer, owners }, message, running).finally(() => {
       this.#running.delete(key);
       this.#options.onFree();
     });
@@ -264,10 +267,14 @@ export class AttemptService {
     this.#options.onFree();
   }
 
-  async #carry(offer: Offer, message: OfferMessage, running: Running): Promise<void> {
+  async #carry(
+    { offer, owners }: { offer: Offer; owners: OfferOwners | undefined },
+    message: OfferMessage,
+    running: Running,
+  ): Promise<void> {
     const { clock, journal, log } = this.#options;
     const takenAtMs = clock.wallMs();
-    const site = await this.#options.policy?.decide(offer);
+    const site = await this.#options.policy?.decide(offer, owners);
     // The agent has ended meanwhile, and its journal with it: the queue gives the offer again.
     if (running.left) return;
     if (site?.kind === "closed") {

@@ -1,6 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import type { ResourcesSpec } from "../../shared/model/spec.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { stepSpec } from "../../test/support/specs.ts";
 import { type Asked, explainRules, RULES, type RuleName } from "./allow-lists.ts";
 import { parseRules } from "./parse-rules.ts";
@@ -194,6 +195,19 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   ["maximum", { maximum: { timeout: "1m" } }, { step: stepSpec("fit", { timeoutMs: 60_000 }) }, true],
   ["maximum", { maximum: { outputBytes: 10 } }, { step: outputs(6, 5) }, false],
   ["maximum", { maximum: { outputBytes: 11 } }, { step: outputs(6, 5) }, true],
+  ["owners", { owners: ["lab"] }, { ...running("a"), owners: owned("lab") }, true],
+  ["owners", { owners: ["lab"] }, { ...running("a"), owners: owned("lab2") }, false],
+  ["owners", { owners: ["lab", "stat*"] }, { ...running("a"), owners: owned("statistics") }, true],
+  ["owners", { owners: ["*"] }, { ...running("a"), owners: owned(null) }, false],
+  ["owners", { owners: ["*"] }, running("a"), false],
+  ["owners", { owners: [] }, { ...running("a"), owners: owned("") }, false],
+  ["owners", { owners: null }, { ...running("a"), owners: owned("lab") }, false],
+  ["owners", {}, running("a"), true],
+  ["datasets", { datasets: [{ name: "d", owner: "lab" }] }, owning({ d: "lab" }), true],
+  ["datasets", { datasets: [{ name: "d", owner: "lab" }] }, owning({ d: "other" }), false],
+  ["datasets", { datasets: [{ name: "d", owner: "lab" }] }, owning({ e: "lab" }), false],
+  ["datasets", { datasets: [{ name: "*", owner: "*" }] }, owning({}, "constructor"), false],
+  ["datasets", { datasets: [{ name: "d", owner: "lab" }] }, reading("internal"), false],
   ["maximum", { maximum: { memory: "1GiB" } }, { step: taking({ memoryBytes: 1024 ** 3 }) }, true],
   ["maximum", { maximum: { memory: "1GiB" } }, { step: taking({ memoryBytes: 1024 ** 3 + 1 }) }, false],
   ["maximum", { maximum: { memory: "1GiB" } }, { step: taking(undefined) }, false],
@@ -231,6 +245,14 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   });
 });
 
+function owned(pipeline: string | null): OfferOwners {
+  return { pipeline, datasets: {} };
+}
+function owning(datasets: Record<string, string>, name = "d") {
+  const step = stepSpec("fit", { reads: [name] });
+  const classification = "internal" as const;
+  return { step, datasets: [{ name, classification }], owners: { pipeline: "lab", datasets } };
+}
 function taking(resources: ResourcesSpec | undefined) {
   return stepSpec("fit", {
     executor: { kind: "process", argv: ["a"] },

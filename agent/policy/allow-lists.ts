@@ -10,6 +10,7 @@ import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
 import { parseTarget } from "../../shared/model/target.ts";
 import { formatDuration, formatSize } from "../../shared/model/units.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { describeTime, isOpen } from "./hours.ts";
 import { matches, matchesAny } from "./pattern.ts";
 import { ANY_ARGUMENTS, type SiteRules } from "./rules.ts";
@@ -17,6 +18,7 @@ import { matchesTarget } from "./target-rule.ts";
 
 export const RULES = [
   "pipelines",
+  "owners",
   "executors",
   "commands",
   "files",
@@ -36,7 +38,10 @@ export interface RuleVerdict {
 }
 
 /** What of an offer is looked at. */
-export type Asked = Pick<Offer, "pipeline" | "step" | "files" | "datasets">;
+export type Asked = Pick<Offer, "pipeline" | "step" | "files" | "datasets"> & {
+  /** Undefined: the control plane does not say. */
+  owners?: OfferOwners | undefined;
+};
 
 /** As documents call them. */
 const RESOURCES = ["memory", "cpu", "processes", "openFiles", "fileSize"] as const;
@@ -46,6 +51,7 @@ const SHOWN_CHARS = 200;
 export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): RuleVerdict[] {
   const look: Record<RuleName, () => string[]> = {
     pipelines: () => pipelineFaults(rules, asked),
+    owners: () => ownerFaults(rules, asked),
     executors: () => executorFaults(rules, asked),
     commands: () => commandFaults(rules, asked),
     files: () => fileFaults(rules, asked),
@@ -63,6 +69,14 @@ export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): Ru
 
 function pipelineFaults({ pipelines }: SiteRules, { pipeline }: Asked): string[] {
   return matchesAny(pipelines, pipeline) ? [] : [`pipeline ${pipeline} is not allowed here`];
+}
+
+function ownerFaults({ owners }: SiteRules, asked: Asked): string[] {
+  if (owners === undefined) return [];
+  if (asked.owners === undefined) return ["the control plane does not say who answers for the pipeline"];
+  const owner = asked.owners.pipeline;
+  if (owner === null) return ["the pipeline names no owner"];
+  return matchesAny(owners, owner) ? [] : [`a pipeline of ${owner} is not allowed here`];
 }
 
 function executorFaults({ executors }: SiteRules, { step }: Asked): string[] {
@@ -108,6 +122,15 @@ function datasetFaults({ datasets }: SiteRules, asked: Asked): string[] {
     if (rule === undefined) return [`dataset ${name} is not allowed here`];
     if (writes.includes(name) && rule.access !== "read-write")
       return [`dataset ${name} may not be written here`];
+    const owner = Object.hasOwn(asked.owners?.datasets ?? {}, name)
+      ? asked.owners?.datasets[name]
+      : undefined;
+    if (rule.owner !== undefined && (owner === undefined || !matches(rule.owner, owner)))
+      return [
+        owner === undefined
+          ? `the control plane does not say who answers for dataset ${name}`
+          : `dataset ${name} is said to be of ${owner}, and this site knows it as somebody else's`,
+      ];
     const floor = CLASSIFICATIONS.indexOf(rule.classification);
     // One that the offer says nothing about is treated as the most secret one.
     const low = asked.datasets.find(

@@ -22,6 +22,9 @@ action run appliesTo {
   principal: [Pipeline],
   resource: [Site],
   context: {
+    // Of the pipeline and of the datasets, as the control plane knows them.
+    "owner"?: String,
+    "datasetOwners": Set<String>,
     "executor": String,
     // The arguments of the command with a space between them; empty when there is none.
     "command": String,
@@ -88,13 +91,14 @@ export function parseCedar(file: string, text: string): ParsedCedar {
 
 function answerTo(staticPolicies: StaticPolicySet, { pipeline, context }: CedarQuestion): CedarAnswer {
   const refused = (message: string): CedarAnswer => ({ allowed: false, message });
+  const { owner, ...others } = context;
   let answer: AuthorizationAnswer;
   try {
     answer = isAuthorized({
       principal: { type: "Pipeline", id: pipeline },
       action: { type: "Action", id: "run" },
       resource: { type: "Site", id: "site" },
-      context,
+      context: owner === undefined ? others : { ...others, owner },
       entities: [],
       policies: { staticPolicies },
       schema: SCHEMA,

@@ -9,6 +9,9 @@ export const CedarQuestion = z.strictObject({
   pipeline: z.string(),
   /** As the schema in `cedar-policies.ts` names it. */
   context: z.strictObject({
+    /** Missing: the pipeline names none, or the control plane does not say. */
+    owner: z.string().optional(),
+    datasetOwners: Texts,
     executor: z.string(),
     command: z.string(),
     program: z.string(),
@@ -40,11 +43,13 @@ export interface CedarPolicies {
 /** @throws request.invalid when a policy does not parse or asks for what there is not */
 export type OpenCedar = (file: string, text: string) => Promise<CedarPolicies>;
 
-export function questionOf({ pipeline, step, datasets, files }: Asked): CedarQuestion {
+export function questionOf({ pipeline, step, datasets, files, owners }: Asked): CedarQuestion {
   const argv = step.executor.kind === "process" ? step.executor.argv : [];
   return {
     pipeline,
     context: {
+      ...(typeof owners?.pipeline === "string" ? { owner: owners.pipeline } : {}),
+      datasetOwners: [...new Set(Object.values(owners?.datasets ?? {}))],
       executor: step.executor.kind,
       command: argv.join(" "),
       program: argv[0] ?? "",

@@ -1,5 +1,6 @@
 /** What the agent asks of its site's policy. */
 import type { Offer } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 
 /** The code of an outcome that the site's own policy has refused. */
 export const VETO = "policy.veto";
@@ -12,5 +13,6 @@ export type SiteDecision =
   | { kind: "closed"; reason: string };
 
 export interface OfferPolicy {
-  decide(offer: Offer): Promise<SiteDecision>;
+  /** `owners`: who answers for what it names; undefined when the control plane does not say. */
+  decide(offer: Offer, owners?: OfferOwners): Promise<SiteDecision>;
 }

@@ -13,7 +13,7 @@ import { SiteRules } from "./rules.ts";
 const KEYS: Readonly<Record<string, readonly string[]>> = {
   "": Object.keys(SiteRules.shape),
   files: ["path", "sha256"],
-  datasets: ["name", "access", "classification"],
+  datasets: ["name", "access", "owner", "classification"],
   hours: ["days", "from", "to", "zone"],
   maximum: ["timeout", "outputBytes", "artifactBytes", "memory", "cpu", "processes", "openFiles", "fileSize"],
 };

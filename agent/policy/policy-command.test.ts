@@ -70,6 +70,20 @@ describe("check", () => {
     expect(await run("check", "--site-policy", wider, ...args)).toBe(0);
   });
 
+  test("knows owners from the documents, and not from an offer", async () => {
+    const owned = file("owned.yaml", `${readFileSync(policy, "utf8")}owners: [lab]\n`);
+    const steps = [{ id: "fit", run: ["node", "a.mjs"] }];
+    const of = (owner: string): string =>
+      file("pipeline.yaml", JSON.stringify({ kind: "pipeline", name: "penguins", owner, steps }));
+    const checked = (owner: string): Promise<number> =>
+      run("check", "--site-policy", owned, "--pipeline", of(owner), "--step", "fit");
+    expect(await checked("lab")).toBe(0);
+    expect(await checked("others")).toBe(5);
+    expect(out).toMatch(/^owners +refused: a pipeline of others is not allowed here$/m);
+    expect(await run("check", "--site-policy", owned, offer("node", "a.mjs"))).toBe(5);
+    expect(out).toMatch(/^owners +refused: the control plane does not say/m);
+  });
+
   test("tells apart what is refused and what waits for the hours of the site", async () => {
     const day = file(
       "day.yaml",

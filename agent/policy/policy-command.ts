@@ -186,15 +186,18 @@ function askedBy(paths: readonly string[], named: string): Asked {
   if (second !== undefined)
     throw invalid(`several pipelines have a step ${named}: say --step ${one.pipeline.name}/${stepId}`);
   const names = new Set([...one.step.reads, ...one.step.writes]);
+  const datasets = loaded.resources.flatMap((resource) =>
+    resource.kind === "dataset" && names.has(resource.spec.name) ? [resource.spec] : [],
+  );
   return {
     pipeline: one.pipeline.name,
     step: one.step,
     files: Object.fromEntries(one.step.files.map((path) => [path, one.pipeline.files[path] ?? ""])),
-    datasets: loaded.resources.flatMap((resource) =>
-      resource.kind === "dataset" && names.has(resource.spec.name)
-        ? [{ name: resource.spec.name, classification: resource.spec.classification }]
-        : [],
-    ),
+    datasets: datasets.map(({ name, classification }) => ({ name, classification })),
+    owners: {
+      pipeline: one.pipeline.owner ?? null,
+      datasets: Object.fromEntries(datasets.map(({ name, owner }) => [name, owner])),
+    },
   };
 }
 

@@ -53,11 +53,14 @@ const DatasetRule = z.union([
   Pattern.transform((name) => ({
     name,
     access: "read" as "read" | "read-write",
+    owner: undefined as string | undefined,
     classification: "public" as (typeof CLASSIFICATIONS)[number],
   })),
   z.strictObject({
     name: Pattern,
     access: z.enum(["read", "read-write"]).default("read"),
+    /** Who has to answer for it at the centre. */
+    owner: Pattern.optional(),
     /** The class that an offer must state at the least: by it is decided what leaves the site. */
     classification: z.enum(CLASSIFICATIONS).default("public"),
   }),
@@ -93,6 +96,13 @@ export const SiteRules = z.strictObject({
   /** Of this format. */
   version: z.literal(1, "1, the only format that this agent knows"),
   pipelines: patterns,
+  /** Persons and teams that may answer for a pipeline that runs here. Missing: anybody, and nobody. */
+  owners: z
+    .array(Pattern)
+    .max(ENTRIES_MAX)
+    .nullable()
+    .optional()
+    .transform((items) => (items === null ? [] : items)),
   executors: patterns,
   commands: listOf(Command),
   /** Files that steps bring along. */

@@ -9,6 +9,7 @@ import type { Logger } from "pino";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { type Asked, explainRules, type RuleVerdict } from "./allow-lists.ts";
 import { type CedarPolicies, type OpenCedar, questionOf } from "./cedar-question.ts";
 import type { OfferPolicy, SiteDecision } from "./decision.ts";
@@ -155,11 +156,11 @@ export class SitePolicy implements OfferPolicy {
       : "outside the hours of its site's policy";
   }
 
-  async decide(offer: Offer): Promise<SiteDecision> {
+  async decide(offer: Offer, owners?: OfferOwners): Promise<SiteDecision> {
     const { closed } = this;
     if (closed !== "" || this.#loaded === undefined) return { kind: "closed", reason: closed };
     const { digest } = this.#loaded;
-    const message = vetoOf(await explainPolicy(this.#loaded, offer, this.#clock.wallMs()));
+    const message = vetoOf(await explainPolicy(this.#loaded, { ...offer, owners }, this.#clock.wallMs()));
     return message === undefined ? { kind: "allow", digest } : { kind: "veto", digest, message };
   }
 

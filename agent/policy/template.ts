@@ -15,6 +15,10 @@ pipelines:
 #  - penguins
 #  - "nightly-*"
 
+# Who has to answer for the pipeline: its owner, a person or a team, as the control plane knows it. Without this, anybody.
+# owners:
+#   - statistics
+
 # "process" runs a command, "noop" does nothing.
 executors:
 #  - process
@@ -39,6 +43,8 @@ env:
 datasets:
 #  - penguins
 #  - { name: results, access: read-write }
+#  # Refused when the control plane has another owner for it.
+#  - { name: registry, owner: registry-team }
 #  # Refused when the control plane calls it less than restricted: by that is decided what leaves the site.
 #  - { name: patients, classification: restricted }
 

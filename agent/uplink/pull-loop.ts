@@ -20,6 +20,7 @@ import { InsituError } from "../../shared/errors.ts";
 import { type Clock, newSecret, type Timer } from "../../shared/system.ts";
 import { OFFER_SIGNATURE_HEADER } from "../../shared/wire/attempt.ts";
 import { mendNatsTransport } from "../../shared/wire/nats-transport.ts";
+import { OWNERS_HEADER } from "../../shared/wire/offer-owners.ts";
 import type { OfferMessage } from "../leases/attempt-service.ts";
 import { natsAddress } from "../network/address.ts";
 import type { Network } from "../network/network.ts";
@@ -248,6 +249,7 @@ export class PullLoop {
     this.#options.onOffer({
       payload: message.data,
       signature: message.headers?.get(OFFER_SIGNATURE_HEADER) ?? "",
+      owners: message.headers?.get(OWNERS_HEADER) ?? "",
       ack: () => {
         if (reply) this.#acknowledge(reply);
       },

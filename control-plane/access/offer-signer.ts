@@ -6,8 +6,8 @@ import { OFFER_PURPOSE } from "../../shared/wire/attempt.ts";
 import { loadOrCreateSecret } from "./secret-file.ts";
 
 export interface OfferSigner {
-  /** Base64 Ed25519 signature over `OFFER_PURPOSE`, a zero byte and the payload: the value of `OFFER_SIGNATURE_HEADER`. */
-  sign(payload: Uint8Array): string;
+  /** Base64 Ed25519 signature over the purpose, a zero byte and the payload. Default: `OFFER_PURPOSE`. */
+  sign(payload: Uint8Array, purpose?: string): string;
   /** SPKI, as agents get it when they enrol and with each welcome. */
   readonly publicKeyPem: string;
 }
@@ -32,9 +32,9 @@ export async function loadOrCreateOfferSigner(directory: string): Promise<OfferS
       `${path} holds a key of type ${key.asymmetricKeyType}, and offers need ed25519`,
     );
   }
-  const purpose = Buffer.concat([Buffer.from(OFFER_PURPOSE, "utf8"), Buffer.of(0)]);
   return {
-    sign: (payload) => sign(null, Buffer.concat([purpose, payload]), key).toString("base64"),
+    sign: (payload, purpose = OFFER_PURPOSE) =>
+      sign(null, Buffer.concat([Buffer.from(`${purpose}\0`), payload]), key).toString("base64"),
     publicKeyPem: createPublicKey(key).export({ type: "spki", format: "pem" }).toString(),
   };
 }

@@ -3,6 +3,7 @@ import { createHash } from "node:crypto";
 import { environmentOf, type RunState, stepOf } from "../../shared/engine/state.ts";
 import { invariant } from "../../shared/errors.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 
 export interface OfferFacts {
   policyVersion: string;
@@ -38,6 +39,19 @@ export function buildOffer(state: RunState, stepId: string, facts: OfferFacts): 
     expiresAtMs: current.offerExpiresAtMs,
     traceparent: traceparentOf(state.runId, `${stepId}/${current.epoch}`),
   };
+}
+
+/** Who answers for what the offer names. `ownerOf`: of a dataset as it is now. */
+export function ownersOf(
+  state: RunState,
+  { datasets }: Offer,
+  ownerOf: (dataset: string) => string | undefined,
+): OfferOwners {
+  const known = datasets.flatMap(({ name }): [string, string][] => {
+    const owner = ownerOf(name);
+    return owner === undefined ? [] : [[name, owner]];
+  });
+  return { pipeline: state.plan.spec.owner ?? null, datasets: Object.fromEntries(known) };
 }
 
 /** W3C trace context, version 00: one trace a run, one parent span a grant; both follow from their ids. */

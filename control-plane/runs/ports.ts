@@ -3,6 +3,7 @@ import type { RunEvent } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
 import type { DisconnectSpec, StepSpec } from "../../shared/model/spec.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
+import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import type { EnvironmentVerdict } from "../placement/placement.ts";
 
 export interface StoredBatch {
@@ -27,7 +28,7 @@ export interface RunStore {
 
 export interface OfferQueue {
   /** Signs and publishes; resolves when the queue holds it. The same grant published twice is stored once. */
-  publish(offer: Offer): Promise<void>;
+  publish(offer: Offer, owners?: OfferOwners): Promise<void>;
 }
 
 /** Plans of pipeline versions; they never change, so they are cached. */
@@ -45,6 +46,8 @@ export interface PlacementDesk {
   disconnectOf?(environment: string): DisconnectSpec | undefined;
   poolCapacity(pool: string): number | undefined;
   classificationOf(dataset: string): Offer["datasets"][number]["classification"];
+  /** Who answers for it; undefined when it has been deleted meanwhile. */
+  ownerOf?(dataset: string): string | undefined;
 }
 
 export interface AgentLine {

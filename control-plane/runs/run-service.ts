@@ -32,7 +32,7 @@ import type { HeartbeatVerdict, LeaseKeeper, ReportSink, ReportVerdict } from ".
 import { LeaseTable } from "../leases/lease-table.ts";
 import { explainRefusal } from "../placement/choose.ts";
 import { Fifo } from "./fifo.ts";
-import { buildOffer } from "./offers.ts";
+import { buildOffer, ownersOf } from "./offers.ts";
 import { PoolBook } from "./pool-book.ts";
 import type { AgentLine, OfferQueue, PlacementDesk, PlanSource, RepeatSeed, RunStore } from "./ports.ts";
 import { type ActorWorld, elsewhere, isElsewhere, RunActor } from "./run-actor.ts";
@@ -678,9 +678,10 @@ export class RunService implements ReportSink, LeaseKeeper {
       classificationOf: (dataset) => desk.classificationOf(dataset),
       issuedAtMs: this.#now(),
     });
+    const owners = ownersOf(state, offer, (dataset) => desk.ownerOf?.(dataset));
     for (;;) {
       try {
-        return await offers.publish(offer);
+        return await offers.publish(offer, owners);
       } catch (thrown) {
         const err = InsituError.from(thrown);
         // The offer is owed: it stays in the run's state until it is taken or expires.

@@ -34,7 +34,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
   await plant.startServer();
   const marker = join(plant.directory, "ran");
   const policy = join(plant.directory, "policy.yaml");
-  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\nmaximum: {memory: 1GiB}\ncedar: more.cedar\n`;
+  const allowTrue = `version: 1\npipelines: ["*"]\nexecutors: [process]\ncommands: [["true"]]\nowners: [statistics]\ndatasets: [{name: "*", owner: lab}]\nmaximum: {memory: 1GiB}\ncedar: more.cedar\n`;
   const forbid = `@id("not-this") forbid (principal == Pipeline::"forbidden", action, resource);`;
   writeFileSync(join(plant.directory, "more.cedar"), `permit (principal, action, resource);\n${forbid}\n`, {
     mode: 0o644,
@@ -42,10 +42,28 @@ test("a step that placement allows and its site forbids never begins, and the ru
   writeFileSync(policy, allowTrue, { mode: 0o644 });
   const resources = { memory: "1GiB" };
   const step = (more: object) => ({ id: "s", environment: "site", run: ["true"], resources, ...more });
-  const pipeline = (name: string, more: object) => ({ kind: "pipeline", name, steps: [step(more)] });
+  const pipeline = (name: string, more: object, owner: string | undefined = "statistics") => ({
+    kind: "pipeline",
+    name,
+    ...(owner === "" ? {} : { owner }),
+    steps: [step(more)],
+  });
+  const dataset = (name: string, owner: string) => ({
+    kind: "dataset",
+    name,
+    owner,
+    classification: "internal",
+    residency: ["CH"],
+    environments: ["site"],
+  });
   await plant.apply(
     environment("site"),
-    pipeline("good", {}),
+    dataset("ours", "lab"),
+    dataset("theirs", "others"),
+    pipeline("good", { reads: ["ours"] }),
+    pipeline("of-others", {}, "others"),
+    pipeline("of-nobody", {}, ""),
+    pipeline("data-of-others", { reads: ["ours", "theirs"] }),
     pipeline("other-command", { run: ["touch", marker], retries: { max: 2, backoff: "1ms" } }),
     // What decides which file `true` is, and what is loaded into it.
     pipeline("other-path", { env: { PATH: plant.directory } }),
@@ -54,7 +72,8 @@ test("a step that placement allows and its site forbids never begins, and the ru
     pipeline("too-large", { resources: { memory: "2GiB" } }),
     pipeline("unsaid", { resources: { cpu: 1 } }),
   );
-  await plant.startAgent("site", "a1", ["--site-policy", policy]);
+  const rows = ["--dataset", `ours=${plant.directory}`, "--dataset", `theirs=${plant.directory}`];
+  await plant.startAgent("site", "a1", ["--site-policy", policy, ...rows]);
   const { sitePolicy } = await agentView(plant, "site/a1");
   expect(sitePolicy).toEqual({ digest: expect.stringMatching(/^sha256:/), trouble: "" });
 
@@ -68,6 +87,9 @@ test("a step that placement allows and its site forbids never begins, and the ru
     ["other-path", /rule env: environment variable PATH is not allowed here/],
     ["forbidden", /rule cedar: its Cedar policy not-this forbids it/],
     ["preload", /rule env: environment variable LD_PRELOAD is not allowed here/],
+    ["of-others", /rule owners: a pipeline of others is not allowed here/],
+    ["of-nobody", /rule owners: the pipeline names no owner/],
+    ["data-of-others", /rule datasets: dataset theirs is said to be of others/],
     ["too-large", /rule maximum: memory 2 ?GiB is more than is allowed here/],
     ["unsaid", /rule maximum: the step has to say in its resources how much memory it takes/],
   ] as const) {
@@ -83,7 +105,7 @@ test("a step that placement allows and its site forbids never begins, and the ru
     expect(events.at(-1)).toMatchObject({ status: "failed", reason: expect.stringMatching(rule) });
     const [created] = events;
     const shown = await insitu(plant, "runs", "show", (created as { runId: string }).runId);
-    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env|cedar|maximum)/);
+    expect(shown).toMatch(/the site's policy refuses it, rule (commands|env|cedar|maximum|owners|datasets)/);
   }
   expect(existsSync(marker)).toBe(false);
 });

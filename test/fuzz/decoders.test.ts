@@ -2,6 +2,7 @@
 import { generateKeyPairSync, sign } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { offerOf } from "../../agent/agent.fixture.ts";
 import { OfferReader } from "../../agent/leases/offer-reader.ts";
 import { parseHello, parseLogChunk, parseReport } from "../../control-plane/gateway/messages.ts";
 import { InsituError } from "../../shared/errors.ts";
@@ -9,6 +10,7 @@ import { loadDocuments } from "../../shared/model/load-documents.ts";
 import { OFFER_PURPOSE } from "../../shared/wire/attempt.ts";
 import { decodeJoinToken, encodeJoinToken } from "../../shared/wire/join-token.ts";
 import { decodeLogEntries, encodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { OWNERS_PURPOSE, ownersHeader, signedOwners } from "../../shared/wire/offer-owners.ts";
 import { INPUTS, jsonOf, nearly, soup } from "./mutations.ts";
 
 const LIMIT_MS = 30_000 + INPUTS * 20;
@@ -127,6 +129,23 @@ describe("an offer", () => {
       fc.pre(!bytes.equals(payload) || !other.equals(signature));
       const answer = reader.read(bytes, other.toString("base64"));
       expect(answer).toEqual({ kind: "refused", reason: expect.stringMatching(/signature|signed/) });
+    });
+    fc.assert(property, options);
+  });
+
+  test("whose header of owners is another than the signed one, is refused", { timeout: LIMIT_MS }, () => {
+    const payload = Buffer.from(JSON.stringify(offerOf()));
+    const signature = signed(payload);
+    const json = Buffer.from('{"pipeline":"lab","datasets":{"rows":"registry"}}');
+    const purpose = Buffer.from(`${OWNERS_PURPOSE}\0`);
+    const bytes = Buffer.concat([purpose, signedOwners(payload, json)]);
+    const genuine = sign(null, bytes, privateKey);
+    const header = ownersHeader(json, genuine.toString("base64"));
+    expect(reader.read(payload, signature, header)).toMatchObject({ kind: "offer" });
+    const property = fc.property(nearly(json), nearly(genuine), (text, other) => {
+      fc.pre(!text.equals(json) || !other.equals(genuine));
+      const near = ownersHeader(text, other.toString("base64"));
+      expect(reader.read(payload, signature, near)).toMatchObject({ kind: "refused" });
     });
     fc.assert(property, options);
   });
