@@ -104,6 +104,13 @@ test.each<[string, string]>([
   expect(launched).toHaveLength(2);
 });
 
+test("a process that does not end with its input is killed", async () => {
+  const deaf = `${after("")} setInterval(() => undefined, 1_000);`;
+  const policies = await open([deaf], { answerWithinMs: 1_500 });
+  await closed(policies);
+  expect(launched.map(({ signalCode }) => signalCode)).toEqual(["SIGKILL"]);
+});
+
 test("policies that cannot be checked are not valid, and the reason says what its process complained of", async () => {
   await expect(open(["console.error('no memory'); process.exit(3)"])).rejects.toThrow(
     /a\.cedar: the process that evaluates Cedar policies failed: it ended with exit code 3: no memory/,

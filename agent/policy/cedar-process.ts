@@ -109,11 +109,11 @@ export class CedarProcess implements CedarPolicies {
   }
 
   #rest(): void {
-    const { clock, idleMs = IDLE_MS } = this.#options;
+    const { clock, idleMs = IDLE_MS, answerWithinMs = ANSWER_WITHIN_MS } = this.#options;
     this.#idle?.cancel();
     const end = (): void => {
       if (this.#using > 0) return; // its end comes here again
-      this.#line?.line.end();
+      this.#line?.line.end(answerWithinMs);
       this.#line = undefined;
     };
     if (this.#closed) end();

@@ -55,10 +55,12 @@ export class EvaluatorLine {
     return why;
   }
 
-  /** It ends by itself, with nothing left to answer. */
-  end(): void {
+  /** It ends by itself, with nothing left to answer; one that has not after `withinMs` is killed. */
+  end(withinMs: number): void {
     this.#gone ??= new Error("it was ended");
     this.#child.stdin.end();
+    const limit = this.#clock.after(withinMs, () => this.#child.kill("SIGKILL"));
+    this.#child.once("exit", () => limit.cancel());
   }
 
   #receive(text: string): void {
