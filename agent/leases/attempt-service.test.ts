@@ -6,6 +6,7 @@ import { verifyReceipt } from "../../shared/provenance/verify-receipt.ts";
 import { systemClock } from "../../shared/system.ts";
 import { type Offer, type Outcome, ReportPayload } from "../../shared/wire/attempt.ts";
 import { decodeLogEntries } from "../../shared/wire/log-codec.ts";
+import { OWNERS_PURPOSE, ownersHeader, signedOwners } from "../../shared/wire/offer-owners.ts";
 import { REPORT_MAX_BYTES } from "../../shared/wire/protocol.ts";
 import { Authority, type Sealer } from "../../test/support/receipts.ts";
 import { stepSpec } from "../../test/support/specs.ts";
@@ -286,6 +287,27 @@ test("an offer that the site's policy refuses is never on record as taken, and i
   await service.take(again.message);
   expect(again.answers).toEqual(["ack with 0 on record"]);
   expect(reports()).toHaveLength(1);
+});
+
+test("the site's policy hears who answers for the pipeline, and an offer with owners that nobody signed is not taken", async () => {
+  const heard: unknown[] = [];
+  await reopen({
+    decide: async (_offer, owners) => {
+      heard.push(owners);
+      return { kind: "allow", digest: DIGEST };
+    },
+  });
+  const owners = { pipeline: "statistics", datasets: {} };
+  const json = Buffer.from(JSON.stringify(owners));
+  const { message } = messageOf(offerOf());
+  const header = ownersHeader(json, signer.sign(signedOwners(message.payload, json), OWNERS_PURPOSE));
+  await service.take({ ...message, owners: header });
+  expect(heard).toEqual([owners]);
+  const next = messageOf(offerOf({ lease: leaseKey({ epoch: 2 }) }));
+  await service.take({ ...next.message, owners: header });
+  expect(next.answers).toEqual(["discard"]);
+  expect([...service.refused.keys()]).toEqual(["its owners are not as the control plane signed them"]);
+  expect(heard).toHaveLength(1);
 });
 
 test("a veto that cannot be written down goes back to the queue, and is told when the offer comes again", async () => {

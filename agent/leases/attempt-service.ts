@@ -181,7 +181,9 @@ export class AttemptService {
 
   /** Never rejects: a bad offer is counted and taken off the queue. */
   async take(message: OfferMessage): Promise<void> {
-    const read = this.#options.reader.read(message.payload, message.signature, message.owners);
+    const { policy, reader } = this.#options;
+    // Only a policy of the site asks who answers for what: nobody else pays for looking at the signature.
+    const read = reader.read(message.payload, message.signature, policy ? message.owners : "");
     if (read.kind === "refused") {
       this.#refuse(message, read.reason);
       return this.#options.onPoison(message.payload, read.reason);
