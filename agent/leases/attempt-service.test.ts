@@ -162,7 +162,7 @@ test("an attempt that a crash took, and one that the site refuses, have receipts
   expect(receiptOfRun()).toMatchObject({ offer: offerDigest, result: { status: "interrupted" } });
 
   const digest = `sha256:${"8".repeat(64)}`;
-  await reopen({ decide: () => ({ kind: "veto", digest, message: "not this one" }) });
+  await reopen({ decide: async () => ({ kind: "veto", digest, message: "not this one" }) });
   const vetoed = { ...offer, lease: leaseKey({ runId: "run-2" }) };
   await service.take(messageOf(vetoed).message);
   expect(receiptOfRun("run-2")).toMatchObject({
