@@ -222,15 +222,26 @@ export class GrowingTree {
   }
 
   append(leaf: Uint8Array): StoredNode[] {
-    const created: StoredNode[] = [{ level: 0, index: this.#size, hash: leaf }];
-    let node = { level: 0, hash: leaf };
+    return this.appendSubtree(0, leaf);
+  }
+
+  /**
+   * Goes on with a complete subtree of which no more than the hash is known.
+   *
+   * @throws RangeError when none of that height begins at the right edge
+   */
+  appendSubtree(level: number, hash: Uint8Array): StoredNode[] {
+    if (!(level >= 0 && level <= 52) || this.#size % 2 ** level !== 0)
+      throw new RangeError(`no subtree of height ${level} begins at leaf ${this.#size}`);
+    const created: StoredNode[] = [{ level, index: this.#size / 2 ** level, hash }];
+    let node = { level, hash };
     for (let edge = this.#edge.at(-1); edge?.level === node.level; edge = this.#edge.at(-1)) {
       this.#edge.pop();
       node = { level: node.level + 1, hash: nodeHash(edge.hash, node.hash) };
       created.push({ ...node, index: Math.floor(this.#size / 2 ** node.level) });
     }
     this.#edge.push(node);
-    this.#size++;
+    this.#size += 2 ** level;
     return created;
   }
 }
