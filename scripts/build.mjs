@@ -20,6 +20,8 @@ const PROGRAMS = {
   "agent/supervisor/main.ts": "insitu-supervisor",
   "agent/policy/evaluator.ts": "insitu-evaluator",
 };
+/** In one file each, whatever they share with the others: they are carried to where nothing else is. */
+const ALONE = { "control-plane/cli/verify/main.ts": "insitu-verify" };
 const SOURCES = [
   "shared",
   "control-plane",
@@ -41,13 +43,10 @@ export async function build({ force = false, say = console.log } = {}) {
   const { build: bundle } = await import("esbuild");
   const staging = `${DIST}.${process.pid}`;
   try {
-    await bundle({
+    const common = {
       absWorkingDir: ROOT,
-      entryPoints: entries.map(([source, name]) => ({ in: source, out: name })),
       outdir: staging,
       bundle: true,
-      splitting: true,
-      chunkNames: "chunks/[name]-[hash]",
       format: "esm",
       platform: "node",
       target: "node20",
@@ -60,7 +59,15 @@ export async function build({ force = false, say = console.log } = {}) {
       banner: {
         js: 'import { createRequire as __insituRequire } from "node:module"; const require = __insituRequire(import.meta.url);',
       },
+    };
+    const points = (list) => list.map(([source, name]) => ({ in: source, out: name }));
+    await bundle({
+      ...common,
+      entryPoints: points(entries),
+      splitting: true,
+      chunkNames: "chunks/[name]-[hash]",
     });
+    await bundle({ ...common, entryPoints: points(Object.entries(ALONE)), sourcemap: false, external: [] });
     writeFileSync(join(staging, ".stamp"), fingerprint);
     // Swapped whole: a program that starts meanwhile finds the old bundle or the new one, never a mixture.
     const old = `${DIST}.old.${process.pid}`;

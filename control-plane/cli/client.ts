@@ -1,6 +1,6 @@
 /** The API as functions. Types come from the server's own schemas and are gone at run time. */
 import type { Readable } from "node:stream";
-import { text } from "node:stream/consumers";
+import { buffer, text } from "node:stream/consumers";
 import { InsituError } from "../../shared/errors.ts";
 import type { Kind, ParamValue, PipelineSpec } from "../../shared/model/spec.ts";
 import { type Clock, newSecret } from "../../shared/system.ts";
@@ -248,6 +248,12 @@ export class ApiClient {
   async ledgerCheckpoint(signal: AbortSignal): Promise<string> {
     const call = { method: "GET", path: "/v1/ledger/checkpoint", query: { upToDate: true }, signal } as const;
     return await text((await this.#http.withRetries(call)).body);
+  }
+
+  /** `path`: of a tile or of leaves, as C2SP tlog-tiles has it, from `tile/` on. */
+  async ledgerTile(path: string, signal: AbortSignal): Promise<Uint8Array> {
+    const { body } = await this.#http.withRetries({ method: "GET", path: `/v1/ledger/${path}`, signal });
+    return await buffer(body);
   }
 
   ledgerProof(runId: string, step: string, signal: AbortSignal): Promise<LedgerProofView> {

@@ -6,6 +6,7 @@ import { toBase64 } from "../../../shared/provenance/encoding.ts";
 import { parseVerifierKey } from "../../../shared/provenance/signed-note.ts";
 import { type CheckedLeaf, checkStepProof } from "../../../shared/provenance/step-proof.ts";
 import type { LedgerKeyView, ReconcileFinding } from "../../api/ledger-schemas.ts";
+import { certificatesIn } from "../audit/bundle-file.ts";
 import { EXIT } from "../exit-codes.ts";
 import type { Invocation } from "../invocation.ts";
 import { fieldLines } from "../output.ts";
@@ -25,15 +26,6 @@ const UNTRUSTED =
 async function trustOf({ key, root }: TrustOptions, given: Omit<LedgerKeyView, "trouble">) {
   const rootsPem = root === undefined ? given.rootsPem : certificatesIn(await readFile(root, "utf8"), root);
   return { trustDomain: given.trustDomain, rootsPem, verifierKey: key ?? given.verifierKey };
-}
-
-function certificatesIn(text: string, file: string): string[] {
-  const found = text.match(/-----BEGIN CERTIFICATE-----[\s\S]+?-----END CERTIFICATE-----/g);
-  if (found) return found;
-  throw new InsituError(
-    "request.invalid",
-    `--root takes a file with certificates in PEM, and ${file} has none`,
-  );
 }
 
 export async function prove(

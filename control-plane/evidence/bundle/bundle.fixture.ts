@@ -82,7 +82,8 @@ export class SampleLedger {
   }
 
   message(stream: "RUNS" | "RESOURCES", said: ({ receipt: SignedReceipt } | Said)[]): void {
-    const seq = (this.#seq[stream] += 1);
+    this.#seq[stream] += 1;
+    const seq = this.#seq[stream];
     for (const [part, one] of said.entries()) {
       const source = { stream, seq, part };
       this.entries.push(
