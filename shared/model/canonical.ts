@@ -10,8 +10,7 @@ import { createHash } from "node:crypto";
 export function canonicalJson(value: unknown): string {
   if (value === null || typeof value === "boolean") return JSON.stringify(value);
   if (typeof value === "string") {
-    if (/\p{Surrogate}/u.test(value))
-      throw new TypeError("a string with a lone surrogate has no canonical JSON");
+    if (!value.isWellFormed()) throw new TypeError("a string with a lone surrogate has no canonical JSON");
     return JSON.stringify(value);
   }
   if (typeof value === "number") {

@@ -13,9 +13,15 @@ import type { Source } from "./leaf-facts.ts";
 
 type DecisionOf<K extends LedgerDecision["kind"]> = Extract<LedgerDecision, { kind: K }>;
 
+/** Of a hundred thousand of them, only what is asked later stays in memory. */
+type KeptReceipt = Pick<
+  Receipt,
+  "agent" | "step" | "pipeline" | "reads" | "writes" | "egress" | "policy" | "time" | "sandbox"
+>;
+
 export interface KnownReceipt {
   leaf: number;
-  receipt: Receipt;
+  receipt: KeptReceipt;
   keyId: string;
   certificate: CertificateFacts;
   validThen: boolean;
@@ -229,7 +235,7 @@ export class AttemptBook {
   #belongs(
     known: KnownAttempt,
     end: AttemptEnd,
-    { leaf, ...verified }: KnownReceipt & { kind: string },
+    { leaf, ...verified }: Omit<KnownReceipt, "receipt"> & { kind: string; receipt: Receipt },
   ): void {
     const { receipt, keyId, certificate, validThen } = verified;
     const where = `leaf ${leaf}, ${nameOf(known.key)}`;
@@ -257,7 +263,9 @@ export class AttemptBook {
         where,
         "a certificate was not valid any more; the agent was cut off",
       );
-    known.receipts.push({ leaf, receipt, keyId, certificate, validThen });
+    const { agent, step, pipeline, reads, writes, egress, policy, time, sandbox } = receipt;
+    const kept = { agent, step, pipeline, reads, writes, egress, policy, time, sandbox };
+    known.receipts.push({ leaf, receipt: kept, keyId, certificate, validThen });
   }
 
   #times({ placed }: KnownAttempt, end: AttemptEnd, { time }: Receipt, where: string): void {
@@ -290,7 +298,7 @@ export function nameOf({ runId, stepId, attempt, epoch }: LeaseKey): string {
   return `${runId}/${stepId} attempt ${attempt} epoch ${epoch}`;
 }
 
-export function agentOf({ agent }: Receipt): string {
+export function agentOf({ agent }: Pick<Receipt, "agent">): string {
   return `${agent.environment}/${agent.name}`;
 }
 

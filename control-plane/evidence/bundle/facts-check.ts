@@ -7,6 +7,12 @@ import { type AttemptBook, type KnownAttempt, nameOf } from "./attempt-book.ts";
 import type { Findings } from "./findings.ts";
 import type { RecordOf } from "./records.ts";
 
+/** Digested once, for all attempts of it. */
+interface KnownVersion {
+  name: string;
+  steps: ReadonlyMap<string, { step: RecordOf<"pipeline">["spec"]["steps"][number]; digest: string }>;
+}
+
 type Applied = Extract<LedgerDecision, { kind: "resources.applied" }>;
 export interface Change {
   atMs: number;
@@ -20,7 +26,7 @@ const CHANGE_MARGIN_MS = 5_000;
 
 export class FactsCheck {
   readonly #findings: Findings;
-  readonly #pipelines = new Map<string, RecordOf<"pipeline">["spec"]>();
+  readonly #pipelines = new Map<string, KnownVersion>();
   readonly #specs = new Map<string, DatasetSpec | EnvironmentSpec>();
   readonly policies = new Set<string>();
   /** `kind/name` → what was applied, in its order. */
@@ -42,7 +48,11 @@ export class FactsCheck {
   pipeline({ version, spec }: RecordOf<"pipeline">): void {
     const wrong = digestOf(spec) === version ? undefined : `its digest is ${digestOf(spec)}`;
     this.#findings.look("pipeline", `version ${version}`, wrong);
-    if (wrong === undefined) this.#pipelines.set(version, spec);
+    if (wrong === undefined)
+      this.#pipelines.set(version, {
+        name: spec.name,
+        steps: new Map(spec.steps.map((step) => [step.id, { step, digest: digestOf(step) }])),
+      });
   }
 
   /** Believed when it is what was applied last before an attempt: looked at then. */
@@ -112,13 +122,10 @@ export class FactsCheck {
 }
 
 /** What of an attempt is not as its version of the pipeline says. */
-function notAsVersion(
-  { key, placed, receipts }: KnownAttempt,
-  spec: RecordOf<"pipeline">["spec"],
-): string | undefined {
-  const step = spec.steps.find(({ id }) => id === key.stepId);
-  if (spec.name !== placed?.pipeline)
-    return `the version is of ${spec.name}, and ${placed?.pipeline} was placed`;
+function notAsVersion({ key, placed, receipts }: KnownAttempt, version: KnownVersion): string | undefined {
+  const { step, digest } = version.steps.get(key.stepId) ?? {};
+  if (version.name !== placed?.pipeline)
+    return `the version is of ${version.name}, and ${placed?.pipeline} was placed`;
   if (!step) return `the version has no step ${key.stepId}`;
   for (const side of ["reads", "writes"] as const)
     if (JSON.stringify(step[side]) !== JSON.stringify(placed[side]))
@@ -126,7 +133,6 @@ function notAsVersion(
   const environments = step.environments;
   if (Array.isArray(environments) && environments.length > 0 && !environments.includes(placed.environment))
     return `the version does not let the step run in ${placed.environment}`;
-  const digest = digestOf(step);
   const other = receipts.find(({ receipt }) => receipt.step.digest !== digest);
   return other ? `the receipt in leaf ${other.leaf} is of another step than the version has` : undefined;
 }

@@ -33,7 +33,8 @@ const Ledger = z.strictObject({
 export const BundleRecord = z.discriminatedUnion("kind", [
   Header,
   Ledger,
-  z.strictObject({ kind: z.literal("leaf"), leaf: z.base64() }),
+  /** Base64, which `readLeaf` looks at. */
+  z.strictObject({ kind: z.literal("leaf"), leaf: z.string() }),
   /** Complete subtrees, one after the other: 2 to the power of `level` leaves each. */
   z.strictObject({
     kind: z.literal("nodes"),
