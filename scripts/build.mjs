@@ -77,7 +77,7 @@ export async function build({ force = false, say = console.log } = {}) {
   } finally {
     rmSync(staging, { recursive: true, force: true });
   }
-  say(`Built ${entries.map(([, name]) => `dist/${name}.js`).join(" and ")}`);
+  say(`Built ${[...entries, ...Object.entries(ALONE)].map(([, name]) => `dist/${name}.js`).join(" and ")}`);
   return true;
 }
 

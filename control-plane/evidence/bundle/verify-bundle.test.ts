@@ -6,8 +6,8 @@ import { systemClock } from "../../../shared/system.ts";
 import { outcome } from "../../../test/support/specs.ts";
 import { failures, patients, SampleLedger, study, verified } from "./bundle.fixture.ts";
 import type { Check } from "./findings.ts";
-import type { BundleRecord } from "./records.ts";
-import type { VerifiedBundle } from "./verify-bundle.ts";
+import { type BundleRecord, formatRecord } from "./records.ts";
+import { BundleVerifier, type VerifiedBundle } from "./verify-bundle.ts";
 
 const sealedOutcome = (atMs: number) => outcome({ startedAtMs: atMs + 20, finishedAtMs: atMs + 900 });
 
@@ -97,6 +97,35 @@ describe("a bundle that was changed on its way is found:", () => {
     const records = ledger.records();
     expect(failures(result(records.slice(0, -1)))).toContain("format: the bundle breaks off");
     expect(failures(result(records.toSpliced(-2, 1))).join()).toMatch(/format: 12 records should stand/);
+  });
+
+  test("lines that are made to break whoever reads them are failures, and the others are read", () => {
+    const lines = ledger.records().map((record) => formatRecord(record).trimEnd());
+    const deep = `${"[".repeat(50_000)}${"]".repeat(50_000)}`;
+    const bad = [
+      '{"kind":"pipeline","version":"v","spec":{"name":"\\ud800","steps":[]}}',
+      `{"kind":"pipeline","version":"v","spec":{"name":"n","steps":[],"deep":${deep}}}`,
+      '{"kind":"leaf","leaf":"?"}',
+      "{}",
+      "",
+    ];
+    for (const line of bad) {
+      const verifier = new BundleVerifier(ledger.trust);
+      for (const one of lines.toSpliced(-1, 0, line)) verifier.line(one);
+      const found = verifier.finish();
+      expect(failures(found).join("\n")).toMatch(/^format: /m);
+      expect(found.attempts).toHaveLength(1);
+    }
+  });
+
+  test("its own roots are no certificates", () => {
+    const records = ledger.records();
+    const [first, second, ...rest] = records;
+    const swapped = [first!, { ...second, rootsPem: ["no certificate"] } as BundleRecord, ...rest];
+    expect(failures(verified(swapped, { kept: [] }))).toEqual([
+      "signature: a certificate of them cannot be read",
+      expect.stringMatching(/^signature: .*not issued by a trusted root/),
+    ]);
   });
 
   test("the text of a pipeline, or of the policy, is another one", () => {

@@ -4,15 +4,16 @@
  * The leaves are made a tree of again, so that what was changed, left out, moved or put in shows in the root that the
  * checkpoint has; then they are held against each other.
  */
+import { X509Certificate } from "node:crypto";
 import { type Checkpoint, openCheckpoint } from "../../../shared/provenance/checkpoint.ts";
 import { equalBytes, fromBase64, toBase64 } from "../../../shared/provenance/encoding.ts";
 import { GrowingTree, HASH_BYTES } from "../../../shared/provenance/merkle.ts";
 import { parseVerifierKey } from "../../../shared/provenance/signed-note.ts";
-import { type ReceiptTrust, receiptVerifier } from "../../../shared/provenance/verify-receipt.ts";
+import { receiptVerifier } from "../../../shared/provenance/verify-receipt.ts";
 import { AttemptBook, agentOf, type KnownAttempt, type KnownRun, nameOf } from "./attempt-book.ts";
 import { type Change, FactsCheck } from "./facts-check.ts";
 import { Findings } from "./findings.ts";
-import { type LeafFacts, readLeaf, type Source } from "./leaf-facts.ts";
+import { readLeaf, type Source } from "./leaf-facts.ts";
 import { type BundleRecord, parseRecord, type RecordOf } from "./records.ts";
 
 /** What the auditor has from elsewhere. What is missing is taken from the bundle, and said to be. */
@@ -44,13 +45,13 @@ export class BundleVerifier {
   readonly #book: AttemptBook;
   readonly #facts: FactsCheck;
   readonly #revocations: RecordOf<"revocation">[] = [];
-  readonly #last = new Map<string, Source>();
+  /** Of each stream the newest leaf, and how many had been left out before it. */
+  readonly #last = new Map<string, Source & { hidden: number }>();
   readonly #leaves = { shown: 0, before: 0, among: 0, after: 0 };
   readonly #kept: Checkpoint[] = [];
   #records = 0;
   #header: RecordOf<"bundle"> | null = null;
   #checkpoint: Checkpoint | null = null;
-  #receiptTrust: ReceiptTrust | null = null;
   #verify: ReturnType<typeof receiptVerifier> | null = null;
   #ended = false;
 
@@ -63,22 +64,26 @@ export class BundleVerifier {
     );
   }
 
-  /** What receipts are to lead to; null until the bundle has said of which ledger it is. */
-  get receiptTrust(): ReceiptTrust | null {
-    return this.#receiptTrust;
-  }
-
   /** One line, without its end. */
   line(text: string): void {
+    const before = this.#records;
     const record = parseRecord(text);
-    if (typeof record === "string")
-      this.#findings.add("failed", "format", `line ${this.#records + 1}`, record);
-    else this.record(record);
-    this.#records += typeof record === "string" ? 1 : 0;
+    try {
+      if (typeof record !== "string") return this.record(record);
+      this.#findings.add("failed", "format", `line ${before + 1}`, record);
+    } catch (err) {
+      // A text that has no canonical JSON, or is nested too deeply: whoever made it did not mean well.
+      this.#findings.add(
+        "failed",
+        "format",
+        `line ${before + 1}`,
+        `it cannot be read: ${(err as Error).message}`,
+      );
+    }
+    this.#records = before + 1;
   }
 
-  /** `read`: what the leaf comes to, when somebody has looked already. */
-  record(record: BundleRecord, read?: LeafFacts): void {
+  record(record: BundleRecord): void {
     const where = `line ${this.#records + 1}`;
     if (this.#ended) this.#findings.add("failed", "format", where, "it comes after the end");
     const isFirst = record.kind === "bundle" ? 0 : record.kind === "ledger" ? 1 : undefined;
@@ -86,11 +91,11 @@ export class BundleVerifier {
       this.#findings.add("failed", "format", where, `a record "${record.kind}" does not belong here`);
     else if (isFirst === undefined && !this.#checkpoint && this.#records < 2)
       this.#findings.add("failed", "format", where, "the records bundle and ledger are missing before it");
-    else this.#take(record, where, read);
+    else this.#take(record, where);
     this.#records += 1;
   }
 
-  #take(record: BundleRecord, where: string, read: LeafFacts | undefined): void {
+  #take(record: BundleRecord, where: string): void {
     switch (record.kind) {
       case "bundle":
         this.#header = record;
@@ -98,7 +103,7 @@ export class BundleVerifier {
       case "ledger":
         return this.#open(record);
       case "leaf":
-        return this.#leaf(record.leaf, where, read);
+        return this.#leaf(record.leaf, where);
       case "nodes":
         return this.#nodes(record, where);
       case "pipeline":
@@ -132,8 +137,10 @@ export class BundleVerifier {
       );
     if (ownRoots === undefined)
       this.#findings.add("unchecked", "signature", "roots", "none were given: the bundle's own are believed");
-    this.#receiptTrust = { trustDomain, rootsPem: ownRoots ?? rootsPem };
-    this.#verify = receiptVerifier(this.#receiptTrust);
+    const roots = (ownRoots ?? rootsPem).filter(isCertificate);
+    if (roots.length < (ownRoots ?? rootsPem).length)
+      this.#findings.add("failed", "signature", "roots", "a certificate of them cannot be read");
+    this.#verify = receiptVerifier({ trustDomain, rootsPem: roots });
     const key = parseVerifierKey(own ?? verifierKey);
     if (!key) {
       this.#findings.add("failed", "checkpoint", "key of the ledger", "it is no verifier key (name+id+key)");
@@ -151,11 +158,11 @@ export class BundleVerifier {
     this.#compareKept();
   }
 
-  #leaf(text: string, where: string, read: LeafFacts | undefined): void {
+  #leaf(text: string, where: string): void {
     const index = this.#tree.size;
     // Without it, its absence is a failure already.
-    if (!read && !this.#verify) return;
-    const facts = read ?? readLeaf(text, this.#verify!);
+    if (!this.#verify) return;
+    const facts = readLeaf(text, this.#verify);
     if (!facts) return this.#findings.add("failed", "format", where, "the leaf is not base64");
     this.#tree.append(facts.hash);
     if (this.#leaves.shown > 0) {
@@ -191,12 +198,16 @@ export class BundleVerifier {
 
   /** The writer goes through each stream from its beginning, and numbers the leaves of a message. */
   #follows(index: number, source: Source): void {
+    const { before, among } = this.#leaves;
+    const hidden = before + among;
     const last = this.#last.get(source.stream);
-    this.#last.set(source.stream, source);
+    this.#last.set(source.stream, { ...source, hidden });
+    const isLater = source.seq > (last?.seq ?? 0);
     const isNext = last?.seq === source.seq && source.part === last.part + 1;
-    const isNew = source.part === 0 && source.seq > (last?.seq ?? 0);
-    const isAfterHidden = this.#leaves.before + this.#leaves.among > 0 && source.seq >= (last?.seq ?? 0);
-    const fits = isNext || isNew || isAfterHidden;
+    // What leaves that were left out had of the message is not known.
+    const isBehindHidden =
+      hidden > (last?.hidden ?? 0) && (isLater || (last?.seq === source.seq && source.part > last.part));
+    const fits = isNext || (isLater && source.part === 0) || isBehindHidden;
     this.#findings.look(
       "order",
       `leaf ${index}`,
@@ -331,4 +342,12 @@ export class BundleVerifier {
 
 function plural(agents: number): string {
   return agents === 1 ? "1 agent" : `${agents} agents`;
+}
+
+function isCertificate(pem: string): boolean {
+  try {
+    return new X509Certificate(pem).raw.length > 0;
+  } catch {
+    return false; // the caller says so
+  }
 }
