@@ -36,6 +36,14 @@ const documents = [
   { kind: "environment", name: "site", jurisdiction: "DE" },
   {
     kind: "dataset",
+    name: "absent",
+    owner: "clinic",
+    classification: "internal",
+    residency: "DE",
+    environments: ["site"],
+  },
+  {
+    kind: "dataset",
     name: "patients",
     owner: "clinic",
     classification: "internal",
@@ -53,7 +61,15 @@ const documents = [
         reads: ["patients"],
         outputs: { mean: { type: "json" } },
       },
-      { id: "fails", environment: "site", run: ["sh", "-c", "exit 3"], reads: ["patients"] },
+      {
+        id: "fails",
+        environment: "site",
+        run: ["sh", "-c", "exit 3"],
+        reads: ["patients"],
+        retries: { max: 1, backoff: "10ms" },
+      },
+      // No agent has it: refused, with a receipt of that.
+      { id: "refused", environment: "site", run: ["true"], reads: ["patients", "absent"] },
     ],
   },
 ];
@@ -97,7 +113,7 @@ test("what is exported verifies with one file, the root and the key alone; one t
   expect(text.stdout).toMatch(/Verified: no failure; 0 open, 1 not checked\./);
   expect(text.code).toBe(0);
   const found = JSON.parse((await verify(bundle, "-o", "json")).stdout) as Verification;
-  expect(found).toMatchObject({ verified: true, attempts: 4, counts: { failed: 0, open: 0, unchecked: 1 } });
+  expect(found).toMatchObject({ verified: true, attempts: 8, counts: { failed: 0, open: 0, unchecked: 1 } });
   // The same as a command.
   expect((await insitu("audit", "verify", bundle, ...trusted)).stdout).toBe(text.stdout);
 
@@ -105,12 +121,12 @@ test("what is exported verifies with one file, the root and the key alone; one t
   const told = await insitu("audit", "report", bundle, ...trusted, "--html", page, "-o", "json");
   expect(JSON.parse(told.stdout)).toMatchObject({
     verified: true,
-    coverage: { ended: 4, withReceipt: 4, percent: 100 },
-    statement: { environments: [{ name: "site", attempts: 4, receipts: 4 }] },
+    coverage: { ended: 8, withReceipt: 8, percent: 100 },
+    statement: { environments: [{ name: "site", attempts: 8, receipts: 8 }] },
   });
   expect(readFileSync(page, "utf8")).toContain("no step that reads or writes patients ran outside site");
   const asked = await insitu("audit", "report", "--dataset", "patients", "-o", "json");
-  expect(JSON.parse(asked.stdout)).toMatchObject({ verified: true, coverage: { ended: 4, percent: 100 } });
+  expect(JSON.parse(asked.stdout)).toMatchObject({ verified: true, coverage: { ended: 8, percent: 100 } });
 
   const lines = readFileSync(bundle, "utf8").split("\n");
   const dropped = at("dropped.bundle");
@@ -126,7 +142,7 @@ test("what is exported verifies with one file, the root and the key alone; one t
   const from = new Date(before.createdAtMs).toISOString();
   await insitu("audit", "export", "--dataset", "patients", "--from", from, "--file", part);
   const partly = JSON.parse((await verify(part, "-o", "json")).stdout) as Verification;
-  expect(partly).toMatchObject({ verified: true, attempts: 2 });
+  expect(partly).toMatchObject({ verified: true, attempts: 4 });
   expect(partly.leaves.before).toBeGreaterThan(5);
   expect(partly.findings.map(({ where }) => where)).toContain("leaves that were left out");
 });
