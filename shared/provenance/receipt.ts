@@ -150,9 +150,13 @@ export function readReceipt(payload: Uint8Array): ReadReceipt {
     return { kind: "malformed", reason: `${issue?.path.join(".")}: ${issue?.message}` };
   }
   const receipt = parsed.data.predicate;
-  if (canonicalJson(parsed.data.subject) !== canonicalJson(statementOf(receipt).subject))
-    return { kind: "malformed", reason: "its subjects are not those of its predicate" };
-  return { kind: "receipt", receipt };
+  try {
+    if (canonicalJson(parsed.data.subject) === canonicalJson(statementOf(receipt).subject))
+      return { kind: "receipt", receipt };
+  } catch {
+    return { kind: "malformed", reason: "it holds text that has no canonical JSON" };
+  }
+  return { kind: "malformed", reason: "its subjects are not those of its predicate" };
 }
 
 function sha256Of(digest: string): { sha256: string } {

@@ -225,3 +225,10 @@ test("readers pass over what a later release adds", () => {
   added.predicate.later = { anything: 1 };
   expect(readReceipt(utf8Bytes(JSON.stringify(added)))).toMatchObject({ kind: "receipt" });
 });
+
+test("text that has no canonical JSON makes a receipt malformed, and throws nothing", () => {
+  const { envelope } = agent.seal(reading, ended());
+  const statement = JSON.parse(Buffer.from(fromBase64(envelope.payload)!).toString("utf8"));
+  statement.subject[0].name = "\ud800";
+  expect(readReceipt(utf8Bytes(JSON.stringify(statement)))).toMatchObject({ kind: "malformed" });
+});
