@@ -15,9 +15,11 @@ import type { Identity } from "./enrolment/identity.ts";
 import { Renewal } from "./enrolment/renewal.ts";
 import { loadOrMakeReportSigner } from "./enrolment/report-key.ts";
 import { acceptRoots, type HeldRoots, pinsOf, saveRoots } from "./enrolment/trusted-roots.ts";
+import type { Executor } from "./executors/executor.ts";
 import { noopExecutor } from "./executors/noop-executor.ts";
 import { ProcessExecutor } from "./executors/process-executor.ts";
 import { sweepArtifacts, sweepWorkspaces } from "./executors/workspace.ts";
+import { ImageStore } from "./images/image-store.ts";
 import { Journal } from "./journal/journal.ts";
 import { AttemptService, type OfferMessage } from "./leases/attempt-service.ts";
 import { CordonService } from "./leases/cordon-service.ts";
@@ -134,20 +136,19 @@ export class Agent {
         connected: this.#uplink.connected,
       }),
     });
-    const processes = new ProcessExecutor({
-      ...config,
-      secrets: world.secrets,
-      clock: world.clock,
-      sandbox: world.sandbox,
-      supervisors,
-    });
+    const { secrets, clock, sandbox } = world;
+    const processes = new ProcessExecutor({ ...config, secrets, clock, sandbox, supervisors });
+    const images = new ImageStore(config.stateDir);
+    const containers = new ProcessExecutor({ ...config, secrets, clock, sandbox, supervisors, images });
+    const executors: Executor[] = [processes, containers, noopExecutor];
+    const runsContainers = sandbox.runsContainers && config.executors.includes("container");
     this.#attempts = new AttemptService({
       clock: world.clock,
       log: world.log,
       journal: this.#journal,
       reader: this.#reader,
       policy: world.policy,
-      executors: [processes, noopExecutor].filter(({ kind }) => config.executors.includes(kind)),
+      executors: executors.filter(({ kind }) => config.executors.includes(kind)),
       receipts,
       environment: identity.environment,
       agent: identity.id,
@@ -196,7 +197,7 @@ export class Agent {
           datasets: Object.keys(config.datasets),
           labels: { ...config.labels },
           hostname: hostname(),
-          sandbox: world.sandbox.facts,
+          sandbox: { ...sandbox.facts, runsContainers },
           natsUserKey: this.#userKey.publicKey,
         }),
         sitePolicy: () => world.policy?.state,

@@ -22,7 +22,7 @@ const Config = z
     joinToken: z.string().optional(),
     /** Steps at the same time. Default: one per core. */
     slots: z.coerce.number().int().min(1).max(1024),
-    executors: z.array(z.enum(["process", "noop"])).min(1),
+    executors: z.array(z.enum(["process", "noop", "container"])).min(1),
     /** Where each dataset lies at this site: name → path. */
     datasets: z.record(Name, z.string()),
     labels: z.record(z.string(), z.string()),
@@ -71,7 +71,7 @@ export type AgentConfig = Readonly<
 >;
 
 const DEFAULTS = {
-  executors: ["process", "noop"],
+  executors: ["process", "noop", "container"],
   datasets: {},
   labels: {},
   stepEnv: {},

@@ -32,6 +32,7 @@ Usage
   insitu-agent doctor [--config FILE] [flags]  say what is in the way to the control plane, and what to ask the
                                                network team for; before enrolment (with a join token) and after it
   insitu-agent policy init|check|sign|verify   what this site allows: write such a file, ask it, sign it (policy --help)
+  insitu-agent images import|list|remove       the container images that steps may run here (images --help)
   insitu-agent version
 
 Flags
@@ -96,6 +97,12 @@ async function main(argv: string[]): Promise<number> {
     const write = (text: string): void => void process.stdout.write(text);
     return await policyCommand(argv.slice(1), { write, nowMs: () => systemClock.wallMs(), uid: ownUser() });
   }
+  if (argv[0] === "images") {
+    const { imagesCommand } = await import("./images/images-command.ts");
+    const write = (text: string): void => void process.stdout.write(text);
+    const world = { write, nowMs: () => systemClock.wallMs(), uid: ownUser(), env: process.env };
+    return await imagesCommand(argv.slice(1), world);
+  }
   const { values, positionals } = parse(argv);
   const [command] = positionals;
   if (values.help || command === undefined || command === "help") {
@@ -109,7 +116,7 @@ async function main(argv: string[]): Promise<number> {
   if (command !== "run" && command !== "enrol" && command !== "doctor") {
     throw new InsituError(
       "request.invalid",
-      `there is no command "${command}"; it is run, enrol, doctor, policy or version`,
+      `there is no command "${command}"; it is run, enrol, doctor, policy, images or version`,
     );
   }
   const { output = "text" } = values;

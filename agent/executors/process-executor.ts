@@ -1,4 +1,4 @@
-/** Runs a step as processes of this host, under a supervisor that outlives the agent. */
+/** Runs a step as processes of this host or of a container image, under a supervisor that outlives the agent. */
 import { createHash } from "node:crypto";
 import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -7,7 +7,9 @@ import { formatSize } from "../../shared/model/units.ts";
 import type { Clock, Timer } from "../../shared/system.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import { highestClassification, type NetworkUse } from "../egress/egress-gate.ts";
+import type { ImageStore } from "../images/image-store.ts";
 import { SECRETS_DIRECTORY } from "../sandbox/box-plan.ts";
+import { writeImageEtc } from "../sandbox/image-etc.ts";
 import { hostsFile, type NetworkPlan, networkEnvironment } from "../sandbox/network-plan.ts";
 import type { Boxed, BoxWishes, Sandbox } from "../sandbox/sandbox.ts";
 import { removeGroup } from "../sandbox/step-group.ts";
@@ -26,6 +28,7 @@ import {
   type StopReason,
 } from "./executor.ts";
 import { endTree, killTree, MARKER_VARIABLE } from "./process-tree.ts";
+import { type Program, programOf } from "./program.ts";
 import {
   concealed,
   removeSecretFiles,
@@ -60,13 +63,16 @@ export interface ProcessExecutorOptions {
   supervisors: Supervisors;
   /** Missing: this agent knows none. */
   secrets?: Secrets;
+  /** Given: it runs containers, and no processes of the host. */
+  images?: ImageStore;
 }
 
 export class ProcessExecutor implements Executor {
-  readonly kind = "process";
+  readonly kind: "process" | "container";
   readonly #options: ProcessExecutorOptions;
 
   constructor(options: ProcessExecutorOptions) {
+    this.kind = options.images ? "container" : "process";
     this.#options = options;
   }
 
@@ -143,11 +149,13 @@ class ProcessExecution implements FrameSink {
     );
     if (refusal !== undefined) return failure("refused", "sandbox", refusal);
     try {
+      const program = await programOf(this.#offer.step.executor, this.#options);
+      if ("code" in program) return failure("refused", program.code, program.message);
       const { secrets: source, sandbox } = this.#options;
       const wanted = { secrets: source, boxed: sandbox.boxes, signal: this.#halt.signal };
       const secrets = await resolveSecrets(this.#offer, wanted);
       const workspace = await createWorkspace(workBase(this.#options), this.#offer);
-      const spec = await this.#spec(workspace, secrets);
+      const spec = await this.#spec(workspace, program, secrets);
       if (spec.kind === "refused") return failure("refused", "sandbox", spec.message);
       const early = this.#wish();
       if (early) return failure(early.reason, early.reason, early.message);
@@ -212,19 +220,22 @@ class ProcessExecution implements FrameSink {
 
   async #spec(
     workspace: Workspace,
+    program: Program,
     secrets: ResolvedSecrets | undefined,
   ): Promise<{ kind: "step"; step: StepSpec } | { kind: "refused"; message: string }> {
-    const { executor, timeoutMs } = this.#offer.step;
-    if (executor.kind !== "process") throw new Error(`executor ${executor.kind} is not a process`);
+    const { timeoutMs } = this.#offer.step;
     const marker = markerOf(this.#options, this.#offer.lease);
-    const argv = [...executor.argv];
+    const argv = [...program.argv];
     const network = this.#options.sandbox.planNetwork(this.#offer.step);
     if (typeof network === "string") return { kind: "refused", message: network };
     const filesAt = this.#options.sandbox.boxes ? undefined : secretFilesOf(this.#options.secrets, marker);
     const secretEnv = secrets ? secretEnvironment(secrets, filesAt ?? SECRETS_DIRECTORY) : {};
     const networkEnv = network ? networkEnvironment(network) : {};
-    const env = stepEnvironment(this.#offer, workspace, this.#options, marker, { networkEnv, secretEnv });
-    const boxed = await this.#box(workspace, { marker, argv, env, secrets: secrets?.files ?? {}, network });
+    const own = { networkEnv, secretEnv, imageEnv: program.env };
+    const env = stepEnvironment(this.#offer, workspace, this.#options, marker, own);
+    const files = secrets?.files ?? {};
+    const { rootfs } = program;
+    const boxed = await this.#box(workspace, { marker, argv, env, secrets: files, network, rootfs });
     if (boxed.kind === "refused") return boxed;
     const step: StepSpec = {
       key: marker,
@@ -246,14 +257,17 @@ class ProcessExecution implements FrameSink {
     wishes: Pick<BoxWishes, "marker" | "argv" | "env"> & {
       secrets: Record<string, Buffer>;
       network: NetworkPlan | undefined;
+      rootfs: string | undefined;
     },
   ): Promise<Boxed> {
     const { sandbox } = this.#options;
     if (!sandbox.boxes) return { kind: "plain" };
     const { work, inputs, outputs, scratch } = workspace;
-    const { network: plan, ...rest } = wishes;
+    const { network: plan, rootfs, ...rest } = wishes;
     const hosts = join(workspace.root, "hosts");
     if (plan) await writeFile(hosts, hostsFile(plan), { mode: 0o644 });
+    const etc = join(workspace.root, "etc");
+    if (rootfs !== undefined) await writeImageEtc(etc, sandbox.owner ?? ownUser());
     if (sandbox.owner) await handOver([work, inputs, outputs, scratch], sandbox.owner);
     return sandbox.plan({
       step: this.#offer.step,
@@ -263,6 +277,7 @@ class ProcessExecution implements FrameSink {
       writable: [work, outputs, scratch],
       readable: [inputs],
       network: plan && { plan, hosts },
+      image: rootfs === undefined ? undefined : { rootfs, etc },
     });
   }
 
@@ -381,6 +396,10 @@ function isDiskFull(thrown: unknown): boolean {
   return ["ENOSPC", "EDQUOT"].includes((thrown as NodeJS.ErrnoException).code ?? "");
 }
 
+function ownUser(): { uid: number; gid: number } {
+  return { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+}
+
 /** Where the supervisor keeps output and exit record. */
 function supervised(workspace: Workspace): string {
   return join(workspace.root, "supervised");
@@ -401,13 +420,18 @@ function stepEnvironment(
   workspace: Workspace,
   options: ProcessExecutorOptions,
   marker: string,
-  { networkEnv, secretEnv }: { networkEnv: Record<string, string>; secretEnv: Record<string, string> },
+  {
+    networkEnv,
+    secretEnv,
+    imageEnv,
+  }: Record<"networkEnv" | "secretEnv" | "imageEnv", Record<string, string>>,
 ): Record<string, string> {
   const { lease, step } = offer;
   const env: Record<string, string> = {
     HOME: workspace.work,
     TMPDIR: workspace.scratch,
     ...options.stepEnv,
+    ...imageEnv,
     // Before the step's own word: a proxy that the host's programs use is not there in the box.
     ...networkEnv,
     ...step.env,
@@ -439,10 +463,13 @@ function variable(name: string): string {
 
 function describeSpawnError(error: { code: string; message: string }, offer: Offer): string {
   const { executor } = offer.step;
-  const command = executor.kind === "process" ? executor.argv[0] : executor.kind;
+  const image = executor.kind === "container" ? executor.image : undefined;
+  const command = executor.kind === "process" ? executor.argv[0] : `the program of ${image}`;
   if (error.code === "BOX") return `the sandbox of ${command} could not be set up; the step's log says why`;
   if (error.code === "NETWORK") return `${command} was not started: ${error.message}`;
   if (error.code === "GROUP") return `the limits of ${command} could not be set: ${error.message}`;
+  if (image !== undefined && (error.code === "ENOENT" || error.code === "EACCES"))
+    return `${command} is not in the image, or not for every user to execute (see container.command of the step)`;
   if (error.code === "ENOENT")
     return `there is no command ${command} on this host's PATH (see stepEnv in the agent's configuration)`;
   if (error.code === "EACCES") return `${command} may not be executed on this host`;

@@ -6,6 +6,7 @@
  * read.
  */
 import { createHash } from "node:crypto";
+import { digestOfImage } from "../../shared/model/image.ts";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
 import { parseTarget } from "../../shared/model/target.ts";
 import { formatDuration, formatSize } from "../../shared/model/units.ts";
@@ -20,6 +21,7 @@ export const RULES = [
   "pipelines",
   "owners",
   "executors",
+  "images",
   "commands",
   "files",
   "env",
@@ -53,6 +55,7 @@ export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): Ru
     pipelines: () => pipelineFaults(rules, asked),
     owners: () => ownerFaults(rules, asked),
     executors: () => executorFaults(rules, asked),
+    images: () => imageFaults(rules, asked),
     commands: () => commandFaults(rules, asked),
     files: () => fileFaults(rules, asked),
     env: () => envFaults(rules, asked),
@@ -84,11 +87,26 @@ function executorFaults({ executors }: SiteRules, { step }: Asked): string[] {
   return matchesAny(executors, kind) ? [] : [`executor ${kind} is not allowed here`];
 }
 
+/** Its name is the control plane's word; the digest is what is run. */
+function imageFaults({ images }: SiteRules, { step: { executor } }: Asked): string[] {
+  if (executor.kind !== "container") return [];
+  const digest = digestOfImage(executor.image);
+  return images.includes(digest) ? [] : [`image ${digest} is not allowed here`];
+}
+
 function commandFaults({ commands }: SiteRules, { step: { executor } }: Asked): string[] {
   if (executor.kind === "noop") return [];
-  const { argv } = executor;
+  const argv = wordsOf(executor);
+  // What an image runs by itself is allowed with its digest.
+  if (executor.kind === "container" && argv.length === 0) return [];
   if (commands.some((command) => commandMatches(command, argv))) return [];
   return [`command ${JSON.stringify(argv.join(" "))} is not allowed here`];
+}
+
+/** What the step says itself is to be run. */
+export function wordsOf(executor: Asked["step"]["executor"]): readonly string[] {
+  if (executor.kind === "process") return executor.argv;
+  return executor.kind === "container" ? [...(executor.command ?? []), ...(executor.args ?? [])] : [];
 }
 
 function commandMatches(command: readonly string[], argv: readonly string[]): boolean {

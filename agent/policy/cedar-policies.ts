@@ -26,6 +26,8 @@ action run appliesTo {
     "owner"?: String,
     "datasetOwners": Set<String>,
     "executor": String,
+    // Digest of the container image; empty when there is none.
+    "image": String,
     // The arguments of the command with a space between them; empty when there is none.
     "command": String,
     "program": String,

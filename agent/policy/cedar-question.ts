@@ -1,6 +1,7 @@
 /** What Cedar policies of a site are asked about an offer, and what they answer. Pure. */
 import { z } from "zod";
-import type { Asked } from "./allow-lists.ts";
+import { digestOfImage } from "../../shared/model/image.ts";
+import { type Asked, wordsOf } from "./allow-lists.ts";
 
 const Texts = z.array(z.string());
 
@@ -13,6 +14,7 @@ export const CedarQuestion = z.strictObject({
     owner: z.string().optional(),
     datasetOwners: Texts,
     executor: z.string(),
+    image: z.string(),
     command: z.string(),
     program: z.string(),
     step: z.string(),
@@ -44,13 +46,15 @@ export interface CedarPolicies {
 export type OpenCedar = (file: string, text: string) => Promise<CedarPolicies>;
 
 export function questionOf({ pipeline, step, datasets, files, owners }: Asked): CedarQuestion {
-  const argv = step.executor.kind === "process" ? step.executor.argv : [];
+  const { executor } = step;
+  const argv = wordsOf(executor);
   return {
     pipeline,
     context: {
       ...(typeof owners?.pipeline === "string" ? { owner: owners.pipeline } : {}),
       datasetOwners: [...new Set(Object.values(owners?.datasets ?? {}))],
-      executor: step.executor.kind,
+      executor: executor.kind,
+      image: executor.kind === "container" ? digestOfImage(executor.image) : "",
       command: argv.join(" "),
       program: argv[0] ?? "",
       step: step.id,

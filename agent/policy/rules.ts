@@ -104,6 +104,8 @@ export const SiteRules = z.strictObject({
     .optional()
     .transform((items) => (items === null ? [] : items)),
   executors: patterns,
+  /** Container images, by digest. */
+  images: listOf(Digest),
   commands: listOf(Command),
   /** Files that steps bring along. */
   files: listOf(FileRule),

@@ -19,9 +19,14 @@ pipelines:
 # owners:
 #   - statistics
 
-# "process" runs a command, "noop" does nothing.
+# "process" runs a command, "container" a container image, "noop" does nothing.
 executors:
 #  - process
+
+# Container images, by their digests. What an image runs by itself is allowed with it; what a step gives it as command or
+# arguments has to be among the commands as well.
+images:
+#  - sha256:0000000000000000000000000000000000000000000000000000000000000000
 
 # Commands, argument by argument. "**" as the last stands for any further arguments.
 # A program that runs what it is told (sh -c, node -e, python -c) allows everything when its arguments are open.

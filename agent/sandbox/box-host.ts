@@ -1,11 +1,15 @@
 /** Finds out, once, whether this host can box steps: by boxing a program that does nothing. */
 import { execFile } from "node:child_process";
 import { accessSync, constants, lstatSync, readlinkSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { delimiter, join } from "node:path";
 import { promisify } from "node:util";
 import type { Clock } from "../../shared/system.ts";
 import { type BoxHost, type BoxRequest, planBox } from "./box-plan.ts";
 import { spawnBoxed } from "./boxed-process.ts";
+import { writeImageEtc } from "./image-etc.ts";
+import { findLauncher, type Launcher } from "./launcher.ts";
 import { planNetwork } from "./network-plan.ts";
 import { seccompFilter } from "./seccomp.ts";
 
@@ -25,8 +29,13 @@ const ETC = [
   ],
 ];
 
-/** `noWayOut`: why a step cannot be let out to some hosts alone; missing when it can. */
-export type HostFacts = { can: true; host: BoxHost; noWayOut?: string } | { can: false; reason: string };
+/**
+ * `noWayOut`: why a step cannot be let out to some hosts alone; missing when it can. `noImages`: why none can run a
+ * container image; missing when it can.
+ */
+export type HostFacts =
+  | { can: true; host: BoxHost; noWayOut?: string; noImages?: string }
+  | { can: false; reason: string };
 
 export interface ProbeOptions {
   path: string;
@@ -37,6 +46,8 @@ export interface ProbeOptions {
 
 interface Trial {
   clock: Clock;
+  argv?: readonly string[];
+  image?: BoxRequest["image"];
   network?: BoxRequest["network"];
 }
 
@@ -70,7 +81,13 @@ export async function probeHost({
   const trouble = await tryIt(host, user, { clock });
   if (trouble !== undefined) return cannot(`bubblewrap does not work on this host: ${trouble}`);
   const noWayOut = await tryWayOut(host, user, clock);
-  return { can: true, host, ...(noWayOut === undefined ? {} : { noWayOut }) };
+  const images = await tryImage(host, user, clock);
+  return {
+    can: true,
+    host: typeof images === "string" ? host : { ...host, launcher: images },
+    ...(noWayOut === undefined ? {} : { noWayOut }),
+    ...(typeof images === "string" ? { noImages: images } : {}),
+  };
 }
 
 function cannot(reason: string): HostFacts {
@@ -112,12 +129,12 @@ async function versionOf(bwrap: string): Promise<string> {
 function tryIt(
   host: BoxHost,
   user: ProbeOptions["user"],
-  { clock, network }: Trial,
+  { clock, argv = ["/bin/sh", "-c", "exit 0"], image, network }: Trial,
 ): Promise<string | undefined> {
   const limits = { openFiles: 256, fileSizeBytes: 1024 * 1024, tmpBytes: 1024 * 1024 };
   const paths = { cwd: "/", writable: [], readable: [], hidden: [] };
-  const request = { argv: ["/bin/sh", "-c", "exit 0"], env: {}, ...paths, user, limits };
-  const boxed = spawnBoxed(planBox(host, { ...request, network }), clock);
+  const request = { argv, env: {}, ...paths, user, limits };
+  const boxed = spawnBoxed(planBox(host, { ...request, image, network }), clock);
   const { child } = boxed;
   return new Promise((resolve) => {
     const late = clock.after(PROBE_TIMEOUT_MS, () => child.kill("SIGKILL"));
@@ -150,4 +167,22 @@ async function tryWayOut(
   if (host.nsenter === "") return "nsenter is not installed (Debian, Ubuntu: util-linux)";
   const plan = planNetwork({ allow: [], mayBeLocal: () => false, host });
   return await tryIt(host, user, { clock, network: { plan, hosts: "/dev/null" } });
+}
+
+/** A message when no program could be started in a box whose root is an image, here an empty one. */
+async function tryImage(host: BoxHost, user: ProbeOptions["user"], clock: Clock): Promise<Launcher | string> {
+  try {
+    const launcher = await findLauncher(host.setpriv);
+    const etc = await mkdtemp(join(tmpdir(), "insitu-etc-"));
+    try {
+      await writeImageEtc(etc, user);
+      const argv = [...launcher.sh, "-c", "exit 0"];
+      const trouble = await tryIt(host, user, { clock, argv, image: { launcher, entries: [], etc } });
+      return trouble ?? launcher;
+    } finally {
+      await rm(etc, { recursive: true, force: true });
+    }
+  } catch (err) {
+    return err instanceof Error ? err.message : String(err);
+  }
 }

@@ -5,6 +5,8 @@
  */
 import { dirname } from "node:path";
 import type { StepGroup } from "./group-plan.ts";
+import type { LaidEntry } from "./image-root.ts";
+import type { Launcher } from "./launcher.ts";
 import type { NetworkPlan } from "./network-plan.ts";
 
 /** What the host can do, found out once when the agent starts. */
@@ -26,6 +28,8 @@ export interface BoxHost {
   system: readonly { path: string; link?: string }[];
   /** Files and directories of /etc that programs need to start, as far as they are there. */
   etc: readonly string[];
+  /** Of boxes whose root is an image. Missing: this host cannot. */
+  launcher?: Launcher;
 }
 
 export interface BoxRequest {
@@ -45,10 +49,22 @@ export interface BoxRequest {
   group?: StepGroup | undefined;
   /** Missing: the box has no network. `hosts`: the file that is its `/etc/hosts`. */
   network?: { plan: NetworkPlan; hosts: string } | undefined;
+  /** Missing: the box shows the host's programs. */
+  image?: BoxImage | undefined;
+}
+
+/** What takes the place of the host's programs and of its /etc. */
+export interface BoxImage {
+  launcher: Launcher;
+  entries: readonly LaidEntry[];
+  /** Directory of files that are laid over the image's own, by their names in /etc. */
+  etc: string;
 }
 
 /** In the box alone. */
 export const SECRETS_DIRECTORY = "/run/secrets";
+/** Never the image's own: setpriv asks them while it may still become any user. */
+export const IMAGE_ETC = ["passwd", "group", "nsswitch.conf", "hosts"] as const;
 /** Of memory that a file takes at least. */
 const PAGE_BYTES = 4096;
 
@@ -79,7 +95,8 @@ export const BOX_READY = "ready";
 
 export function planBox(host: BoxHost, request: BoxRequest): Box {
   const { limits, user } = request;
-  const { bwrap, mode, setpriv } = host;
+  const { bwrap, mode } = host;
+  const { setpriv, sh } = request.image?.launcher ?? { setpriv: [host.setpriv], sh: ["/bin/sh"] };
   // Limits are inherited over exec and cannot be raised again without a capability.
   const outer = [
     "set -e",
@@ -93,7 +110,7 @@ export function planBox(host: BoxHost, request: BoxRequest): Box {
   const dropped =
     mode === "drop"
       ? [
-          ...[setpriv, "--reuid", String(user.uid), "--regid", String(user.gid), "--clear-groups"],
+          ...[...setpriv, "--reuid", String(user.uid), "--regid", String(user.gid), "--clear-groups"],
           ...["--inh-caps=-all", "--bounding-set=-all", "--no-new-privs", "--"],
         ]
       : [];
@@ -107,7 +124,7 @@ export function planBox(host: BoxHost, request: BoxRequest): Box {
       ...bwrapArguments(host, request),
       "--",
       ...dropped,
-      "/bin/sh",
+      ...sh,
       "-s",
       "--",
       ...request.argv,
@@ -130,10 +147,7 @@ function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
     ...privileges,
     ...["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-net", "--unshare-cgroup-try"],
     ...["--die-with-parent", "--hostname", "insitu", "--seccomp", "3"],
-    ...host.system.flatMap(({ path, link }) =>
-      link === undefined ? ["--ro-bind", path, path] : ["--symlink", link, path],
-    ),
-    ...host.etc.flatMap((path) => [...parentOf(path), "--ro-bind", path, path]),
+    ...(request.image ? imageArguments(request.image) : hostArguments(host)),
     ...networkArguments(request.network),
     ...["--proc", "/proc", "--dev", "/dev"],
     ...["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"],
@@ -141,6 +155,31 @@ function bwrapArguments(host: BoxHost, request: BoxRequest): string[] {
     ...mounts(request),
     ...secretsMount(request.secrets ?? {}),
     ...["--remount-ro", "/", "--chdir", "/"],
+  ];
+}
+
+function hostArguments(host: BoxHost): string[] {
+  return [
+    ...host.system.flatMap(({ path, link }) =>
+      link === undefined ? ["--ro-bind", path, path] : ["--symlink", link, path],
+    ),
+    ...host.etc.flatMap((path) => [...parentOf(path), "--ro-bind", path, path]),
+  ];
+}
+
+function imageArguments({ launcher, entries, etc }: BoxImage): string[] {
+  const bound = [
+    ...IMAGE_ETC.map((name) => ({ source: `${etc}/${name}`, path: `/etc/${name}` })),
+    ...launcher.files,
+  ];
+  return [
+    ...entries.flatMap((entry) => {
+      if (entry.kind === "directory") return ["--perms", "0755", "--dir", entry.path];
+      return entry.kind === "link"
+        ? ["--symlink", entry.target, entry.path]
+        : ["--ro-bind", entry.source, entry.path];
+    }),
+    ...bound.flatMap(({ source, path }) => [...parentOf(path), "--ro-bind", source, path]),
   ];
 }
 

@@ -1,14 +1,17 @@
 /** The agent's sandbox: what its configuration asks for, what the host can do, and the box of each step. */
-import { realpathSync, statSync } from "node:fs";
+import { readdirSync, readlinkSync, realpathSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { digestOfImage } from "../../shared/model/image.ts";
 import type { Classification, StepSpec } from "../../shared/model/spec.ts";
 import { CLASSIFICATIONS } from "../../shared/model/spec.ts";
 import { parseTarget } from "../../shared/model/target.ts";
 import type { BoxRecord } from "../../shared/wire/attempt.ts";
 import { matchesTarget, namesAddress } from "../policy/target-rule.ts";
 import type { HostFacts } from "./box-host.ts";
-import { type Box, EXPORTABLE, exposed, planBox } from "./box-plan.ts";
+import { type Box, type BoxImage, EXPORTABLE, exposed, planBox } from "./box-plan.ts";
 import type { GroupFacts } from "./group-host.ts";
 import { CONTROLLERS, groupDirectories, planGroup, type StepGroup } from "./group-plan.ts";
+import { layImage } from "./image-root.ts";
 import { type NetworkPlan, planNetwork } from "./network-plan.ts";
 import type { SandboxConfig } from "./sandbox-config.ts";
 import { limitsOf } from "./step-limits.ts";
@@ -37,6 +40,8 @@ export interface BoxWishes {
   readable: readonly string[];
   secrets?: Readonly<Record<string, Buffer>>;
   network?: { plan: NetworkPlan; hosts: string } | undefined;
+  /** Missing: the step sees the host's programs. `etc`: made by `writeImageEtc`. */
+  image?: { rootfs: string; etc: string } | undefined;
 }
 
 export interface SandboxFacts {
@@ -52,6 +57,8 @@ export interface SandboxFacts {
   unboxedUpTo: string;
   /** Whether a step that is to be let out to some hosts, and to no other, can be. */
   letsOut: boolean;
+  /** Whether steps can run a container image. */
+  runsContainers: boolean;
 }
 
 export type Boxed = { kind: "boxed"; box: Box } | { kind: "plain" } | { kind: "refused"; message: string };
@@ -84,8 +91,8 @@ export class Sandbox {
     const notHeld: Record<string, string> = {};
     const { mode, unboxedUpTo: upTo } = this.#options.config;
     const unboxedUpTo = mode === "required" ? "" : upTo;
-    const { letsOut } = this;
-    if (!boxes) return { boxes, summary, held, notHeld, unboxedUpTo, letsOut };
+    const { letsOut, runsContainers } = this;
+    if (!boxes) return { boxes, summary, held, notHeld, unboxedUpTo, letsOut, runsContainers };
     held.openFiles = "rlimit";
     held.fileSize = "rlimit";
     for (const controller of CONTROLLERS) {
@@ -95,7 +102,7 @@ export class Sandbox {
       else if (controller === "pids") held[name] = "rlimit, of all processes of the step's user";
       else notHeld[name] = (lacks[controller] ?? "no control groups").slice(0, FACT_MAX_CHARS);
     }
-    return { boxes, summary, held, notHeld, unboxedUpTo, letsOut };
+    return { boxes, summary, held, notHeld, unboxedUpTo, letsOut, runsContainers };
   }
 
   /** The attempt's control groups, whether they are there or not: for whoever ends what another has left. */
@@ -136,8 +143,18 @@ export class Sandbox {
     return facts.can ? facts.noWayOut : facts.reason;
   }
 
+  get runsContainers(): boolean {
+    return this.boxes && this.noImages === undefined;
+  }
+
+  /** Why no step can run a container image; undefined when it can. */
+  get noImages(): string | undefined {
+    const { facts } = this.#options;
+    return facts.can ? facts.noImages : facts.reason;
+  }
+
   /** As its outcome tells. */
-  recordOf({ network }: Pick<StepSpec, "network">): BoxRecord {
+  recordOf({ executor, network }: Pick<StepSpec, "executor" | "network">): BoxRecord {
     const { facts } = this.#options;
     if (!this.boxes || !facts.can) return { kind: "none", version: "", network: "host", limits: {} };
     return {
@@ -145,6 +162,7 @@ export class Sandbox {
       version: facts.host.version.slice(0, VERSION_MAX_CHARS),
       network: network ? "allow-list" : "none",
       limits: this.facts.held,
+      ...(executor.kind === "container" ? { image: digestOfImage(executor.image) } : {}),
     };
   }
 
@@ -166,7 +184,7 @@ export class Sandbox {
     return planNetwork({ allow: network.allow, mayBeLocal, host: facts.host });
   }
 
-  plan({ step, marker, argv, env, cwd, writable, readable, secrets = {}, network }: BoxWishes): Boxed {
+  plan({ step, marker, argv, env, cwd, writable, readable, secrets = {}, network, image }: BoxWishes): Boxed {
     const { config, facts, groups, hostMemoryBytes, datasets } = this.#options;
     if (!this.boxes || !facts.can) return { kind: "plain" };
     const bad = Object.keys(env).find((name) => !EXPORTABLE.test(name));
@@ -179,7 +197,9 @@ export class Sandbox {
       names.map((name) => datasets[name] ?? "").filter(isLocal);
     const writes = paths(step.writes);
     const reads = paths(step.reads).filter((path) => !writes.includes(path));
-    const missing = [...reads, ...writes, ...config.paths].find((path) => realOf(path) === undefined);
+    // An image brings its own programs along.
+    const others = image ? [] : config.paths;
+    const missing = [...reads, ...writes, ...others].find((path) => realOf(path) === undefined);
     if (missing !== undefined)
       return {
         kind: "refused",
@@ -188,7 +208,10 @@ export class Sandbox {
     const limits = limitsOf(step.resources ?? {}, config, hostMemoryBytes);
     if (typeof limits === "string") return { kind: "refused", message: limits };
     const own = [...writable, ...readable];
-    const shown = [...facts.host.system.map(({ path }) => path), ...reads, ...writes, ...config.paths];
+    const system = image ? [] : facts.host.system.map(({ path }) => path);
+    const shown = [...system, ...reads, ...writes, ...others];
+    const root = image && this.#imageRoot(image, [...own, ...reads, ...writes]);
+    if (typeof root === "string") return { kind: "refused", message: root };
     return {
       kind: "boxed",
       box: planBox(facts.host, {
@@ -196,7 +219,7 @@ export class Sandbox {
         env,
         cwd,
         writable: [...writable, ...writes],
-        readable: [...readable, ...reads, ...config.paths],
+        readable: [...readable, ...reads, ...others],
         hidden: this.#hidden(shown, [...reads, ...writes], own),
         user: config.user,
         limits: {
@@ -208,8 +231,19 @@ export class Sandbox {
         group: planGroup(groups.host, marker, limits),
         secrets,
         network,
+        image: root,
       }),
     };
+  }
+
+  #imageRoot({ rootfs, etc }: { rootfs: string; etc: string }, laid: readonly string[]): BoxImage | string {
+    const { facts } = this.#options;
+    if (!facts.can || !facts.host.launcher) return `this agent cannot run container images: ${this.noImages}`;
+    const entries = layImage(rootfs, laid, {
+      list: (directory) => readdirSync(join(rootfs, directory), { withFileTypes: true }),
+      targetOf: (link) => readlinkSync(join(rootfs, link)),
+    });
+    return typeof entries === "string" ? entries : { launcher: facts.host.launcher, entries, etc };
   }
 
   /** The agent's state and the datasets that the step does not name, where they lie below something that it sees. */

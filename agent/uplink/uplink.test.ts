@@ -61,6 +61,7 @@ class Side implements AgentSide {
       notHeld: { cpu: "no" },
       unboxedUpTo: "internal",
       letsOut: true,
+      runsContainers: true,
     },
     natsUserKey: "U1",
   });
@@ -248,6 +249,7 @@ test("says what it is and what it holds, then renews exactly what it holds, with
       notHeld: { cpu: "no" },
       unboxedUpTo: "internal",
       letsOut: true,
+      runsContainers: true,
     },
     instanceId: "instance-1",
     held: [leaseKey({ epoch: 4 })],

@@ -169,6 +169,9 @@ export const AgentView = z
         letsOut: z.boolean().optional().openapi({
           description: "Whether steps can be let out to the hosts of their list, and to no other",
         }),
+        runsContainers: z.boolean().optional().openapi({
+          description: "Whether it takes steps that run a container image",
+        }),
       })
       .nullable()
       .openapi({ description: "What process steps run in. Null: an agent that does not say" }),

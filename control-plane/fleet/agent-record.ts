@@ -85,6 +85,8 @@ export const SandboxFacts = z.object({
   unboxedUpTo: z.string(),
   /** Missing: no. */
   letsOut: z.boolean().optional(),
+  /** Missing: no. */
+  runsContainers: z.boolean().optional(),
 });
 export type SandboxFacts = z.infer<typeof SandboxFacts>;
 

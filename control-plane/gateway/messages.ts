@@ -55,6 +55,7 @@ const Hello = z.object({
       notHeld: Words,
       unboxedUpTo: Text,
       letsOut: z.boolean(),
+      runsContainers: z.boolean(),
     })
     .nullish(),
   cordonRevision: Count,

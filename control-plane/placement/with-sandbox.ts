@@ -6,7 +6,13 @@ import type { EnvironmentVerdict } from "./placement.ts";
 export interface BoxingAgent {
   id: string;
   /** Null: it does not say, as those of an earlier release. */
-  sandbox: { boxes: boolean; summary: string; unboxedUpTo: string; letsOut?: boolean | undefined } | null;
+  sandbox: {
+    boxes: boolean;
+    summary: string;
+    unboxedUpTo: string;
+    letsOut?: boolean | undefined;
+    runsContainers?: boolean | undefined;
+  } | null;
 }
 
 export interface SandboxWorld {
@@ -28,9 +34,10 @@ export function withSandbox(
 ): EnvironmentVerdict[] {
   const highest = Math.max(-1, ...step.reads.map((name) => CLASSIFICATIONS.indexOf(classificationOf(name))));
   const refuses = ({ sandbox }: BoxingAgent): boolean => {
-    if (step.executor.kind !== "process") return false;
+    if (step.executor.kind === "noop") return false;
     // One of an earlier release would not even understand the offer.
     if (step.network && !sandbox?.letsOut) return true;
+    if (step.executor.kind === "container" && !sandbox?.runsContainers) return true;
     if (sandbox?.boxes) return false;
     if (step.sandbox === "required") return true;
     // A class that is not known here lies below all: to let less run is the safe mistake.
@@ -45,7 +52,7 @@ export function withSandbox(
       .slice(0, AGENTS_SHOWN)
       .map(({ id, sandbox }) => `${id}: ${sandbox?.summary ?? "does not say"}`);
     const more = agents.length > AGENTS_SHOWN ? `; and ${agents.length - AGENTS_SHOWN} more` : "";
-    const message = `no agent in ${environment} ${whyNot(step, highest)} (${shown.join("; ")}${more})`;
+    const message = `no agent in ${environment} ${whyNot(step, highest, agents)} (${shown.join("; ")}${more})`;
     return {
       environment,
       allowed: false,
@@ -54,7 +61,13 @@ export function withSandbox(
   });
 }
 
-function whyNot({ network, sandbox }: Pick<StepSpec, "network" | "sandbox">, highest: number): string {
+function whyNot(
+  { executor, network, sandbox }: Pick<StepSpec, "executor" | "network" | "sandbox">,
+  highest: number,
+  agents: readonly BoxingAgent[],
+): string {
+  if (executor.kind === "container" && !agents.some((agent) => agent.sandbox?.runsContainers))
+    return "runs container images";
   if (network) return `lets steps out, and the step asks for ${network.allow.join(", ")}`;
   if (sandbox === "required") return "boxes steps, and the step requires a sandbox";
   const level = CLASSIFICATIONS[highest];

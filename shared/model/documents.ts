@@ -5,6 +5,7 @@
  * with "must be".
  */
 import { z } from "zod";
+import { IMAGE_EXPECTED, isImage } from "./image.ts";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
 import { FIELD_PATTERN, NAME_PATTERN, VARIABLE_PATTERN } from "./names.ts";
 import { CLASSIFICATIONS, SECRETS_MAX } from "./spec.ts";
@@ -206,6 +207,20 @@ const Network = z.strictObject({
     .describe("host:port of each; the site must allow it as well"),
 });
 
+const WORDS_EXPECTED = "a list of one text or more";
+const Words = z.array(Text, { error: WORDS_EXPECTED }).min(1, { error: WORDS_EXPECTED });
+const Container = z.strictObject({
+  image: z
+    .string({ error: IMAGE_EXPECTED })
+    .refine(isImage, { error: IMAGE_EXPECTED })
+    .describe("name@sha256:digest of an image that has been imported at the site. A tag alone is not enough")
+    .meta({ examples: [`registry.example/stats@sha256:${"4f53".repeat(16)}`] }),
+  command: Words.optional().describe(
+    "Program and arguments in place of the image's entrypoint. Default: what the image says",
+  ),
+  args: Words.optional().describe("Arguments in place of the image's own. Default: what the image says"),
+});
+
 export const StepDocument = z.strictObject({
   id: ResourceName.describe("Name of the step, unique in the pipeline"),
   description: Text.optional().describe("One line for people"),
@@ -225,6 +240,9 @@ export const StepDocument = z.strictObject({
     .enum(["noop"], { error: "noop" })
     .optional()
     .describe("A built-in in place of 'run': noop does nothing and succeeds"),
+  container: Container.optional().describe(
+    "A container image in place of 'run', under the same rules as a boxed process",
+  ),
   env: z.record(EnvName, Text).optional().describe("Environment variables of the step"),
   secrets: Secrets.optional().describe(
     "Secrets that the agent resolves at its site, by variable. Only their names are stored. The short form [warehouse-password] is a file whose path is in WAREHOUSE_PASSWORD_FILE",

@@ -151,14 +151,15 @@ function checkMeaning(document: AnyDocument, faults: Explained[]): void {
   }
   for (const [index, step] of document.steps.entries()) {
     const at = ["steps", index];
-    if (step.run === undefined && step.uses === undefined) {
+    const [first, second] = (["run", "container", "uses"] as const).filter((key) => step[key] !== undefined);
+    if (first === undefined) {
       fault(
         at,
         `step ${step.id} has nothing to do`,
-        "give it 'run', or 'uses: noop' when it only joins others",
+        "give it 'run' or 'container', or 'uses: noop' when it only joins others",
       );
-    } else if (step.run !== undefined && step.uses !== undefined) {
-      fault([...at, "uses"], `step ${step.id} has both 'run' and 'uses'; only one can be`);
+    } else if (second !== undefined) {
+      fault([...at, second], `step ${step.id} has both '${first}' and '${second}'; only one can be`);
     }
     const retry = retrySpec(step.retries ?? 0);
     if (retry.backoffMs > retry.backoffMaxMs) {

@@ -5,6 +5,7 @@
  * version is the SHA-256 of the canonical JSON (RFC 8785) of its `PipelineSpec`.
  */
 import { z } from "zod";
+import { isImage } from "./image.ts";
 import { FieldName, Name, VARIABLE_PATTERN } from "./names.ts";
 import { parseTarget, TARGETS_MAX, targetText } from "./target.ts";
 
@@ -17,7 +18,18 @@ export const ProcessExecutor = z.strictObject({
   argv: z.array(z.string()).min(1),
 });
 export const NoopExecutor = z.strictObject({ kind: z.literal("noop") });
-export const ExecutorSpec = z.discriminatedUnion("kind", [ProcessExecutor, NoopExecutor]);
+/** A program of an image that is at the site. */
+export const ContainerExecutor = z.strictObject({
+  kind: z.literal("container"),
+  /** `name@sha256:…` */
+  image: z.string().refine(isImage),
+  /** In place of the image's entrypoint and its own arguments. */
+  command: z.array(z.string()).min(1).optional(),
+  /** In place of the image's own arguments. */
+  args: z.array(z.string()).min(1).optional(),
+});
+export type ContainerExecutor = z.infer<typeof ContainerExecutor>;
+export const ExecutorSpec = z.discriminatedUnion("kind", [ProcessExecutor, NoopExecutor, ContainerExecutor]);
 export type ExecutorSpec = z.infer<typeof ExecutorSpec>;
 
 export const RetrySpec = z.strictObject({

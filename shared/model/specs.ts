@@ -14,6 +14,7 @@ import type {
   DatasetSpec,
   DisconnectSpec,
   EnvironmentSpec,
+  ExecutorSpec,
   OutputSpec,
   PipelineSpec,
   PoolSpec,
@@ -75,12 +76,11 @@ function pipelineSpec(document: PipelineDocument, files: Record<string, string>)
 }
 
 function stepSpec(step: StepDocument): StepSpec {
-  const argv = typeof step.run === "string" ? ["sh", "-ec", step.run] : step.run;
   return {
     id: step.id,
     ...given({ description: step.description }),
     needs: setOf(step.needs),
-    executor: argv === undefined ? { kind: "noop" } : { kind: "process", argv },
+    executor: executorSpec(step),
     env: step.env ?? {},
     files: setOf(step.files?.map(normalPath)),
     reads: setOf(step.reads),
@@ -101,6 +101,28 @@ function stepSpec(step: StepDocument): StepSpec {
     ...(step.sandbox ? { sandbox: step.sandbox } : {}),
     ...(step.network ? { network: { allow: setOf(step.network.allow.map(normalTarget)) } } : {}),
   };
+}
+
+function executorSpec({ run, container }: StepDocument): ExecutorSpec {
+  if (container) {
+    const { image, command, args } = container;
+    return { kind: "container", image, ...given({ command, args }) };
+  }
+  if (run === undefined) return { kind: "noop" };
+  return { kind: "process", argv: typeof run === "string" ? ["sh", "-ec", run] : run };
+}
+
+function executorDocument(executor: ExecutorSpec): Pick<StepDocument, "run" | "uses" | "container"> {
+  switch (executor.kind) {
+    case "process":
+      return { run: executor.argv };
+    case "container": {
+      const { image, command, args } = executor;
+      return { container: { image, ...given({ command, args }) } };
+    }
+    case "noop":
+      return { uses: "noop" };
+  }
 }
 
 /** What is no target has not passed the schema of documents. */
@@ -277,7 +299,7 @@ function stepDocument(step: StepSpec): StepDocument {
   return {
     id: step.id,
     ...given({ description: step.description }),
-    ...(executor.kind === "process" ? { run: executor.argv } : { uses: "noop" }),
+    ...executorDocument(executor),
     ...withoutEmpty({ ...lists, ...more, ...maps }),
     retries: {
       max: retry.max,

@@ -217,7 +217,13 @@ function badSecrets(at: DocumentPath, step: StepDocument): Fault[] {
   if (step.uses !== undefined) {
     const message = `step ${step.id} uses a built-in, which takes no secrets`;
     return [
-      { path, message, hint: "give the secrets to a step with 'run'", code: "secrets.unused", on: "key" },
+      {
+        path,
+        message,
+        hint: "give the secrets to a step with 'run' or 'container'",
+        code: "secrets.unused",
+        on: "key",
+      },
     ];
   }
   const place = (variable: string): Pick<Fault, "path" | "on"> =>

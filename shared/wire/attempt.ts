@@ -71,6 +71,8 @@ export const BoxRecord = z.strictObject({
   network: z.enum(["none", "allow-list", "host"]),
   /** Limit, as a step's `resources` call it, to what held it. */
   limits: z.record(z.string(), z.string()),
+  /** Of the container image whose files were the box's root. Missing: those of the host. */
+  image: Digest.optional(),
 });
 export type BoxRecord = z.infer<typeof BoxRecord>;
 

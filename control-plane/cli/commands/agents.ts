@@ -206,6 +206,7 @@ function sandboxFields(sandbox: AgentView["sandbox"]): [string, string][] {
     ["sandbox", oneLine(sandbox.summary)],
     ["limits", list(sandbox.held)],
     ["way out", sandbox.letsOut ? "to the targets of a step that the site allows" : "none"],
+    ["containers", sandbox.runsContainers ? "steps run images that were imported at the site" : "none"],
     ...(notHeld === "" ? [] : [["not limited", notHeld] as [string, string]]),
   ];
 }

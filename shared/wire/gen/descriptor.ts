@@ -333,6 +333,10 @@ export const DESCRIPTOR = {
                     "letsOut": {
                       "type": "bool",
                       "id": 6
+                    },
+                    "runsContainers": {
+                      "type": "bool",
+                      "id": 7
                     }
                   }
                 },

@@ -8,6 +8,7 @@ export interface Sandbox {
   'notHeld'?: ({[key: string]: string});
   'unboxedUpTo'?: (string);
   'letsOut'?: (boolean);
+  'runsContainers'?: (boolean);
 }
 
 export interface Sandbox__Output {
@@ -17,4 +18,5 @@ export interface Sandbox__Output {
   'notHeld': ({[key: string]: string});
   'unboxedUpTo': (string);
   'letsOut': (boolean);
+  'runsContainers': (boolean);
 }
