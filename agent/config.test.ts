@@ -26,7 +26,7 @@ test("flags alone are enough", async () => {
     stateDir: "/tmp/x",
     name: "a1",
     slots: 3,
-    executors: ["process", "noop"],
+    executors: ["process", "noop", "container"],
     datasets: { patients: "/srv/p=1.parquet" },
     labels: { rack: "7" },
     stepEnv: { PATH: "/bin", LANG: "C.UTF-8" },

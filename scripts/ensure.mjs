@@ -23,6 +23,7 @@ export async function ensure({ bundles = true } = {}) {
     await installDependencies();
     const { path } = await findNatsServer({ install: true, say });
     await ensureBubblewrap();
+    await ensureImageTools();
     // In a process of its own: the bundler keeps a helper process, which would outlive its use here.
     if (bundles) await node(["scripts/build.mjs"]);
     return { natsServer: path };
@@ -46,6 +47,23 @@ async function ensureBubblewrap() {
   say(
     "Note: without bubblewrap, steps run as plain processes (Debian, Ubuntu: sudo apt-get install bubblewrap)",
   );
+}
+
+/** For the tests of container images, which say that they were skipped where these are missing. */
+async function ensureImageTools() {
+  if (process.platform !== "linux") return;
+  const has = (name) =>
+    (process.env.PATH ?? "").split(delimiter).some((each) => existsSync(join(each, name)));
+  for (const [program, name] of [
+    ["umoci", "umoci"],
+    ["busybox", "busybox-static"],
+  ]) {
+    if (has(program)) continue;
+    const trouble = mayUseApt(process.env)
+      ? await aptInstall(name, say, process.env).catch((error) => error.message)
+      : "this is not a Debian or Ubuntu where packages may be installed";
+    if (trouble !== null) say(`Note: no ${program} (${trouble}): tests of container images are SKIPPED`);
+  }
 }
 
 function say(line) {

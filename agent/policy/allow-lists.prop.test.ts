@@ -279,3 +279,30 @@ function running(...argv: string[]) {
 function letOut(...allow: string[]): Asked["step"] {
   return stepSpec("fit", { network: { allow } });
 }
+
+describe("a container", () => {
+  const container = (change: object, digest = "a"): Asked => ({
+    pipeline: "p",
+    files: {},
+    step: stepSpec("fit", {
+      executor: { kind: "container", image: `stats@sha256:${digest.repeat(64)}`, ...change },
+    }),
+    datasets: [],
+  });
+
+  test("is allowed by its digest, whatever its name, and with it what it runs by itself", () => {
+    expect(forbidden({ ...OPEN, commands: [] }, container({}))).toEqual([]);
+    expect(forbidden(OPEN, container({}, "b"))).toEqual(["images"]);
+    expect(forbidden({ ...OPEN, images: [] }, container({}))).toEqual(["images"]);
+    expect(forbidden({ ...OPEN, executors: ["process"] }, container({}))).toEqual(["executors"]);
+  });
+
+  test("is given no command and no argument that is not among the commands", () => {
+    const rules = { ...OPEN, commands: [["fit", "--fast"], ["--slow"]] };
+    expect(forbidden(rules, container({ command: ["fit", "--fast"] }))).toEqual([]);
+    expect(forbidden(rules, container({ command: ["fit"], args: ["--fast"] }))).toEqual([]);
+    expect(forbidden(rules, container({ args: ["--slow"] }))).toEqual([]);
+    expect(forbidden(rules, container({ command: ["sh"] }))).toEqual(["commands"]);
+    expect(forbidden(rules, container({ args: ["--fast"] }))).toEqual(["commands"]);
+  });
+});

@@ -9,6 +9,8 @@ const boxing: BoxingAgent = {
 };
 /** One that could box the step, and let it out to nobody or to everybody. */
 const lettingOut: BoxingAgent = { id: "hq/d", sandbox: { ...boxing.sandbox!, letsOut: true } };
+const container = { kind: "container" as const, image: `stats@sha256:${"a".repeat(64)}` };
+const withImages: BoxingAgent = { id: "hq/e", sandbox: { ...boxing.sandbox!, runsContainers: true } };
 const network = { allow: ["db.site.example:5432"] };
 const without = (unboxedUpTo: string): BoxingAgent => ({
   id: "hq/b",
@@ -46,6 +48,11 @@ test.each([
   [{ network }, [boxing], "public", false],
   [{ network }, [boxing, lettingOut], "public", true],
   [{ network, executor: { kind: "noop" } }, [boxing], "public", true],
+  [{ executor: container }, [], "public", true],
+  [{ executor: container }, [silent], "public", false],
+  [{ executor: container }, [without("secret"), boxing], "public", false],
+  [{ executor: container }, [boxing, withImages], "public", true],
+  [{ executor: container, network }, [withImages, lettingOut], "public", false],
 ] as const)("%j with agents %j and %s data: %s", (step, agents, classification, allowed) => {
   expect(verdict(step, agents, classification)[0]?.allowed).toBe(allowed);
 });
@@ -71,4 +78,10 @@ test("what policy forbids stays forbidden for its own reason", () => {
   ];
   const world = { classificationOf: () => "secret" as const, agentsOf: () => [without("")] };
   expect(withSandbox(denied, { executor: process, reads: ["d"] }, world)).toEqual(denied);
+});
+
+test("the reason says that nobody there runs container images", () => {
+  const verdicts = verdict({ executor: container }, [boxing]);
+  const step = { id: "fit", reads: [], writes: [], environments: [] };
+  expect(explainRefusal(step, verdicts)).toMatch(/no agent in hq runs container images \(hq\/a/);
 });

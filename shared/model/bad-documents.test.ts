@@ -117,7 +117,9 @@ describe("each fault has its own words", () => {
     ],
     [
       "kind: pipeline\nname: p\nsteps:\n  - id: a",
-      ["4:5 step a has nothing to do (give it 'run', or 'uses: noop' when it only joins others)"],
+      [
+        "4:5 step a has nothing to do (give it 'run' or 'container', or 'uses: noop' when it only joins others)",
+      ],
     ],
     [
       "kind: pipeline\nname: p\nsteps: []",

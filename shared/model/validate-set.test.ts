@@ -76,7 +76,7 @@ describe("a step with secrets", () => {
     ],
     [
       "uses: noop, secrets: [a]",
-      "4:24 step a uses a built-in, which takes no secrets (give the secrets to a step with 'run')",
+      "4:24 step a uses a built-in, which takes no secrets (give the secrets to a step with 'run' or 'container')",
     ],
     ["run: [x], secrets: { 1X: a }", "4:33 the name '1X' must be a name of letters"],
     ["run: [x], secrets: { X: { name: a, value: b } }", "4:47 unknown key 'value'"],
