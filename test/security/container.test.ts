@@ -166,6 +166,29 @@ describe.skipIf(NO_IMAGES !== undefined)("a step of an image can", () => {
     expect(result.status).toBe("succeeded");
   });
 
+  test("be let out to its target and to no other", async () => {
+    const server = createServer((socket) => socket.end("from-the-target")).listen(0, "127.0.0.1");
+    const other = createServer((socket) => socket.end(SECRET)).listen(0, "127.0.0.1");
+    await Promise.all([once(server, "listening"), once(other, "listening")]);
+    const [port, closed] = [server, other].map((each) => (each.address() as { port: number }).port);
+    const target = `127.0.0.1:${port}`;
+    const text = `a=$INSITU_CONNECT_127_0_0_1_${port}; nc \${a%:*} \${a#*:} </dev/null; nc -w 2 127.0.0.1 ${closed} </dev/null || true`;
+    try {
+      const wanted = { network: { allow: [target] } };
+      const { said, result } = await script(text, wanted, { config: { egress: [target] } });
+      expect(said).toContain("from-the-target");
+      expect(said).not.toContain(SECRET);
+      expect(result).toMatchObject({
+        sandbox: { network: "allow-list" },
+        network: [{ target, connections: 1 }],
+      });
+      expect((await script(text, wanted)).result).toMatchObject({ status: "refused" });
+    } finally {
+      server.close();
+      other.close();
+    }
+  });
+
   test("report its true exit code, its limits, and that its program is not there", async () => {
     expect((await script("exit 7")).result).toMatchObject({ status: "failed", exitCode: 7 });
     const image = await imported();
