@@ -1,5 +1,6 @@
 /** Placement's view of the rest: resources, policies and the fleet as they are now. */
 import type { DatasetSpec, DisconnectSpec, EnvironmentSpec, PoolSpec } from "../shared/model/spec.ts";
+import type { Envelope } from "../shared/provenance/dsse.ts";
 import type { Fleet } from "./fleet/fleet-service.ts";
 import { chooseEnvironment, type EnvironmentLoad } from "./placement/choose.ts";
 import type { Placement } from "./placement/placement.ts";
@@ -65,6 +66,10 @@ export class Desk implements PlacementDesk {
 
   disconnectOf(environment: string): DisconnectSpec | undefined {
     return (this.#log.get("environment", environment)?.spec as EnvironmentSpec | undefined)?.disconnect;
+  }
+
+  signaturesOf(version: string): readonly Envelope[] {
+    return this.#log.signaturesOf(version);
   }
 
   poolCapacity(pool: string): number | undefined {

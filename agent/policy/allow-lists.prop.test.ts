@@ -3,6 +3,7 @@ import { describe, expect, test } from "vitest";
 import type { ResourcesSpec } from "../../shared/model/spec.ts";
 import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { stepSpec } from "../../test/support/specs.ts";
+import { offerOf } from "../agent.fixture.ts";
 import { type Asked, explainRules, RULES, type RuleName } from "./allow-lists.ts";
 import { parseRules } from "./parse-rules.ts";
 import { matches } from "./pattern.ts";
@@ -25,6 +26,7 @@ const asked: fc.Arbitrary<Asked> = fc
     timeoutMs: fc.integer({ min: 1, max: 100_000 }),
   })
   .map(({ pipeline, argv, env, files, reads, writes, allow, timeoutMs }) => ({
+    ...offerOf(),
     pipeline,
     files,
     step: stepSpec("fit", {
@@ -237,7 +239,7 @@ describe.each<[RuleName, object, Partial<Asked> & { step: Asked["step"] }, boole
   ["hours", { hours: [{ from: "08:00", to: "18:00", zone: "UTC" }] }, running("a"), false],
 ])("rule %s with %j", (rule, rules, change, expected) => {
   test(`${expected ? "allows" : "forbids"} what it should`, () => {
-    const offer = { pipeline: "p", files: {}, datasets: [], ...change };
+    const offer = { ...offerOf(), pipeline: "p", files: {}, datasets: [], ...change };
     const verdict = explainRules(siteRules({ ...OPEN, ...rules }), offer, NIGHT).find(
       (found) => found.rule === rule,
     );

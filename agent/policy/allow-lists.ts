@@ -2,8 +2,8 @@
  * What a site's policy says of an offer, rule by rule. Pure.
  *
  * Each rule looks at what the agent would do with the offer, and at nothing that the offer says about itself where
- * that can be helped: the names of pipelines are the control plane's word, commands and datasets are what is run and
- * read.
+ * that can be helped: the names of pipelines are the control plane's word unless they are signed, commands and datasets
+ * are what is run and read.
  */
 import { createHash } from "node:crypto";
 import { digestOfImage } from "../../shared/model/image.ts";
@@ -15,10 +15,12 @@ import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import { describeTime, isOpen } from "./hours.ts";
 import { matches, matchesAny } from "./pattern.ts";
 import { ANY_ARGUMENTS, type SiteRules } from "./rules.ts";
+import { type SignedOffer, signatureFaults } from "./signed-pipelines.ts";
 import { matchesTarget } from "./target-rule.ts";
 
 export const RULES = [
   "pipelines",
+  "signedPipelines",
   "owners",
   "executors",
   "images",
@@ -40,10 +42,11 @@ export interface RuleVerdict {
 }
 
 /** What of an offer is looked at. */
-export type Asked = Pick<Offer, "pipeline" | "step" | "files" | "datasets"> & {
-  /** Undefined: the control plane does not say. */
-  owners?: OfferOwners | undefined;
-};
+export type Asked = SignedOffer &
+  Pick<Offer, "datasets"> & {
+    /** Undefined: the control plane does not say. */
+    owners?: OfferOwners | undefined;
+  };
 
 /** As documents call them. */
 const RESOURCES = ["memory", "cpu", "processes", "openFiles", "fileSize"] as const;
@@ -53,6 +56,8 @@ const SHOWN_CHARS = 200;
 export function explainRules(rules: SiteRules, asked: Asked, wallMs: number): RuleVerdict[] {
   const look: Record<RuleName, () => string[]> = {
     pipelines: () => pipelineFaults(rules, asked),
+    signedPipelines: () =>
+      rules.signedPipelines === undefined ? [] : signatureFaults(rules.signedPipelines, asked, wallMs),
     owners: () => ownerFaults(rules, asked),
     executors: () => executorFaults(rules, asked),
     images: () => imageFaults(rules, asked),

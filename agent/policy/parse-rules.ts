@@ -12,6 +12,7 @@ import { SiteRules } from "./rules.ts";
 
 const KEYS: Readonly<Record<string, readonly string[]>> = {
   "": Object.keys(SiteRules.shape),
+  signedPipelines: ["keys", "maxAge"],
   files: ["path", "sha256"],
   datasets: ["name", "access", "owner", "classification"],
   hours: ["days", "from", "to", "zone"],

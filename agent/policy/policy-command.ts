@@ -2,7 +2,11 @@
 import { readFileSync, writeFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { InsituError } from "../../shared/errors.ts";
+import { digestOf } from "../../shared/model/canonical.ts";
+import type { LocatedResource } from "../../shared/model/load-documents.ts";
 import { loadDocuments } from "../../shared/model/load-documents.ts";
+import type { ParamSpec, ParamValue, PipelineSpec, StepSpec } from "../../shared/model/spec.ts";
+import { pipelineTree } from "../../shared/provenance/signed-pipeline.ts";
 import { Offer } from "../../shared/wire/attempt.ts";
 import type { Asked } from "./allow-lists.ts";
 import type { CedarPolicies } from "./cedar-question.ts";
@@ -98,16 +102,16 @@ async function check(
     throw invalid("give an offer, or --pipeline and --step, and not both");
   if (files.length > 0 !== (step !== undefined)) throw invalid("--pipeline and --step go together");
   const policy = await loadPolicy(path, { uid, openCedar });
-  write(`policy      ${printable(path)}\n            ${policy.digest}\n`);
+  write(`policy          ${printable(path)}\n                ${policy.digest}\n`);
   if (offerFile === undefined && step === undefined) {
     write("It can be used.\n");
     return 0;
   }
   const asked = offerFile === undefined ? askedBy(files, step ?? "") : readOffer(offerFile);
-  write(`step        ${printable(asked.step.id)} of pipeline ${printable(asked.pipeline)}\n`);
+  write(`step            ${printable(asked.step.id)} of pipeline ${printable(asked.pipeline)}\n`);
   const verdicts = await explainPolicy(policy, asked, nowMs());
   for (const { rule, allowed, message } of verdicts)
-    write(`${rule.padEnd(12)}${allowed ? "allowed" : `refused: ${printable(message)}`}\n`);
+    write(`${rule.padEnd(16)}${allowed ? "allowed" : `refused: ${printable(message)}`}\n`);
   const refused = verdicts.filter(({ allowed }) => !allowed);
   if (refused.length === 0) {
     write("The site allows it.\n");
@@ -179,7 +183,7 @@ function askedBy(paths: readonly string[], named: string): Asked {
     if (resource.kind !== "pipeline") return [];
     if (pipelineName !== undefined && resource.spec.name !== pipelineName) return [];
     const step = resource.spec.steps.find(({ id }) => id === stepId);
-    return step === undefined ? [] : [{ pipeline: resource.spec, step }];
+    return step === undefined ? [] : [{ resource, pipeline: resource.spec, step }];
   });
   const [one, second] = found;
   if (one === undefined) throw invalid(`${paths.join(", ")}: there is no step ${named}`);
@@ -190,15 +194,43 @@ function askedBy(paths: readonly string[], named: string): Asked {
     resource.kind === "dataset" && names.has(resource.spec.name) ? [resource.spec] : [],
   );
   return {
-    pipeline: one.pipeline.name,
-    step: one.step,
-    files: Object.fromEntries(one.step.files.map((path) => [path, one.pipeline.files[path] ?? ""])),
+    ...offeredFor(one.pipeline, one.step),
+    ...signedFor(one.resource, one.step),
     datasets: datasets.map(({ name, classification }) => ({ name, classification })),
     owners: {
       pipeline: one.pipeline.owner ?? null,
       datasets: Object.fromEntries(datasets.map(({ name, owner }) => [name, owner])),
     },
   };
+}
+
+/** What a run adds is not known yet: values that the pipeline allows, and no input. */
+function offeredFor(pipeline: PipelineSpec, step: StepSpec): Omit<Asked, "datasets" | "signed"> {
+  const params = Object.entries(pipeline.params).map(([name, spec]) => [name, sampleOf(spec)] as const);
+  return {
+    lease: { runId: "check", stepId: step.id, attempt: 1, epoch: 1 },
+    environment: step.environments[0] ?? "site",
+    pipeline: pipeline.name,
+    version: digestOf(pipeline),
+    step,
+    files: Object.fromEntries(step.files.map((path) => [path, pipeline.files[path] ?? ""])),
+    params: Object.fromEntries(params),
+    inputs: {},
+    traceparent: `00-${"0".repeat(31)}1-${"0".repeat(15)}1-01`,
+  };
+}
+
+function sampleOf({ type, default: fallback, enum: values }: ParamSpec): ParamValue {
+  return fallback ?? values?.[0] ?? { string: "", number: 0, boolean: false }[type];
+}
+
+function signedFor(
+  { document, spec }: LocatedResource & { kind: "pipeline" },
+  step: StepSpec,
+): Pick<Asked, "signed"> {
+  const envelopes = document.kind === "pipeline" ? document.signatures : undefined;
+  const proven = envelopes === undefined ? undefined : pipelineTree(spec).provenStep(step.id);
+  return envelopes === undefined || proven === undefined ? {} : { signed: { envelopes, ...proven } };
 }
 
 function readText(file: string): string {

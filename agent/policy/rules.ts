@@ -10,6 +10,7 @@ import {
   SIZE_PATTERN,
   sizeBytes,
 } from "../../shared/model/units.ts";
+import { PUBLIC_KEY_EXPECTED, readPublicKey } from "../../shared/provenance/author-key.ts";
 import { isTargetRule, TARGET_RULE_EXPECTED } from "./target-rule.ts";
 
 export const DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"] as const;
@@ -92,10 +93,41 @@ const Bytes = z
   .union([z.int().min(0), z.string().regex(SIZE_PATTERN, SIZE_EXPECTED)])
   .transform((size) => sizeBytes(size));
 
+const KEYS_MAX = 100;
+
+const PublicKey = z.string({ error: PUBLIC_KEY_EXPECTED }).transform((pem, context) => {
+  const key = readPublicKey(pem);
+  if (key !== undefined) return key;
+  context.addIssue({ code: "custom", message: PUBLIC_KEY_EXPECTED });
+  return z.NEVER;
+});
+
+const SignedPipelinesRule = z
+  .strictObject({
+    keys: z
+      .array(
+        z.strictObject({
+          /** For people. */
+          name: z.string().min(1).max(PATTERN_MAX_CHARS),
+          publicKey: PublicKey,
+          /** That it may sign. */
+          pipelines: z.array(Pattern).min(1).max(ENTRIES_MAX),
+        }),
+      )
+      .max(KEYS_MAX),
+    maxAge: Milliseconds.optional(),
+  })
+  .refine(
+    ({ keys }) => new Set(keys.map(({ publicKey }) => publicKey.id)).size === keys.length,
+    "one entry for each key: the same one is there twice",
+  );
+
 export const SiteRules = z.strictObject({
   /** Of this format. */
   version: z.literal(1, "1, the only format that this agent knows"),
   pipelines: patterns,
+  /** Missing: signatures are not looked at. */
+  signedPipelines: SignedPipelinesRule.optional(),
   /** Persons and teams that may answer for a pipeline that runs here. Missing: anybody, and nobody. */
   owners: z
     .array(Pattern)

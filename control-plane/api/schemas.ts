@@ -11,6 +11,7 @@ import {
   PipelineSpec,
   PoolSpec,
 } from "../../shared/model/spec.ts";
+import { Envelope } from "../../shared/provenance/dsse.ts";
 import {
   ArtifactRef,
   BoxRecord,
@@ -309,6 +310,10 @@ export const StoredResourceView = z
       .nullable()
       .openapi({ description: "Digest of a pipeline or an access policy; null for other kinds" }),
     spec: z.union([PipelineSpec, DatasetSpec, EnvironmentSpec, PoolSpec, AccessPolicySpec]),
+    signatures: z.array(Envelope).optional().openapi({
+      description:
+        "Of a pipeline, as DSSE envelopes. Whoever trusts no server checks them: this one does not",
+    }),
     revision: z.int(),
     appliedAtMs: AtMs,
     appliedBy: z.string(),

@@ -3,6 +3,7 @@
 import type { Decision } from "../../shared/engine/disconnection.ts";
 import type { RunEventBatch } from "../../shared/engine/events.ts";
 import type { Kind, ParamValue, PipelineSpec, Resource } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
 import type { PipelineFacts } from "../access/access-decision.ts";
 import type { ApprovalRecord, ApprovalRequest } from "../access/approvals.ts";
 import type { Role } from "../access/rights.ts";
@@ -43,6 +44,8 @@ export interface StoredResource {
   /** Digest of a pipeline or an access policy; null for other kinds. */
   version: string | null;
   spec: Resource["spec"];
+  /** Who has signed the pipeline: passed on to the sites, which check it. Missing: nobody. */
+  signatures?: Envelope[];
   /** Sequence of the apply that made it so; grows. */
   revision: number;
   appliedAtMs: number;

@@ -17,7 +17,7 @@ const FILE_MAX_BYTES = 8 * 1024 * 1024;
  */
 export async function readDocumentSet(
   paths: readonly string[],
-  options: { cwd: string; readStdin(): Promise<string> },
+  options: { cwd: string; readStdin(): Promise<string>; staleSignatures?: "allowed" },
 ): Promise<DocumentSet> {
   if (paths.length === 0) {
     throw new InsituError(
@@ -38,6 +38,7 @@ export async function readDocumentSet(
   const loaded = loadDocuments({
     files: documents,
     readAttachment: (path) => attachment(resolve(options.cwd, path)),
+    ...(options.staleSignatures === undefined ? {} : { staleSignatures: options.staleSignatures }),
   });
   if (loaded.errors.length > 0) {
     const count = loaded.errors.length === 1 ? "1 error" : `${loaded.errors.length} errors`;

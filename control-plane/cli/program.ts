@@ -14,6 +14,7 @@ import { type GlobalOptions, Invocation, type World } from "./invocation.ts";
 import { natsCommands } from "./nats-program.ts";
 import { FORMATS } from "./output.ts";
 import { signInCommands } from "./sign-in-program.ts";
+import { signingCommands } from "./signing-program.ts";
 import type { Screen } from "./terminal.ts";
 
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
@@ -109,6 +110,7 @@ function build(world: World, state: { code: number }): Command {
   runCommands(program, act);
   agentCommands(program, act);
   accessCommands(program, act);
+  signingCommands(program, { act, examples, collect });
   authorityCommands(program, { act, examples });
   approvalCommands(program, { act, examples });
   backupCommands(program, act);

@@ -2,6 +2,7 @@
 import { canonicalJson, digestOf } from "../../shared/model/canonical.ts";
 import type { LocatedResource } from "../../shared/model/load-documents.ts";
 import type { Kind, Resource } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
 import type { AppliedChange } from "../api/schemas.ts";
 import type { StoredResource } from "../api/services.ts";
 
@@ -20,9 +21,15 @@ export function planApply(stored: StoredResources, incoming: readonly LocatedRes
         ? before?.version === version
         : before !== undefined && canonicalJson(before.spec) === canonicalJson(resource.spec);
     if (before === undefined) return { kind, name, action: "created", version };
-    if (same) return { kind, name, action: "unchanged", version };
-    return { kind, name, action: kind === "pipeline" ? "new-version" : "updated", version };
+    if (!same) return { kind, name, action: kind === "pipeline" ? "new-version" : "updated", version };
+    const signed = canonicalJson(before?.signatures ?? []) === canonicalJson(signaturesOf(resource));
+    return { kind, name, action: signed ? "unchanged" : "updated", version };
   });
+}
+
+/** As the document says them: an apply without them takes them away. */
+export function signaturesOf({ document }: LocatedResource): Envelope[] {
+  return document.kind === "pipeline" ? (document.signatures ?? []) : [];
 }
 
 /**

@@ -8,11 +8,12 @@ import type {
   PipelineSpec,
   PoolSpec,
 } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
 import type { StoredResource } from "../api/services.ts";
 
 export type ResourceChange =
   | { action: "deleted"; kind: Kind; name: string }
-  | { action: "set"; kind: "pipeline"; name: string; version: string }
+  | { action: "set"; kind: "pipeline"; name: string; version: string; signatures?: Envelope[] | undefined }
   | { action: "set"; kind: "dataset"; name: string; spec: DatasetSpec }
   | { action: "set"; kind: "environment"; name: string; spec: EnvironmentSpec }
   | { action: "set"; kind: "pool"; name: string; spec: PoolSpec }

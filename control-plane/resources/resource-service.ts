@@ -25,7 +25,7 @@ import type {
 import { describeStep, explainRefusal, isPlaceable, refusalLines } from "../placement/choose.ts";
 import type { Placement, PlacementFacts } from "../placement/placement.ts";
 import { type BoxingAgent, withSandbox } from "../placement/with-sandbox.ts";
-import { planApply, usersOf } from "./plan-apply.ts";
+import { planApply, signaturesOf, usersOf } from "./plan-apply.ts";
 import type { ResourceChange, ResourceJournal } from "./resource-journal.ts";
 
 /** How often an apply is planned again because somebody else was faster. */
@@ -268,8 +268,11 @@ function pipelinesOf(resources: readonly LocatedResource[]): { version: string; 
 function toWrite(change: AppliedChange, incoming: readonly LocatedResource[]): ResourceChange {
   const resource = incoming.find((item) => item.kind === change.kind && item.spec.name === change.name)!;
   const { name } = change;
-  if (resource.kind === "pipeline")
-    return { action: "set", kind: "pipeline", name, version: change.version! };
+  if (resource.kind === "pipeline") {
+    const signatures = signaturesOf(resource);
+    const signed = signatures.length > 0 ? { signatures } : {};
+    return { action: "set", kind: "pipeline", name, version: change.version!, ...signed };
+  }
   if (resource.kind === "dataset") return { action: "set", kind: "dataset", name, spec: resource.spec };
   if (resource.kind === "environment")
     return { action: "set", kind: "environment", name, spec: resource.spec };

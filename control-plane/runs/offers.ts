@@ -2,14 +2,22 @@
 import { createHash } from "node:crypto";
 import { environmentOf, type RunState, stepOf } from "../../shared/engine/state.ts";
 import { invariant } from "../../shared/errors.ts";
+import type { PipelineSpec } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
+import { type PipelineTree, pipelineTree } from "../../shared/provenance/signed-pipeline.ts";
 import type { Offer } from "../../shared/wire/attempt.ts";
 import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 
 export interface OfferFacts {
   policyVersion: string;
   classificationOf(dataset: string): Offer["datasets"][number]["classification"];
+  /** Of the run's version of the pipeline. Missing or empty: nobody has signed it. */
+  signatures?: readonly Envelope[] | undefined;
   issuedAtMs: number;
 }
+
+/** Of signed pipelines, while their plans are in memory: hashed once, and not for each of ten thousand offers. */
+const trees = new WeakMap<PipelineSpec, PipelineTree>();
 
 export function buildOffer(state: RunState, stepId: string, facts: OfferFacts): Offer {
   const index = state.plan.indexOf.get(stepId);
@@ -38,6 +46,7 @@ export function buildOffer(state: RunState, stepId: string, facts: OfferFacts): 
     issuedAtMs: facts.issuedAtMs,
     expiresAtMs: current.offerExpiresAtMs,
     traceparent: traceparentOf(state.runId, `${stepId}/${current.epoch}`),
+    ...signedOf(state.plan.spec, stepId, facts.signatures ?? []),
   };
 }
 
@@ -52,6 +61,17 @@ export function ownersOf(
     return owner === undefined ? [] : [[name, owner]];
   });
   return { pipeline: state.plan.spec.owner ?? null, datasets: Object.fromEntries(known) };
+}
+
+function signedOf(spec: PipelineSpec, stepId: string, envelopes: readonly Envelope[]): Pick<Offer, "signed"> {
+  if (envelopes.length === 0) return {};
+  let tree = trees.get(spec);
+  if (tree === undefined) {
+    tree = pipelineTree(spec);
+    trees.set(spec, tree);
+  }
+  const proven = tree.provenStep(stepId);
+  return proven === undefined ? {} : { signed: { envelopes: [...envelopes], ...proven } };
 }
 
 /** W3C trace context, version 00: one trace a run, one parent span a grant; both follow from their ids. */

@@ -2,6 +2,7 @@
 import type { RunEvent } from "../../shared/engine/events.ts";
 import type { Plan } from "../../shared/engine/plan.ts";
 import type { DisconnectSpec, StepSpec } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
 import type { LeaseKey, Offer } from "../../shared/wire/attempt.ts";
 import type { OfferOwners } from "../../shared/wire/offer-owners.ts";
 import type { EnvironmentVerdict } from "../placement/placement.ts";
@@ -44,6 +45,8 @@ export interface PlacementDesk {
   choose(verdicts: readonly EnvironmentVerdict[]): string | null;
   /** The environment's default for attempts whose agent is cut off. */
   disconnectOf?(environment: string): DisconnectSpec | undefined;
+  /** Who has signed a version of a pipeline. Missing or empty: nobody. */
+  signaturesOf?(version: string): readonly Envelope[];
   poolCapacity(pool: string): number | undefined;
   classificationOf(dataset: string): Offer["datasets"][number]["classification"];
   /** Who answers for it; undefined when it has been deleted meanwhile. */

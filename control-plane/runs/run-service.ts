@@ -676,6 +676,7 @@ export class RunService implements ReportSink, LeaseKeeper {
     const offer = buildOffer(state, effect.step, {
       policyVersion: current.policyVersion,
       classificationOf: (dataset) => desk.classificationOf(dataset),
+      signatures: desk.signaturesOf?.(state.version),
       issuedAtMs: this.#now(),
     });
     const owners = ownersOf(state, offer, (dataset) => desk.ownerOf?.(dataset));

@@ -18,6 +18,8 @@ import {
   PipelineSpec,
   PoolSpec,
 } from "../../shared/model/spec.ts";
+import type { Envelope } from "../../shared/provenance/dsse.ts";
+import { PipelineEnvelopes } from "../../shared/provenance/signed-pipeline.ts";
 import type { Clock } from "../../shared/system.ts";
 import { BUCKETS, STREAMS, subjects } from "../../shared/wire/subjects.ts";
 import type { StoredResource } from "../api/services.ts";
@@ -32,7 +34,13 @@ import { whenReady } from "./when-ready.ts";
 const head = { name: Name };
 const Change = z.union([
   z.strictObject({ ...head, action: z.literal("deleted"), kind: z.enum(KINDS) }),
-  z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("pipeline"), version: Digest }),
+  z.strictObject({
+    ...head,
+    action: z.literal("set"),
+    kind: z.literal("pipeline"),
+    version: Digest,
+    signatures: PipelineEnvelopes.optional(),
+  }),
   z.strictObject({ ...head, action: z.literal("set"), kind: z.literal("dataset"), spec: DatasetSpec }),
   z.strictObject({
     ...head,
@@ -75,6 +83,8 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   /** Also of pipelines that were deleted since: their runs stay, and somebody's they are. */
   readonly #lastPipelines = new Map<string, PipelineSpec>();
   readonly #history = new Map<string, PipelineVersion[]>();
+  /** By version, as it was last applied. */
+  readonly #signatures = new Map<string, readonly Envelope[]>();
   readonly #plans = new Map<string, Promise<Plan>>();
   readonly #onChange = new Set<() => void>();
   #waiters: { seq: number; resolve(): void }[] = [];
@@ -148,6 +158,11 @@ export class ResourceLog implements PlanSource, ResourceJournal {
   /** Newest first. */
   versionsOf(pipeline: string): PipelineVersion[] {
     return [...(this.#history.get(pipeline) ?? [])].reverse();
+  }
+
+  /** A run goes on with those of its own version, also when a later one is signed by nobody. */
+  signaturesOf(version: string): readonly Envelope[] {
+    return this.#signatures.get(version) ?? [];
   }
 
   pipelinesEver(): ReadonlyMap<string, PipelineSpec> {
@@ -278,8 +293,12 @@ export class ResourceLog implements PlanSource, ResourceJournal {
           : null;
     const spec = change.kind === "pipeline" ? bodies.get(change.version)! : change.spec;
     const { atMs: appliedAtMs, by: appliedBy } = applied;
-    this.#resources.set(`${kind}/${name}`, { kind, name, version, spec, revision, appliedAtMs, appliedBy });
+    const signatures = change.kind === "pipeline" ? change.signatures : undefined;
+    const signed = signatures === undefined ? {} : { signatures };
+    const stored = { kind, name, version, spec, ...signed, revision, appliedAtMs, appliedBy };
+    this.#resources.set(`${kind}/${name}`, stored);
     if (change.kind !== "pipeline" || version === null) return;
+    this.#signatures.set(version, signatures ?? []);
     this.#lastPipelines.set(name, bodies.get(version)!);
     const history = this.#history.get(name) ?? [];
     this.#history.set(name, [

@@ -5,6 +5,12 @@
  * with "must be".
  */
 import { z } from "zod";
+import { fromBase64 } from "../provenance/encoding.ts";
+import {
+  PIPELINE_ENVELOPES_MAX,
+  PIPELINE_PAYLOAD,
+  PIPELINE_SIGNATURES_MAX,
+} from "../provenance/signed-pipeline.ts";
 import { IMAGE_EXPECTED, isImage } from "./image.ts";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
 import { FIELD_PATTERN, NAME_PATTERN, VARIABLE_PATTERN } from "./names.ts";
@@ -331,6 +337,30 @@ const OWNER_EXPECTED = "the name of a person or team";
 const owner = z.string({ error: OWNER_EXPECTED }).min(1, { error: OWNER_EXPECTED }).pipe(Text);
 const Owner = owner.optional().describe("The person or team that answers for it");
 
+const SIGNATURES_EXPECTED = "a list of what `insitu sign` has written, at most 8";
+const BASE64_EXPECTED = "base64, as `insitu sign` has written it";
+const Base64 = z
+  .string({ error: BASE64_EXPECTED })
+  .max(128 * 1024, { error: BASE64_EXPECTED })
+  .refine((text) => fromBase64(text) !== undefined, { error: BASE64_EXPECTED });
+/** A DSSE envelope (github.com/secure-systems-lab/dsse). */
+const Signature = z.strictObject({
+  payloadType: z.literal(PIPELINE_PAYLOAD, { error: PIPELINE_PAYLOAD }).describe("What the payload is"),
+  payload: Base64.describe("What is signed: name, version, parameters, a digest over all steps, and times"),
+  signatures: z
+    .array(
+      z.strictObject({
+        keyid: z
+          .string({ error: "sha256: and 64 hexadecimal digits" })
+          .regex(/^sha256:[0-9a-f]{64}$/, { error: "sha256: and 64 hexadecimal digits" })
+          .describe("Digest of the public key"),
+        sig: Base64.describe("The signature"),
+      }),
+    )
+    .min(1, { error: SIGNATURES_EXPECTED })
+    .max(PIPELINE_SIGNATURES_MAX, { error: SIGNATURES_EXPECTED }),
+});
+
 export const PipelineDocument = z
   .strictObject({
     ...head("pipeline"),
@@ -345,6 +375,13 @@ export const PipelineDocument = z
       .array(StepDocument, { error: "a list of steps" })
       .min(1, { error: "a list of one step or more" })
       .describe("The steps. Their order is that of 'needs', not that of writing"),
+    signatures: z
+      .array(Signature, { error: SIGNATURES_EXPECTED })
+      .max(PIPELINE_ENVELOPES_MAX, { error: SIGNATURES_EXPECTED })
+      .optional()
+      .describe(
+        "Who has signed the pipeline as it stands here; written by `insitu sign`. They are no part of its version",
+      ),
   })
   .describe("Steps and what they need of each other");
 export type PipelineDocument = z.infer<typeof PipelineDocument>;

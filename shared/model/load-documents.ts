@@ -1,5 +1,7 @@
 /** From texts to resources: every error of every file at once, each with its place. */
 import type { z } from "zod";
+import { isStatementOf, readStatement } from "../provenance/signed-pipeline.ts";
+import { digestOf } from "./canonical.ts";
 import {
   type DocumentError,
   type DocumentPath,
@@ -38,6 +40,8 @@ export interface DocumentSource {
   files: readonly { file: string; text: string }[];
   /** Content by the document's directory joined with the step's path; undefined when there is no such file. */
   readAttachment(path: string): string | undefined;
+  /** Signatures of another version are no error: they are about to be replaced. */
+  staleSignatures?: "allowed";
 }
 
 /** Never throws for what is in the documents. */
@@ -65,6 +69,10 @@ function loadOne(
     checkMeaning(document, faults);
     const files = document.kind === "pipeline" ? collectFiles(file, document, source, loaded, faults) : {};
     if (faults.length === 0) resource = specOf(document, files);
+    if (resource?.kind === "pipeline" && source.staleSignatures === undefined) {
+      checkSignatures(document, resource, faults);
+      if (faults.length > 0) resource = undefined;
+    }
   }
   if (resource !== undefined && document !== undefined) {
     loaded.resources.push({ ...resource, file, document, locate: parsed.locate });
@@ -169,6 +177,25 @@ function checkMeaning(document: AnyDocument, faults: Explained[]): void {
         "raise maxBackoff (default 1m)",
       );
     }
+  }
+}
+
+/** Whether they are about the pipeline as it stands here. Who may sign it, the sites decide that run it. */
+function checkSignatures(
+  document: AnyDocument,
+  { spec }: Extract<Resource, { kind: "pipeline" }>,
+  faults: Explained[],
+): void {
+  if (document.kind !== "pipeline" || document.signatures === undefined) return;
+  for (const [index, envelope] of document.signatures.entries()) {
+    const statement = readStatement(envelope);
+    if (statement !== undefined && isStatementOf(statement, spec)) continue;
+    const message =
+      statement === undefined
+        ? `the payload of signature ${index + 1} is no statement about a pipeline`
+        : `signature ${index + 1} is of pipeline ${statement.name} in version ${statement.version}, and this is ${spec.name} in version ${digestOf(spec)}`;
+    const hint = "sign it anew with `insitu sign`, or take the signature out";
+    faults.push({ path: ["signatures", index], on: "value", message, code: "signature.stale", hint });
   }
 }
 

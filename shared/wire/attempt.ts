@@ -3,6 +3,7 @@ import { z } from "zod";
 import { Digest, FieldName, Name } from "../model/names.ts";
 import { Classification, ParamValue, StepSpec } from "../model/spec.ts";
 import { SignedReceipt } from "../provenance/signed-receipt.ts";
+import { SignedStep } from "../provenance/signed-pipeline.ts";
 
 /** Names one grant of one attempt. `epoch` is the fencing token: it grows with each grant. */
 export const LeaseKey = z.strictObject({
@@ -128,6 +129,8 @@ export const Offer = z.strictObject({
   expiresAtMs: z.int(),
   /** W3C trace context. */
   traceparent: z.string(),
+  /** Of a pipeline that is signed; left out otherwise, so that agents from before take what is not. */
+  signed: SignedStep.optional(),
 });
 export type Offer = z.infer<typeof Offer>;
 

@@ -9,6 +9,7 @@ import type {
   PoolSpec,
   StepSpec,
 } from "../../../shared/model/spec.ts";
+import { readStatement } from "../../../shared/provenance/signed-pipeline.ts";
 import type { StoredResource } from "../../api/services.ts";
 import type { ResourceDetail } from "../client.ts";
 import { EXIT } from "../exit-codes.ts";
@@ -150,6 +151,13 @@ function pipelineFields(resource: ResourceDetail, spec: PipelineSpec): [string, 
       `${name}: ${type}${fallback === undefined ? ", must be given" : `, default ${fallback}`}${description ? ` (${description})` : ""}`,
     ),
   );
+  const signers = (resource.signatures ?? []).flatMap((envelope) => {
+    const statement = readStatement(envelope);
+    const until = statement?.expiresAtMs === undefined ? "" : `, until ${instant(statement.expiresAtMs)}`;
+    const at = statement === undefined ? "" : `, ${instant(statement.signedAtMs)}`;
+    // The server trusts no keys, and who reads this may trust no server.
+    return envelope.signatures.map(({ keyid = "-" }) => oneLine(`by ${keyid}${at}${until}; sites check it`));
+  });
   const versions = (resource.versions ?? []).map(
     ({ version, appliedAtMs, appliedBy }) => `${version}  ${instant(appliedAtMs)} by ${oneLine(appliedBy)}`,
   );
@@ -159,6 +167,7 @@ function pipelineFields(resource: ResourceDetail, spec: PipelineSpec): [string, 
     ["deadline", spec.timeoutMs === null ? "none" : duration(spec.timeoutMs)],
     ["files", Object.keys(spec.files).map(oneLine).join(", ") || "-"],
     ["steps", spec.steps.map(stepText).join("\n")],
+    ["signed", signers.join("\n") || "no"],
     ["versions", versions.join("\n") || "-"],
   ];
 }
