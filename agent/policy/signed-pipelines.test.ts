@@ -1,5 +1,6 @@
 /** The attacker is the control plane: it signs offers, passes signatures on, and wants something else to run. */
 import { generateKeyPairSync } from "node:crypto";
+import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { digestOf } from "../../shared/model/canonical.ts";
 import type { PipelineSpec } from "../../shared/model/spec.ts";
@@ -193,6 +194,27 @@ describe("a site that runs signed pipelines alone", () => {
     expect(verdict(changed)).toMatch(reason);
   });
 
+  test("takes nothing that differs in what is started, whatever is put anywhere into an offer", () => {
+    const property = fc.property(
+      fc.infiniteStream(fc.nat()),
+      fc.jsonValue({ maxDepth: 2 }),
+      (picks, value) => {
+        const received = Offer.safeParse(changedSomewhere(honest, picks, value));
+        if (!received.success) return;
+        const changed = received.data;
+        if (verdict(changed) !== "allowed") return;
+        for (const field of ["pipeline", "version", "step", "files", "environment"] as const)
+          expect(changed[field]).toEqual(honest[field]);
+        expect(Object.keys(changed.params).sort()).toEqual(["region", "year"]);
+        expect([
+          typeof changed.params.year,
+          ["north", "south"].includes(String(changed.params.region)),
+        ]).toEqual(["number", true]);
+      },
+    );
+    fc.assert(property, { numRuns: 2_000 });
+  });
+
   test("refuses a step whose whole tree was made anew: the root is signed", () => {
     const evil = { ...nightly, steps: [extract, { ...fit, reads: ["payroll"] }, other] };
     const [envelope] = signed!.envelopes;
@@ -243,6 +265,18 @@ test("a policy in which a key is there twice is not used: which of the two lists
   const policy = { keys: [entry, { ...entry, pipelines: ["*"] }] };
   expect(() => siteRules({ signedPipelines: policy })).toThrow(/twice/);
 });
+
+/** With another value, or one more key, at one place of it. */
+function changedSomewhere(whole: unknown, picks: Iterator<number>, value: unknown): unknown {
+  const pick = (count: number): number => (picks.next().value ?? 0) % count;
+  if (typeof whole !== "object" || whole === null || pick(8) === 0) return value;
+  const keys = [...Object.keys(whole), "extra"];
+  const key = keys[pick(keys.length)]!;
+  const copy: Record<string, unknown> | unknown[] = Array.isArray(whole) ? [...whole] : { ...whole };
+  const before = (whole as Record<string, unknown>)[key];
+  (copy as Record<string, unknown>)[key] = changedSomewhere(before, picks, value);
+  return copy;
+}
 
 function renamed(envelope: Envelope, keyid: string): Envelope {
   return { ...envelope, signatures: envelope.signatures.map(({ sig }) => ({ keyid, sig })) };

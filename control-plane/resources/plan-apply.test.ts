@@ -1,7 +1,10 @@
 import { describe, expect, test } from "vitest";
+import { digestOf } from "../../shared/model/canonical.ts";
 import { loadDocuments } from "../../shared/model/load-documents.ts";
+import type { PipelineSpec } from "../../shared/model/spec.ts";
+import { author } from "../../test/support/signing.ts";
 import type { StoredResource } from "../api/services.ts";
-import { planApply, usersOf } from "./plan-apply.ts";
+import { planApply, signaturesOf, usersOf } from "./plan-apply.ts";
 
 const SET = `
 kind: environment
@@ -85,6 +88,18 @@ describe("an apply", () => {
       "pipeline new-version",
     ]);
   });
+});
+
+test("a signature more or less is an update of the same version, and the same ones again are none", () => {
+  const spec = load(SET).find(({ kind }) => kind === "pipeline")!.spec as PipelineSpec;
+  const signed = `${SET}signatures: ${JSON.stringify([author().seal(spec)])}\n`;
+  const before = stored(SET);
+  const [change] = planApply(before, load(signed)).slice(-1);
+  expect(change).toEqual({ kind: "pipeline", name: "count", action: "updated", version: digestOf(spec) });
+  const pipeline = { ...before.get("pipeline/count")!, signatures: signaturesOf(load(signed).at(-1)!) };
+  const after = new Map(before).set("pipeline/count", pipeline);
+  expect(planApply(after, load(signed)).at(-1)?.action).toBe("unchanged");
+  expect(planApply(after, load(SET)).at(-1)?.action).toBe("updated");
 });
 
 describe("those who would miss a resource", () => {

@@ -6,6 +6,7 @@ import { systemClock } from "../../shared/system.ts";
 import { subjects } from "../../shared/wire/subjects.ts";
 import { startTestNats, type TestNats } from "../../test/support/nats.ts";
 import { poisonOf } from "../../test/support/poison.ts";
+import { author } from "../../test/support/signing.ts";
 import { pipelineSpec, stepSpec } from "../../test/support/specs.ts";
 import type { ResourceChange } from "../resources/resource-journal.ts";
 import { ensureStreams } from "./jetstream.ts";
@@ -66,6 +67,31 @@ describe("an apply", () => {
     const later = await open();
     expect(later.list("pool")).toEqual(one.list("pool"));
     expect(later.get("pool", "b")).toMatchObject({ spec: { capacity: 2 }, appliedAtMs: 5, appliedBy: "ana" });
+  });
+
+  test("keeps the signatures of each version of a pipeline, as they were applied last, for readers of later too", async () => {
+    const log = await open();
+    const [one, two] = [pipelineSpec("p", [stepSpec("a")]), pipelineSpec("p", [stepSpec("b")])];
+    const signatures = [author().seal(one)];
+    for (const spec of [one, two]) await log.keepVersion(digestOf(spec), spec);
+    const set = (spec: typeof one, more: object = {}): ResourceChange => ({
+      action: "set",
+      kind: "pipeline",
+      name: "p",
+      version: digestOf(spec),
+      ...more,
+    });
+    await apply(log, [set(one, { signatures })]);
+    expect(log.get("pipeline", "p")).toMatchObject({ version: digestOf(one), signatures });
+    await apply(log, [set(two)]);
+    for (const reader of [log, await open()]) {
+      expect(reader.get("pipeline", "p")).not.toHaveProperty("signatures");
+      // Runs of the first version go on.
+      expect(reader.signaturesOf(digestOf(one))).toEqual(signatures);
+      expect(reader.signaturesOf(digestOf(two))).toEqual([]);
+    }
+    await apply(log, [set(one)]);
+    expect(log.signaturesOf(digestOf(one))).toEqual([]);
   });
 
   test("is a conflict when something was applied since, changes nothing, and then sees what came first", async () => {

@@ -10,6 +10,7 @@ import {
   PIPELINE_ENVELOPES_MAX,
   PIPELINE_PAYLOAD,
   PIPELINE_SIGNATURES_MAX,
+  STATEMENT_MAX_BYTES,
 } from "../provenance/signed-pipeline.ts";
 import { IMAGE_EXPECTED, isImage } from "./image.ts";
 import { JURISDICTION_GROUPS, JURISDICTIONS, JURISDICTIONS_AS_OF } from "./jurisdictions.ts";
@@ -337,11 +338,11 @@ const OWNER_EXPECTED = "the name of a person or team";
 const owner = z.string({ error: OWNER_EXPECTED }).min(1, { error: OWNER_EXPECTED }).pipe(Text);
 const Owner = owner.optional().describe("The person or team that answers for it");
 
-const SIGNATURES_EXPECTED = "a list of what `insitu sign` has written, at most 8";
+const SIGNATURES_EXPECTED = `a list of what \`insitu sign\` has written, at most ${PIPELINE_ENVELOPES_MAX}`;
 const BASE64_EXPECTED = "base64, as `insitu sign` has written it";
 const Base64 = z
   .string({ error: BASE64_EXPECTED })
-  .max(128 * 1024, { error: BASE64_EXPECTED })
+  .max(STATEMENT_MAX_BYTES * 2, { error: BASE64_EXPECTED })
   .refine((text) => fromBase64(text) !== undefined, { error: BASE64_EXPECTED });
 /** A DSSE envelope (github.com/secure-systems-lab/dsse). */
 const Signature = z.strictObject({

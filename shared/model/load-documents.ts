@@ -1,7 +1,6 @@
 /** From texts to resources: every error of every file at once, each with its place. */
 import type { z } from "zod";
-import { isStatementOf, readStatement } from "../provenance/signed-pipeline.ts";
-import { digestOf } from "./canonical.ts";
+import { readStatement, saysTheSame, statementOf } from "../provenance/signed-pipeline.ts";
 import {
   type DocumentError,
   type DocumentPath,
@@ -187,13 +186,15 @@ function checkSignatures(
   faults: Explained[],
 ): void {
   if (document.kind !== "pipeline" || document.signatures === undefined) return;
+  if (document.signatures.length === 0) return;
+  const current = statementOf(spec, { signedAtMs: 0 });
   for (const [index, envelope] of document.signatures.entries()) {
     const statement = readStatement(envelope);
-    if (statement !== undefined && isStatementOf(statement, spec)) continue;
+    if (statement !== undefined && saysTheSame(statement, current)) continue;
     const message =
       statement === undefined
         ? `the payload of signature ${index + 1} is no statement about a pipeline`
-        : `signature ${index + 1} is of pipeline ${statement.name} in version ${statement.version}, and this is ${spec.name} in version ${digestOf(spec)}`;
+        : `signature ${index + 1} is of pipeline ${statement.name} in version ${statement.version}, and this is ${spec.name} in version ${current.version}`;
     const hint = "sign it anew with `insitu sign`, or take the signature out";
     faults.push({ path: ["signatures", index], on: "value", message, code: "signature.stale", hint });
   }

@@ -17,10 +17,10 @@ import { inclusionProof, leafHash, type NodeReader, readerOf, rootHash, verifyIn
 
 export const PIPELINE_PAYLOAD = "application/vnd.insitu.pipeline.v1+json";
 /** Envelopes beside one pipeline, and signatures in one of them: each costs an agent a verification. */
-export const PIPELINE_ENVELOPES_MAX = 8;
+export const PIPELINE_ENVELOPES_MAX = 4;
 export const PIPELINE_SIGNATURES_MAX = 4;
 /** Of the statement, which is in every offer of the pipeline: what grows it are the parameters. */
-export const STATEMENT_MAX_BYTES = 64 * 1024;
+export const STATEMENT_MAX_BYTES = 16 * 1024;
 
 export const PipelineStatement = z.strictObject({
   v: z.literal(1),
@@ -155,9 +155,10 @@ export function readStatement({ payloadType, payload }: Envelope): PipelineState
   }
 }
 
-/** Whether the statement is about exactly this pipeline, as it is now. */
-export function isStatementOf(statement: PipelineStatement, spec: PipelineSpec): boolean {
-  return canonicalJson(statement) === canonicalJson(statementOf(spec, statement));
+/** Whether two statements differ in their times alone: both are about the same version of the same pipeline. */
+export function saysTheSame(a: PipelineStatement, b: PipelineStatement): boolean {
+  const { signedAtMs, expiresAtMs } = a;
+  return canonicalJson(a) === canonicalJson({ ...b, signedAtMs, expiresAtMs });
 }
 
 function filesOf(spec: PipelineSpec, step: StepSpec): Record<string, string> {

@@ -7,11 +7,11 @@ import { type LocatedResource, loadDocuments } from "../../../shared/model/load-
 import type { AuthorKey } from "../../../shared/provenance/author-key.ts";
 import { type Envelope, unseal } from "../../../shared/provenance/dsse.ts";
 import {
-  isStatementOf,
   PIPELINE_ENVELOPES_MAX,
   PIPELINE_PAYLOAD,
   readStatement,
   STATEMENT_MAX_BYTES,
+  saysTheSame,
   sealStatement,
   statementOf,
 } from "../../../shared/provenance/signed-pipeline.ts";
@@ -84,14 +84,15 @@ function signedAnew(
   times: { signedAtMs: number; expiresAtMs: number | undefined },
 ): Envelope[] {
   const { spec } = pipeline;
+  const fresh = statementOf(spec, times);
   const kept = envelopesOf(pipeline).filter((envelope) => {
     const statement = readStatement(envelope);
     const own = envelope.signatures.some(({ keyid }) => keyid === signer.keyid);
-    return !own && statement !== undefined && isStatementOf(statement, spec);
+    return !own && statement !== undefined && saysTheSame(statement, fresh);
   });
   if (kept.length >= PIPELINE_ENVELOPES_MAX)
     throw invalid(`pipeline ${spec.name} has ${kept.length} signatures by others, as many as there may be`);
-  const envelope = sealStatement(statementOf(spec, times), signer);
+  const envelope = sealStatement(fresh, signer);
   if (readStatement(envelope) === undefined)
     throw invalid(
       `pipeline ${spec.name} cannot be signed: its parameters take more than the ${STATEMENT_MAX_BYTES} bytes of a statement; shorten their lists of values`,
