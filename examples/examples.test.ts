@@ -5,11 +5,15 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { explainRules } from "../agent/policy/allow-lists.ts";
+import { parseRules } from "../agent/policy/parse-rules.ts";
 import { ruleFaults } from "../control-plane/access/cedar-access.ts";
 import { readDocumentSet } from "../control-plane/cli/documents.ts";
 import { createCedarPlacement } from "../control-plane/placement/cedar-placement.ts";
 import { isPlaceable } from "../control-plane/placement/choose.ts";
+import { digestOf } from "../shared/model/canonical.ts";
 import { loadDocuments } from "../shared/model/load-documents.ts";
+import { pipelineTree } from "../shared/provenance/signed-pipeline.ts";
 import { comparison } from "./comparison.mjs";
 import type { Demo } from "./demo.ts";
 import federated from "./federated/demo.mjs";
@@ -69,6 +73,40 @@ test("the rules about people are rules", async () => {
   expect(resources).toHaveLength(1);
   for (const resource of resources)
     expect(resource.kind === "access-policy" ? ruleFaults(resource.spec) : resource.kind).toEqual([]);
+});
+
+test("a site whose policy is the example's runs the signed pipeline, as the release reads it that has signed it", async () => {
+  const folder = fileURLToPath(new URL("signed/", import.meta.url));
+  const { documents, attachments } = await readDocumentSet(["pipeline.yaml"], {
+    cwd: folder,
+    readStdin: async () => "",
+  });
+  const { resources, errors } = loadDocuments({
+    files: documents,
+    readAttachment: (path) => attachments[path],
+  });
+  expect(errors).toEqual([]);
+  const [resource] = resources;
+  if (resource?.kind !== "pipeline" || resource.document.kind !== "pipeline") throw new Error("no pipeline");
+  const { spec, document } = resource;
+  const [step] = spec.steps;
+  const signed = { envelopes: document.signatures!, ...pipelineTree(spec).provenStep("count")! };
+  const rules = parseRules("policy.yaml", await readFile(join(folder, "policy.yaml"), "utf8"));
+  const offer = {
+    lease: { runId: "r", stepId: "count", attempt: 1, epoch: 1 },
+    environment: "clinic",
+    pipeline: spec.name,
+    version: digestOf(spec),
+    step: step!,
+    files: spec.files,
+    params: { region: "south" },
+    inputs: {},
+    datasets: [],
+    traceparent: `00-${"a".repeat(32)}-${"b".repeat(16)}-01`,
+    signed,
+  };
+  const refused = explainRules(rules, offer, Date.UTC(2026, 11, 1));
+  expect(refused.filter(({ allowed }) => !allowed)).toEqual([]);
 });
 
 /** Steps with no place, of all that `-f` takes from these files and folders. */

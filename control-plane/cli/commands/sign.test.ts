@@ -59,7 +59,6 @@ test("signing keeps the text of the file, the other documents in it and signatur
     (await run("sign", "-f", "p.yaml", "--key", "ada.pem", "--expires", "1d", "--out", "p.yaml")).code,
   ).toBe(0);
   const text = read("p.yaml");
-  for (const comment of ["# About it.", "# first", "# A place."]) expect(text).toContain(comment);
   const both = signatures(text);
   expect(both).toHaveLength(2);
   expect(both).not.toContainEqual(first[0]);
@@ -67,6 +66,27 @@ test("signing keeps the text of the file, the other documents in it and signatur
   const { checks } = JSON.parse(checked.stdout) as { checks: { verdict: string }[] };
   expect(checks.map(({ verdict }) => verdict).sort()).toEqual(["unknown key", "valid"]);
   expect(checked.code).toBe(0);
+});
+
+test.each<[string, string, string]>([
+  ["an end without a line break", PIPELINE.trimEnd(), ""],
+  ["a comment at its end", PIPELINE, "# The end.\n"],
+  ["a document behind it", PIPELINE, "---\n# A place.\nkind: pool\nname:   licences\ncapacity: 2\n"],
+  ["a script at its end", `${PIPELINE}  - id: b\n    run: |\n      echo 1\n\n      echo 2\n`, ""],
+  ["an anchor", `${PIPELINE}  - { id: b, run: &x [cat] }\n  - { id: c, run: *x }\n`, ""],
+])("of a file with %s every character stays, when it is signed again too", async (_what, before, behind) => {
+  await keys("ada", "ci");
+  write("p.yaml", before + behind);
+  for (const key of ["ada", "ci", "ada"])
+    expect(await run("sign", "-f", "p.yaml", "--key", `${key}.pem`, "--out", "p.yaml")).toMatchObject({
+      code: 0,
+    });
+  const text = read("p.yaml");
+  expect(text.startsWith(before)).toBe(true);
+  expect(text.endsWith(behind)).toBe(true);
+  expect(text.match(/^signatures:$/gm)).toHaveLength(1);
+  for (const key of ["ada", "ci"])
+    expect((await run("verify", "-f", "p.yaml", "--key", `${key}.pub.pem`)).code).toBe(0);
 });
 
 test("a signature by another hand, of another text or out of its time does not count", async () => {
