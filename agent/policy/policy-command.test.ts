@@ -138,12 +138,13 @@ describe("init", () => {
 
   test("its examples are valid where they stand", () => {
     const uncommented = TEMPLATE.replace(
-      /^# ?(?=(hours|cedar|maximum| {2,}(- \{ days|timeout|\w+Bytes|memory|cpu|processes|openFiles|fileSize)))/gm,
+      /^# ?(?=(signedPipelines|hours|cedar|maximum| {2,}(maxAge|keys|- name|pipelines|publicKey|-----|MCow|- \{ days|timeout|\w+Bytes|memory|cpu|processes|openFiles|fileSize)))/gm,
       "",
     ).replace(/^# {2}(?=- | {2}sha256|- \{)/gm, "  ");
     const rules = parseRules("template", uncommented);
     expect(rules.commands).toHaveLength(2);
     expect(rules.files).toHaveLength(2);
+    expect(rules.signedPipelines).toMatchObject({ maxAge: 90 * 86_400_000, keys: [{ name: "research" }] });
     expect(rules.cedar).toBe("policy.cedar");
     expect(rules.hours).toHaveLength(2);
     expect(rules.maximum.artifactBytes).toBe(1024 ** 3);

@@ -15,6 +15,17 @@ pipelines:
 #  - penguins
 #  - "nightly-*"
 
+# Of these, only what one of these keys has signed (insitu sign); without this, signatures are not looked at. See docs/security/signed-pipelines.md.
+# signedPipelines:
+#   maxAge: 90d
+#   keys:
+#     - name: research
+#       pipelines: ["nightly-*"]
+#       publicKey: |
+#         -----BEGIN PUBLIC KEY-----
+#         MCowBQYDK2VwAyEASGXeIPbYVUsV4RWL3PWjQY774+kj4rLnAQJvxASjyN8=
+#         -----END PUBLIC KEY-----
+
 # Who has to answer for the pipeline: its owner, a person or a team, as the control plane knows it. Without this, anybody.
 # owners:
 #   - statistics
