@@ -15,17 +15,9 @@ import {
   needsToApply,
   onPipeline,
 } from "./guard.ts";
+import { PipelineVersionView, ResourceDetail, StoredResourceView } from "./resource-schemas.ts";
 import { Cursor, flag, IdempotencyHeaders, json, jsonBody, limit, problems } from "./routes.ts";
-import {
-  AppliedChange,
-  DocumentSetBody,
-  PipelineVersionView,
-  PlanRequest,
-  PlanView,
-  pageOf,
-  ResourceDetail,
-  StoredResourceView,
-} from "./schemas.ts";
+import { AppliedChange, DocumentSetBody, PlanRequest, PlanView, pageOf } from "./schemas.ts";
 import type { AskedChange, ResourceService } from "./services.ts";
 import { refuseUnseenPipeline, seenResources, unknownResource } from "./unseen.ts";
 

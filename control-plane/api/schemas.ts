@@ -2,16 +2,7 @@
 import { z } from "@hono/zod-openapi";
 import { DECISIONS } from "../../shared/engine/disconnection.ts";
 import { Digest, Name } from "../../shared/model/names.ts";
-import {
-  AccessPolicySpec,
-  DatasetSpec,
-  EnvironmentSpec,
-  KINDS,
-  ParamValue,
-  PipelineSpec,
-  PoolSpec,
-} from "../../shared/model/spec.ts";
-import { Envelope } from "../../shared/provenance/dsse.ts";
+import { KINDS, ParamValue } from "../../shared/model/spec.ts";
 import {
   ArtifactRef,
   BoxRecord,
@@ -36,7 +27,7 @@ const StepStatus = z.enum([
   "cancelled",
 ]);
 export const RunStatus = z.enum(["running", "cancelling", "succeeded", "failed", "cancelled"]);
-const AtMs = z.int().openapi({ description: "Milliseconds since the Unix epoch" });
+export const AtMs = z.int().openapi({ description: "Milliseconds since the Unix epoch" });
 
 export const Problem = z
   .object({
@@ -300,37 +291,6 @@ export const StoredPipelineBody = z
   .openapi("StoredPipeline");
 
 export const PlanRequest = z.union([DocumentSetBody, StoredPipelineBody]).openapi("PlanRequest");
-
-export const StoredResourceView = z
-  .object({
-    kind: z.enum(KINDS),
-    name: z.string(),
-    version: z
-      .string()
-      .nullable()
-      .openapi({ description: "Digest of a pipeline or an access policy; null for other kinds" }),
-    spec: z.union([PipelineSpec, DatasetSpec, EnvironmentSpec, PoolSpec, AccessPolicySpec]),
-    signatures: z.array(Envelope).optional().openapi({
-      description:
-        "Of a pipeline, as DSSE envelopes. Whoever trusts no server checks them: this one does not",
-    }),
-    revision: z.int(),
-    appliedAtMs: AtMs,
-    appliedBy: z.string(),
-  })
-  .openapi("Resource");
-
-export const PipelineVersionEntry = z
-  .object({ version: z.string(), appliedAtMs: AtMs, appliedBy: z.string() })
-  .openapi("PipelineVersionEntry");
-
-export const ResourceDetail = StoredResourceView.extend({
-  versions: z.array(PipelineVersionEntry).optional().openapi({ description: "Of pipelines, newest first" }),
-}).openapi("ResourceDetail");
-
-export const PipelineVersionView = z
-  .object({ version: z.string(), spec: PipelineSpec })
-  .openapi("PipelineVersion");
 
 export const StartRunBody = z
   .strictObject({
