@@ -2,8 +2,8 @@
 import { z } from "zod";
 import { Digest, FieldName, Name } from "../model/names.ts";
 import { Classification, ParamValue, StepSpec } from "../model/spec.ts";
-import { SignedReceipt } from "../provenance/signed-receipt.ts";
 import { SignedStep } from "../provenance/signed-pipeline.ts";
+import { SignedReceipt } from "../provenance/signed-receipt.ts";
 
 /** Names one grant of one attempt. `epoch` is the fencing token: it grows with each grant. */
 export const LeaseKey = z.strictObject({
