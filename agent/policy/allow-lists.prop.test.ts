@@ -284,6 +284,7 @@ function letOut(...allow: string[]): Asked["step"] {
 
 describe("a container", () => {
   const container = (change: object, digest = "a"): Asked => ({
+    ...offerOf(),
     pipeline: "p",
     files: {},
     step: stepSpec("fit", {
