@@ -6,7 +6,8 @@ import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
 import { agentInbox } from "./access/nats-claims.ts";
 import { type NatsIdentity, NatsIdentityService } from "./access/nats-identity.ts";
-import { loadOrCreateNatsOperator, type NatsOperator } from "./access/nats-operator.ts";
+import { NatsKeyFollower } from "./access/nats-key-follower.ts";
+import { loadNatsOperator, loadOrCreateNatsOperator, type NatsOperator } from "./access/nats-operator.ts";
 import { NatsUsers } from "./access/nats-users.ts";
 import type { Pki } from "./access/pki.ts";
 import { isLoopback } from "./api/serve.ts";
@@ -22,6 +23,7 @@ import { openKv } from "./store/kv.ts";
 import { checkAccounts } from "./store/nats-accounts-check.ts";
 import { pushAccount } from "./store/nats-claims-push.ts";
 import { NatsDisk } from "./store/nats-disk.ts";
+import { answerForKeys } from "./store/nats-key-census.ts";
 import { NatsRoom } from "./store/nats-room.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
 import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "./store/nats-target.ts";
@@ -170,7 +172,7 @@ async function openAccounts(
     keep(connection: NatsConnection, target: Target): Promise<TailCopy | undefined>;
     hasRoom: Engine["hasRoom"];
   },
-  { clock, log }: World,
+  { clock, log, secrets }: World,
   closers: Closers,
 ): Promise<Engine> {
   const { agentServers, agentCaPem, operator, hasRoom } = options;
@@ -238,6 +240,16 @@ async function openAccounts(
       // A power cut takes accounts too.
       copy?.onRestored(async () => await made.pushAll());
       made.start();
+      const keys = new NatsKeyFollower({
+        operator,
+        load: () => loadNatsOperator(secrets),
+        tell: () => made.pushAll(),
+        clock,
+        log,
+      });
+      answerForKeys(connection, keys);
+      keys.start();
+      closers.add("nats keys", () => keys.close());
       closers.add("nats accounts", async () => {
         stop.abort();
         for (const end of off) end();

@@ -38,22 +38,37 @@ const DEFAULT_PERMISSIONS = { pub: { deny: ADMINISTRATION }, sub: {} };
 const nextOf = (account: string): string => `$JS.API.CONSUMER.MSG.NEXT.${STREAMS.work}.${account}`;
 const ackOf = (account: string): string => `$JS.ACK.${STREAMS.work}.${account}.>`;
 
-export function operatorClaims(systemAccount: string, signingKeys: readonly string[]): Claims {
+/** @param strict servers take what signing keys have signed, and nothing of the keys that name operator and accounts */
+export function operatorClaims(
+  systemAccount: string,
+  signingKeys: readonly string[],
+  strict: boolean,
+): Claims {
   return {
     name: "insitu",
-    nats: { type: "operator", system_account: systemAccount, signing_keys: signingKeys },
+    nats: {
+      type: "operator",
+      system_account: systemAccount,
+      signing_keys: signingKeys,
+      ...(strict ? { strict_signing_key_usage: true } : {}),
+    },
   };
 }
 
-export function systemAccountClaims(): Claims {
+export function systemAccountClaims(signingKeys: readonly string[]): Claims {
   return {
     name: "system",
-    nats: { type: "account", limits: UNLIMITED, default_permissions: DEFAULT_PERMISSIONS },
+    nats: {
+      type: "account",
+      limits: UNLIMITED,
+      default_permissions: DEFAULT_PERMISSIONS,
+      ...signedBy(signingKeys),
+    },
   };
 }
 
 /** Holds the streams. Exports the work queue by a token: the position where the account of who asks has to stand. */
-export function controlPlaneClaims(): Claims {
+export function controlPlaneClaims(signingKeys: readonly string[]): Claims {
   const next = nextOf("*");
   const ack = ackOf("*");
   return {
@@ -62,6 +77,7 @@ export function controlPlaneClaims(): Claims {
       type: "account",
       limits: { ...UNLIMITED, ...JETSTREAM_UNLIMITED },
       default_permissions: DEFAULT_PERMISSIONS,
+      ...signedBy(signingKeys),
       exports: [
         {
           name: "pull",
@@ -127,6 +143,21 @@ export function claimsUserClaims(): Claims {
   };
 }
 
+/** Of the system account: reads what servers say of themselves and of connections. */
+export function inspectorUserClaims(): Claims {
+  return {
+    name: "inspector",
+    nats: {
+      type: "user",
+      subs: -1,
+      data: -1,
+      payload: -1,
+      pub: { allow: ["$SYS.REQ.SERVER.PING.VARZ", "$SYS.REQ.SERVER.PING.CONNZ"] },
+      sub: { allow: ["_INBOX.>"] },
+    },
+  };
+}
+
 export function agentUserClaims(options: { agent: string; name: string; account: string }): Claims {
   const { agent, name, account } = options;
   return {
@@ -141,6 +172,11 @@ export function agentUserClaims(options: { agent: string; name: string; account:
       sub: { allow: [`${agentInbox(name)}.>`] },
     },
   };
+}
+
+/** Left out where there are none: what was signed before there were any stays the same text. */
+function signedBy(signingKeys: readonly string[]): { signing_keys?: readonly string[] } {
+  return signingKeys.length === 0 ? {} : { signing_keys: signingKeys };
 }
 
 /** Where an agent is answered. Names hold no dots. */

@@ -19,10 +19,18 @@ export interface NatsPeer {
   notAfterMs: number;
 }
 
+export interface NatsPeerAccess {
+  userJwt: string;
+  /** Wall time. */
+  renewAtMs: number;
+  /** False once another key signs. */
+  isCurrent(): boolean;
+}
+
 /** What the gateway needs: a user of NATS for an agent's own key. */
 export interface NatsIdentity {
   /** @throws request.invalid for a key that is none; auth.denied for an identity that was revoked or replaced meanwhile */
-  accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }>;
+  accessFor(peer: NatsPeer, userKey: string): Promise<NatsPeerAccess>;
   /** Cuts what the agent has open, for good; `keep` names the keys of it that stay. Safe twice. */
   revoke(agent: { environment: string; name: string }, keep: readonly string[]): Promise<void>;
 }
@@ -66,17 +74,22 @@ export class NatsIdentityService implements NatsIdentity {
   async setEnvironments(environments: readonly string[]): Promise<void> {
     const fresh = environments.filter((environment) => !this.#environments.has(environment));
     for (const environment of fresh) {
-      await this.#push(environment);
+      // Also told of by whoever tells all while this is under way, perhaps with other keys by then.
       this.#environments.add(environment);
+      await this.#push(environment).catch((err: unknown) => {
+        this.#environments.delete(environment);
+        throw err;
+      });
     }
   }
 
-  /** After a connection was lost: a server may have come without its directory of accounts. */
+  /** After a connection was lost: a server may have come without its directory of accounts. And after keys have changed. */
   async pushAll(): Promise<void> {
+    await this.#pushCentral();
     for (const environment of this.#environments) await this.#push(environment);
   }
 
-  async accessFor(peer: NatsPeer, userKey: string): Promise<{ userJwt: string; renewAtMs: number }> {
+  async accessFor(peer: NatsPeer, userKey: string): Promise<NatsPeerAccess> {
     if (!isPublicNkey("user", userKey))
       throw new InsituError("request.invalid", "the agent's NATS key is not the public nkey of a user");
     const { operator, users, clock, keysOf } = this.#options;
@@ -89,6 +102,7 @@ export class NatsIdentityService implements NatsIdentity {
       nowS: Math.floor(clock.wallMs() / 1_000),
       validForS: VALID_FOR_S,
       notAfterS: Math.floor(notAfterMs / 1_000),
+      signedBy: operator.accountGeneration,
     };
     const denied = new InsituError(
       "auth.denied",
@@ -109,6 +123,7 @@ export class NatsIdentityService implements NatsIdentity {
     const { user } = grant(value, request);
     return {
       userJwt: operator.agentJwt({ environment, name, ...user }),
+      isCurrent: () => operator.accountGeneration === user.signedBy,
       renewAtMs: Math.floor((user.issuedAtS + (user.expiresAtS - user.issuedAtS) * 0.6) * 1_000),
     };
   }
@@ -124,9 +139,18 @@ export class NatsIdentityService implements NatsIdentity {
     if (changed) await this.#push(agent.environment);
   }
 
+  /** They are in the configuration of the servers, as they were before any key has changed. */
+  #pushCentral(): Promise<void> {
+    return this.#inTurn(async () => {
+      const { operator, push } = this.#options;
+      if (operator.isFirst) return;
+      for (const jwt of Object.values(operator.centralAccounts)) await push(jwt);
+    });
+  }
+
   /** One after another, each with what is stored then: a later one never says less. */
   #push(environment: string): Promise<void> {
-    const pushed = this.#pushing.then(async () => {
+    return this.#inTurn(async () => {
       const { operator, users, push, clock } = this.#options;
       const entries = await users.list();
       const records = entries
@@ -136,6 +160,10 @@ export class NatsIdentityService implements NatsIdentity {
       await push(operator.environmentJwt(environment, revocations, Math.floor(clock.wallMs() / 1_000)));
       this.#told.set(environment, JSON.stringify(revocations));
     });
+  }
+
+  #inTurn(work: () => Promise<void>): Promise<void> {
+    const pushed = this.#pushing.then(work);
     this.#pushing = pushed.catch(() => undefined); // the caller has the error; the next in line must still run
     return pushed;
   }

@@ -15,6 +15,8 @@ const User = z.object({
   expiresAtS: z.int(),
   /** What was issued for the key up to then is void. */
   revokedAtS: z.int().nullable(),
+  /** Generation of the key of accounts that signed it; of before there were rotations: the first. */
+  signedBy: z.int().default(1),
 });
 type User = z.infer<typeof User>;
 
@@ -31,6 +33,8 @@ export interface Grant {
   validForS: number;
   /** Of the agent's certificate: nothing outlives it. */
   notAfterS: number;
+  /** Generation of the key of accounts that signs now. */
+  signedBy: number;
 }
 
 /**
@@ -39,11 +43,12 @@ export interface Grant {
  * @throws limit.exceeded for an agent that brings ever new keys
  */
 export function grant(current: NatsUsers | undefined, request: Grant): { next: NatsUsers; user: User } {
-  const { environment, name, userKey, spkiSha256, nowS, validForS, notAfterS } = request;
+  const { environment, name, userKey, spkiSha256, nowS, validForS, notAfterS, signedBy } = request;
   const kept = (current?.users ?? []).filter(({ expiresAtS }) => expiresAtS > nowS);
   const known = kept.find((user) => user.userKey === userKey);
   const expiresAtS = Math.min(nowS + validForS, notAfterS);
-  const stands = known !== undefined && isLive(known) && known.spkiSha256 === spkiSha256;
+  const stands =
+    known !== undefined && isLive(known) && known.spkiSha256 === spkiSha256 && known.signedBy === signedBy;
   if (stands && known.expiresAtS - nowS > validForS / 2) return { next: current as NatsUsers, user: known };
   const others = kept.filter((user) => user !== known);
   if (others.length >= KEYS_MAX) {
@@ -55,7 +60,8 @@ export function grant(current: NatsUsers | undefined, request: Grant): { next: N
   }
   // NATS voids what was issued up to the second of a revocation.
   const issuedAtS = Math.max(nowS, (known?.revokedAtS ?? 0) + 1);
-  const user = { userKey, spkiSha256, issuedAtS, expiresAtS, revokedAtS: known?.revokedAtS ?? null };
+  const revokedAtS = known?.revokedAtS ?? null;
+  const user = { userKey, spkiSha256, issuedAtS, expiresAtS, revokedAtS, signedBy };
   return { next: { v: 1, environment, name, users: [...others, user] }, user };
 }
 
@@ -79,6 +85,16 @@ export function revocationsOf(records: Iterable<NatsUsers>): Record<string, numb
   for (const { users } of records)
     for (const { userKey, revokedAtS } of users) if (revokedAtS !== null) revocations[userKey] = revokedAtS;
   return revocations;
+}
+
+/** Agents that may hold a JWT which that key signed and nobody has voided, as `environment/name`. */
+export function holdersOf(records: Iterable<NatsUsers>, generation: number, nowS: number): string[] {
+  const holds = (user: User): boolean =>
+    user.signedBy === generation && isLive(user) && user.expiresAtS > nowS;
+  return [...records]
+    .filter(({ users }) => users.some(holds))
+    .map(({ environment, name }) => `${environment}/${name}`)
+    .sort();
 }
 
 function isLive({ issuedAtS, revokedAtS }: User): boolean {

@@ -1,6 +1,6 @@
 /** Files that hold secrets: created once, readable by their owner alone. */
 import { constants } from "node:fs";
-import { chmod, link, mkdir, open, readFile, rm, stat } from "node:fs/promises";
+import { chmod, link, mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import { newSecret } from "../../shared/system.ts";
@@ -42,8 +42,21 @@ export async function loadSecret(path: string): Promise<string | undefined> {
   return text;
 }
 
-/** Durable and all at once: the file is complete or absent. An existing one stays as it is. */
-async function writeSecret(path: string, text: string): Promise<void> {
+/** Durable and all at once: readers see the former text or this one. */
+export async function replaceSecret(path: string, text: string): Promise<void> {
+  await writeSecret(path, text, rename);
+}
+
+/**
+ * Durable and all at once: the file is complete or absent.
+ *
+ * @param place a link fails when the name is taken, and an existing file stays as it is; a rename replaces it
+ */
+async function writeSecret(
+  path: string,
+  text: string,
+  place: (from: string, to: string) => Promise<void> = link,
+): Promise<void> {
   const directory = dirname(path);
   await mkdir(directory, { recursive: true, mode: 0o700 });
   await chmod(directory, 0o700);
@@ -57,8 +70,7 @@ async function writeSecret(path: string, text: string): Promise<void> {
     } finally {
       await file.close();
     }
-    // A link fails when the name is taken, where a rename would replace it.
-    await link(draft, path);
+    await place(draft, path);
     const parent = await open(directory, constants.O_RDONLY);
     try {
       await parent.sync();

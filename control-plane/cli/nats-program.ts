@@ -1,15 +1,17 @@
 /** The options and the help of `insitu nats`. */
 import { type Command, Option } from "commander";
+import type { Invocation } from "./invocation.ts";
+
+type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
 
 interface Parts {
-  /** Runs `insitu nats init`. */
-  init: (...given: unknown[]) => Promise<void>;
+  act(load: () => Promise<Action>): (...given: unknown[]) => Promise<void>;
   examples(command: Command, lines: readonly string[], note?: string): void;
   /** Of an option that may be repeated. */
   collect(value: string, previous?: string[]): string[];
 }
 
-export function natsCommands(program: Command, { init: action, examples, collect }: Parts): void {
+export function natsCommands(program: Command, { act, examples, collect }: Parts): void {
   const nats = program
     .command("nats")
     .description("a NATS of your own, with an account for each environment");
@@ -43,7 +45,7 @@ export function natsCommands(program: Command, { init: action, examples, collect
     )
     .option("--key <file>", "on the nodes, the key of that certificate")
     .option("--trust-domain <name>", "of an authority that is made", "insitu.local")
-    .action(action);
+    .action(act(async () => (await import("./commands/nats.ts")).init));
   examples(
     init,
     [
@@ -53,5 +55,64 @@ export function natsCommands(program: Command, { init: action, examples, collect
     ],
     "A host that is given as an address is listened on there alone. docs/cluster.md says what comes after.",
   );
-  examples(nats, ["insitu nats init --out nats --host nats.example.org"]);
+  const config = nats
+    .command("config")
+    .description(
+      "write the configurations anew: other keys, addresses or certificates; the rest as init was told",
+    )
+    .requiredOption("--out <dir>", "directory to make; what exists is not overwritten")
+    .requiredOption("--secrets <dir>", "directory of the server's secrets, where init keeps what it was told")
+    .option("--host <name>", "all hosts anew; commas between several, or repeated", collect)
+    .option("--nodes <n>", "1, 3 or 5; checked against --host")
+    .option("--port <n>", "of each node, for clients")
+    .option("--route-port <n>", "of each node, for the other nodes")
+    .option("--monitor-port <n>", "of each node, on its loopback; 0: none")
+    .option("--install-dir <dir>", "on the nodes, above the directory of each")
+    .option("--data-dir <dir>", "on the nodes, above the streams of each")
+    .addOption(
+      new Option("--sync <when>", "interval for nats-server before 2.10").choices(["always", "interval"]),
+    )
+    .option("--certificate <file>", "on the nodes, of another authority, for clients")
+    .option("--key <file>", "on the nodes, the key of that certificate")
+    .action(act(async () => (await import("./commands/nats.ts")).config));
+  examples(
+    config,
+    [
+      "insitu nats config --secrets /etc/insitu/secrets --out nats-2",
+      "insitu nats config --secrets /etc/insitu/secrets --out nats-2 --host nats2.example.org",
+    ],
+    "Certificates are made anew each time. Copy each directory to its host, and restart one nats-server after the other.",
+  );
+  const rotate = nats
+    .command("rotate")
+    .description("other signing keys, in three steps; without --what: how far it is and what comes next")
+    .addOption(
+      new Option(
+        "--what <keys>",
+        "accounts: sign users, the server's too; operator: sign accounts; tls: the authority between nodes",
+      ).choices(["accounts", "operator", "tls"]),
+    )
+    .option("--activate", "second step: the new key signs")
+    .option("--retire", "third step: what the former key has signed is void")
+    .option(
+      "--force",
+      "also while agents hold what the former key has signed; of tls: without asking the nodes",
+    )
+    .option("--data <dir>", "the server's data directory (INSITU_DATA)")
+    .option("--secrets <dir>", "its directory of secrets (INSITU_SECRETS)")
+    .option("--nats-url <url>", "its NATS, when that is not its own (INSITU_NATS_URL)")
+    .action(act(async () => (await import("./commands/nats-rotate.ts")).rotate));
+  examples(
+    rotate,
+    [
+      "insitu nats rotate --secrets /etc/insitu/secrets --nats-url tls://nats.example.org:4222",
+      "insitu nats rotate --what accounts --secrets /etc/insitu/secrets --nats-url tls://nats.example.org:4222",
+      "insitu nats rotate --what accounts --activate --data /var/lib/insitu",
+    ],
+    "Runs on the host of a replica, as the same user, while replicas run. Steps run on: docs/runbooks/nats-key-rotation.md.",
+  );
+  examples(nats, [
+    "insitu nats init --out nats --host nats.example.org",
+    "insitu nats rotate --data /var/lib/insitu",
+  ]);
 }

@@ -116,11 +116,7 @@ function build(world: World, state: { code: number }): Command {
   approvalCommands(program, { act, examples });
   backupCommands(program, { act, examples });
   auditCommands(program, { act, examples });
-  natsCommands(program, {
-    init: act(async () => (await import("./commands/nats.ts")).init),
-    examples,
-    collect,
-  });
+  natsCommands(program, { act, examples, collect });
   otherCommands(program, act, world);
   return program;
 }

@@ -352,9 +352,9 @@ class GrpcGateway implements Gateway {
     const access = await natsIdentity?.accessFor(peer, userKey);
     await registry.promote(peer.id, peer.spkiSha256);
     if (!access) return undefined;
-    const { userJwt, renewAtMs } = access;
+    const { userJwt, ...about } = access;
     const nats = natsAccessFor(peer);
-    return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, renewAtMs };
+    return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, ...about };
   }
 
   /** The sweep does the rest, within a second. */

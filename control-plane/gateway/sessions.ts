@@ -29,6 +29,14 @@ import { failCall } from "./rpc-errors.ts";
 
 export type SessionCall = ServerDuplexStream<AgentMessage__Output, ServerMessage>;
 
+export interface GivenAccess {
+  natsAccess: NatsAccess;
+  /** Wall time. */
+  renewAtMs: number;
+  /** False once another key signs: the agent is to have another access then, before this one's is retired. */
+  isCurrent(): boolean;
+}
+
 export interface SessionDeps {
   fleet: Fleet;
   leases: LeaseKeeper;
@@ -44,7 +52,7 @@ export interface SessionDeps {
   cordonOf(agent: AgentId): Cordon;
   welcome(peer: Peer): Omit<Welcome, "cordon">;
   /** Lets the agent into NATS with that key; undefined where NATS has no accounts. */
-  access(peer: Peer, userKey: string): Promise<{ natsAccess: NatsAccess; renewAtMs: number } | undefined>;
+  access(peer: Peer, userKey: string): Promise<GivenAccess | undefined>;
   /** Of the living replicas, this one first. */
   gateways(): string[];
   /** The newest checkpoint, with the proof from a size; undefined while there is none. */
@@ -119,6 +127,7 @@ class Session implements OpenCall {
   #userKey = "";
   /** When the agent is to have another access to NATS. Wall time. */
   #accessDueMs = Number.POSITIVE_INFINITY;
+  #accessIsCurrent = (): boolean => true;
   /** Said once. */
   #accessTrouble = "";
   readonly #rootNews: RootNews;
@@ -262,7 +271,7 @@ class Session implements OpenCall {
     const verdict = this.#deps.leases.heartbeat(this.peer.id, pulse.held);
     this.#presence.pulse(pulse);
     this.#noteLedger(pulse.ledger?.trouble ?? "");
-    if (this.#deps.clock.wallMs() >= this.#accessDueMs) void this.#giveAccess();
+    if (this.#deps.clock.wallMs() >= this.#accessDueMs || !this.#accessIsCurrent()) void this.#giveAccess();
     const gateways = this.#deps.gateways();
     const changed = String(gateways) !== this.#told;
     this.#told = String(gateways);
@@ -286,10 +295,12 @@ class Session implements OpenCall {
   /** Never rejects: without the store, the agent goes on with the access that it has, and the next heartbeat asks again. */
   async #giveAccess(): Promise<void> {
     this.#accessDueMs = Number.POSITIVE_INFINITY;
+    this.#accessIsCurrent = () => true;
     try {
       const access = await this.#deps.access(this.peer, this.#userKey);
       if (!access) return;
       this.#accessDueMs = access.renewAtMs;
+      this.#accessIsCurrent = access.isCurrent;
       this.#accessTrouble = "";
       this.send({ natsAccess: access.natsAccess });
     } catch (err) {

@@ -7,14 +7,14 @@ import { type Clock, newSecret } from "../../shared/system.ts";
 import { openAuthority } from "../access/authority.ts";
 import { certificatePathOf } from "../access/authority-files.ts";
 import { loadOrCreateNatsOperator } from "../access/nats-operator.ts";
-import { type CertificatePair, loadOrCreatePki, type Pki } from "../access/pki.ts";
+import type { CertificatePair } from "../access/pki.ts";
 import { type NatsNode, type NodeConfigOptions, nodeConfig, type TlsFiles } from "./node-config.ts";
+import { openRoutes, type RouteAuthority } from "./route-authority.ts";
+import { FIRST_ROUTES, findSetup, saveSetup } from "./saved-setup.ts";
 
 const DAY_MS = 86_400_000;
 /** Longer than that of the gateway, which makes a new one at each start: these are copied to hosts by hand. */
 const VALIDITY_MS = 2 * 365 * DAY_MS;
-/** Below the directory of secrets. An authority of its own: agents have certificates of the other one. */
-const ROUTES_DIRECTORY = "nats-routes";
 
 export interface SetupOrder {
   /** Made here; an empty one is taken too. */
@@ -65,14 +65,13 @@ async function fill(order: SetupOrder, draft: string): Promise<Omit<Setup, "secr
   const authority = { clock, trustDomain, serverValidityMs: VALIDITY_MS };
   const pki = await openAuthority({ ...authority, directory: secrets });
   const { config: operator } = await loadOrCreateNatsOperator(secrets);
-  const routes =
-    hosts.length > 1
-      ? await loadOrCreatePki({
-          ...authority,
-          directory: join(secrets, ROUTES_DIRECTORY),
-          trustDomain: `routes.${trustDomain}`,
-        })
-      : undefined;
+  const turns = (await findSetup(secrets))?.routes ?? FIRST_ROUTES;
+  const routes = hosts.length > 1 ? await openRoutes(order, secrets, turns) : undefined;
+  const { ports, installDir, dataDir, sync } = order;
+  await saveSetup(secrets, {
+    ...{ hosts: [...hosts], ports, installDir, dataDir, sync, trustDomain, routes: turns },
+    ...(certificate ? { certificate } : {}),
+  });
   const nodes = hosts.map((host, i) => ({ name: `n${i + 1}`, host }));
   const ends: number[] = [];
   for (const node of nodes) {
@@ -105,10 +104,10 @@ async function fill(order: SetupOrder, draft: string): Promise<Omit<Setup, "secr
   return { nodes, caFile, notAfterMs: ends.length === 0 ? null : Math.min(...ends) };
 }
 
-async function writeRoute(directory: string, node: NatsNode, routes: Pki): Promise<number> {
-  const pair = await routes.issuePeerCertificate(namesOf(node));
+async function writeRoute(directory: string, node: NatsNode, routes: RouteAuthority): Promise<number> {
+  const pair = await routes.issue(namesOf(node));
   await writePair(directory, "route", pair);
-  await writeFile(join(directory, "route-ca.crt.pem"), routes.caPem, { mode: 0o600, flag: "wx" });
+  await writeFile(join(directory, "route-ca.crt.pem"), routes.trustedPem, { mode: 0o600, flag: "wx" });
   return pair.notAfterMs;
 }
 

@@ -1,6 +1,7 @@
 /** The connection to NATS, the streams, and how JetStream's errors read to the rest. */
 import {
   AckPolicy,
+  type Authenticator,
   type ConnectionOptions,
   type ConsumerConfig,
   connect,
@@ -47,7 +48,7 @@ export interface NatsTarget {
   user?: string;
   password?: string;
   /** In place of user and password, for a NATS in operator mode. */
-  credentials?: { jwt: string; seed: string };
+  credentials?: { readonly jwt: string; readonly seed: string };
   /** PEM of the authority to trust; without it the system's. */
   caPem?: string;
   name: string;
@@ -69,9 +70,7 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     maxPingOut: 2,
     timeout: CONNECT_TIMEOUT_MS,
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
-    ...(target.credentials === undefined
-      ? {}
-      : { authenticator: jwtAuthenticator(target.credentials.jwt, Buffer.from(target.credentials.seed)) }),
+    ...(target.credentials === undefined ? {} : { authenticator: signedBy(target.credentials) }),
     ...tlsOf(target.servers, target.caPem ?? ""),
   };
   mendNatsTransport();
@@ -83,6 +82,14 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
       cause: err,
     });
   }
+}
+
+/** Read at each connection: another key may sign by then. */
+export function signedBy(credentials: { readonly jwt: string; readonly seed: string }): Authenticator {
+  return jwtAuthenticator(
+    () => credentials.jwt,
+    () => Buffer.from(credentials.seed),
+  );
 }
 
 function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: string })[] {

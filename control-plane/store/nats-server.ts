@@ -8,9 +8,10 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { mkdir, open, rename, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { connect, jwtAuthenticator } from "nats";
+import { connect } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
+import { signedBy } from "./jetstream.ts";
 import { stopLeftOver } from "./nats-left-over.ts";
 import { adoptDefaultAccount } from "./nats-store-directory.ts";
 
@@ -31,7 +32,7 @@ export interface NatsOperatorMode {
   /** Public key of the account that has the streams, also those that were made before there were accounts. */
   streamsAccount: string;
   /** To see that the server answers. */
-  credentials: { jwt: string; seed: string };
+  credentials: { readonly jwt: string; readonly seed: string };
 }
 
 /** The part of pino's logger that is used here. */
@@ -282,9 +283,7 @@ class ChildNatsServer implements NatsServer {
     const connection = await connect({
       servers: [this.#authority()],
       ...(operator
-        ? {
-            authenticator: jwtAuthenticator(operator.credentials.jwt, Buffer.from(operator.credentials.seed)),
-          }
+        ? { authenticator: signedBy(operator.credentials) }
         : { user: user?.user ?? "", pass: user?.password ?? "" }),
       reconnect: false,
       timeout: RELOAD_TIMEOUT_MS,

@@ -81,6 +81,8 @@ export const subjects = {
   /** Between replicas, not stored: losing one is a delay. */
   replica: (id: string) => `replica.${id}`,
   allReplicas: "replicas",
+  /** Asks every replica which keys of NATS it signs with. */
+  natsKeys: "nats-keys",
   restoring: "restoring",
   tailKeeper: (replica: string) => `tail.keeper.${replica}`,
   allTailKeepers: "tail.keeper.*",

@@ -4,7 +4,6 @@ import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { connect as connectTls } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { type ConnectionOptions, connect, type NatsError } from "nats";
 import { pino } from "pino";
@@ -16,7 +15,7 @@ import { settleReplicas } from "../../control-plane/store/stream-replicas.ts";
 import { InsituError } from "../../shared/errors.ts";
 import { systemClock } from "../../shared/system.ts";
 import { type AttackGround, describeTrespasses, openAttackGround } from "../support/nats-attackers.ts";
-import { type OwnNats, startOwnNats } from "../support/own-nats.ts";
+import { joinRoute, type OwnNats, startOwnNats } from "../support/own-nats.ts";
 import { Plant } from "../support/plant.ts";
 
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
@@ -187,28 +186,5 @@ async function refusal(options: ConnectionOptions): Promise<void> {
       if ((err as NatsError).code === "AUTHORIZATION_VIOLATION") return;
     }
     await systemClock.sleep(POLL_MS);
-  }
-}
-
-/** As a server would that has this certificate: says what the other end of the route says first. */
-async function joinRoute(
-  { routePort }: OwnNats,
-  pair?: { chainPem: string; keyPem: string },
-): Promise<string> {
-  const socket = connectTls({
-    host: "127.0.0.1",
-    port: routePort,
-    // It is the other end that has to find out here.
-    rejectUnauthorized: false,
-    ...(pair ? { cert: pair.chainPem, key: pair.keyPem } : {}),
-  });
-  try {
-    return await new Promise((resolve) => {
-      socket.once("data", (bytes) => resolve(bytes.toString().slice(0, 4)));
-      socket.once("error", () => resolve("refused"));
-      socket.once("close", () => resolve("refused"));
-    });
-  } finally {
-    socket.destroy();
   }
 }

@@ -1,8 +1,9 @@
 /** A NATS of an operator's own: `insitu nats init` as shipped, and nats-servers started with what it wrote, unchanged. */
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { connect as connectTls } from "node:tls";
 import { fileURLToPath } from "node:url";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
 import { freePorts, NatsProcess } from "./nats-cluster.ts";
@@ -20,6 +21,42 @@ export interface OwnNats extends AsyncDisposable {
   secrets: string;
   caFile: string;
   caPem: string;
+}
+
+/** As an operator does it: configurations written anew over the former ones, and one nats-server after the other. */
+export async function renewNodes(nats: OwnNats, name: string): Promise<void> {
+  const out = join(nats.directory, name);
+  execFileSync(process.execPath, [INSITU, "nats", "config", "--secrets", nats.secrets, "--out", out], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  for (const [i, node] of nats.nodes.entries()) {
+    cpSync(join(out, `n${i + 1}`), join(nats.directory, "out", `n${i + 1}`), { recursive: true });
+    await node.kill();
+    await node.start();
+  }
+}
+
+/** As a server would that has this certificate: says what the other end of the route says first. */
+export async function joinRoute(
+  { routePort }: OwnNats,
+  pair?: { chainPem: string; keyPem: string },
+): Promise<string> {
+  const socket = connectTls({
+    host: "127.0.0.1",
+    port: routePort,
+    // It is the other end that has to find out here.
+    rejectUnauthorized: false,
+    ...(pair ? { cert: pair.chainPem, key: pair.keyPem } : {}),
+  });
+  try {
+    return await new Promise((resolve) => {
+      socket.once("data", (bytes) => resolve(bytes.toString().slice(0, 4)));
+      socket.once("error", () => resolve("refused"));
+      socket.once("close", () => resolve("refused"));
+    });
+  } finally {
+    socket.destroy();
+  }
 }
 
 /**

@@ -1,8 +1,9 @@
-/** `insitu nats init`: keys, certificates and configuration for a NATS of one's own. */
+/** `insitu nats init` and `config`: keys, certificates and configuration for a NATS of one's own. */
 import { isIP } from "node:net";
 import { isAbsolute, join, relative, resolve } from "node:path";
 import { InsituError } from "../../../shared/errors.ts";
 import { natsUrlOf } from "../../nats-setup/node-config.ts";
+import { loadSetup } from "../../nats-setup/saved-setup.ts";
 import { type Setup, type SetupOrder, writeSetup } from "../../nats-setup/setup-files.ts";
 import { EXIT } from "../exit-codes.ts";
 import { type Invocation, parseCount } from "../invocation.ts";
@@ -26,7 +27,7 @@ interface Options {
 const HOST = /^(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$/i;
 
 export async function init(invocation: Invocation, _args: string[], options: Options): Promise<number> {
-  const { output, clock, world } = invocation;
+  const { clock, world } = invocation;
   const { cwd } = world.settings;
   const order: SetupOrder = {
     out: resolve(cwd, options.out),
@@ -40,6 +41,41 @@ export async function init(invocation: Invocation, _args: string[], options: Opt
     trustDomain: options.trustDomain,
     clock,
   };
+  return await write(invocation, order);
+}
+
+/** Those of `init`, where they are not as they were. */
+type Changes = Omit<Partial<Options>, "out" | "secrets"> & { out: string; secrets: string };
+
+export async function config(invocation: Invocation, _args: string[], changes: Changes): Promise<number> {
+  const { cwd } = invocation.world.settings;
+  const secrets = resolve(cwd, changes.secrets);
+  const saved = await loadSetup(secrets);
+  const host = changes.host ?? [...saved.hosts];
+  const options = {
+    ...changes,
+    host,
+    port: changes.port ?? String(saved.ports.client),
+    routePort: changes.routePort ?? String(saved.ports.route),
+    monitorPort: changes.monitorPort ?? String(saved.ports.monitor),
+  };
+  const order: SetupOrder = {
+    out: resolve(cwd, changes.out),
+    secrets,
+    hosts: hostsOf(options),
+    ports: portsOf(options),
+    installDir: onNode(changes.installDir ?? saved.installDir, "--install-dir"),
+    dataDir: onNode(changes.dataDir ?? saved.dataDir, "--data-dir"),
+    sync: changes.sync ?? saved.sync,
+    certificate: certificateOf(changes) ?? saved.certificate,
+    trustDomain: saved.trustDomain,
+    clock: invocation.clock,
+  };
+  return await write(invocation, order);
+}
+
+async function write({ output, world }: Invocation, order: SetupOrder): Promise<number> {
+  const { cwd } = world.settings;
   const setup = await writeSetup(order);
   const url = natsUrlOf(setup.nodes, order.ports.client);
   const replicas = setup.nodes.length > 1 ? ` --stream-replicas ${setup.nodes.length}` : "";
@@ -75,12 +111,12 @@ function whatToDo(order: SetupOrder, setup: Setup, start: string, cwd: string): 
   if (order.sync === "always") lines.push("nats-server before 2.10 does not start with it: --sync interval.");
   if (setup.notAfterMs !== null)
     lines.push(
-      `The certificates end on ${new Date(setup.notAfterMs).toISOString().slice(0, 10)}. Before that, run this again with another --out and --secrets ${quoted(setup.secrets)}, copy, and restart the nats-servers one after the other.`,
+      `The certificates end on ${new Date(setup.notAfterMs).toISOString().slice(0, 10)}. Before that, run insitu nats config --secrets ${quoted(setup.secrets)} with another --out, copy, and restart the nats-servers one after the other.`,
     );
   return lines;
 }
 
-function hostsOf({ host, nodes }: Options): string[] {
+function hostsOf({ host, nodes }: Pick<Options, "host" | "nodes">): string[] {
   const hosts = host.flatMap((text) => text.split(",")).map((text) => text.trim());
   for (const one of hosts) {
     if (isIP(one) === 0 && !HOST.test(one))
@@ -97,7 +133,11 @@ function hostsOf({ host, nodes }: Options): string[] {
   return hosts;
 }
 
-function portsOf({ port, routePort, monitorPort }: Options): SetupOrder["ports"] {
+function portsOf({
+  port,
+  routePort,
+  monitorPort,
+}: Pick<Options, "port" | "routePort" | "monitorPort">): SetupOrder["ports"] {
   const ports = {
     client: portOf(port, "--port"),
     route: portOf(routePort, "--route-port"),
@@ -120,7 +160,10 @@ function onNode(path: string, flag: string): string {
   return path;
 }
 
-function certificateOf({ certificate, key }: Options): SetupOrder["certificate"] {
+function certificateOf({
+  certificate,
+  key,
+}: Pick<Options, "certificate" | "key">): SetupOrder["certificate"] {
   if (certificate === undefined && key === undefined) return undefined;
   if (certificate === undefined || key === undefined) throw invalid("--certificate and --key go together");
   return { certificate: onNode(certificate, "--certificate"), key: onNode(key, "--key") };
