@@ -4,8 +4,15 @@ import { join } from "node:path";
 import type { NatsConnection } from "nats";
 import { findNatsServer } from "../scripts/find-nats-server.mjs";
 import { BUCKETS, STREAMS, workConsumer } from "../shared/wire/subjects.ts";
+import type { NatsAccounts } from "./access/nats-accounts.ts";
 import { agentInbox } from "./access/nats-claims.ts";
-import { type NatsIdentity, NatsIdentityService } from "./access/nats-identity.ts";
+import {
+  type NatsIdentity,
+  NatsIdentityService,
+  VALID_FOR_S,
+  VALID_UNTOLD_FOR_S,
+} from "./access/nats-identity.ts";
+import type { ImportedAccounts } from "./access/nats-imported.ts";
 import { NatsKeyFollower } from "./access/nats-key-follower.ts";
 import { loadNatsOperator, loadOrCreateNatsOperator, type NatsOperator } from "./access/nats-operator.ts";
 import { NatsUsers } from "./access/nats-users.ts";
@@ -23,10 +30,17 @@ import { openKv } from "./store/kv.ts";
 import { checkAccounts } from "./store/nats-accounts-check.ts";
 import { pushAccount } from "./store/nats-claims-push.ts";
 import { NatsDisk } from "./store/nats-disk.ts";
+import { checkImports } from "./store/nats-import-check.ts";
 import { answerForKeys } from "./store/nats-key-census.ts";
 import { NatsRoom } from "./store/nats-room.ts";
 import { keepNatsServerRunning, type NatsServer, startNatsServer } from "./store/nats-server.ts";
-import { embeddedDirectory, externalOperator, externalTarget, secretsOf } from "./store/nats-target.ts";
+import {
+  embeddedDirectory,
+  externalImported,
+  externalOperator,
+  externalTarget,
+  secretsOf,
+} from "./store/nats-target.ts";
 import { canSyncAlways, isAlone, sayWhatAPowerCutTakes } from "./store/power-cut.ts";
 import { flushBeforeAnswer } from "./store/stream-disk.ts";
 import { TailCopy } from "./store/tail-copy/tail-copy.ts";
@@ -67,6 +81,8 @@ async function openEither(
   closers: Closers,
 ): Promise<Engine> {
   if (config.natsUrl !== undefined) {
+    const imported = await externalImported(config);
+    if (imported) return await openImported(config, imported, world, signal, closers);
     const operator = await externalOperator(config);
     return operator
       ? await openExternalAccounts(config, operator, world, signal, closers)
@@ -77,7 +93,7 @@ async function openEither(
   const keep = async (connection: NatsConnection): Promise<undefined> => {
     if (embedded.disk) flushBeforeAnswer(connection, embedded.disk);
   };
-  return await openAccounts({ ...embedded, operator, keep }, world, closers);
+  return await openAccounts({ ...embedded, accounts: operator, operator, keep }, world, closers);
 }
 
 /** A NATS that was configured with our accounts: on it they are what they are on one that we start. */
@@ -94,6 +110,7 @@ async function openExternalAccounts(
     target,
     agentServers: target.servers,
     agentCaPem: target.caPem ?? "",
+    accounts: operator,
     operator,
     keep: (connection: NatsConnection, signed: Target) =>
       keepCopy({ config, connection, target: signed }, world, signal, closers),
@@ -102,6 +119,50 @@ async function openExternalAccounts(
   const engine = await openAccounts(options, world, closers);
   world.log.info({}, "each environment has an account of its own on this NATS");
   return engine;
+}
+
+/** Accounts below an operator that somebody else runs. */
+async function openImported(
+  config: ServerConfig,
+  accounts: ImportedAccounts,
+  world: World,
+  signal: AbortSignal,
+  closers: Closers,
+): Promise<Engine> {
+  const target = await externalTarget(config);
+  await checkAccounts(target, secretsOf(config));
+  const options = {
+    target,
+    agentServers: target.servers,
+    agentCaPem: target.caPem ?? "",
+    accounts,
+    keep: (connection: NatsConnection, signed: Target) =>
+      keepCopy({ config, connection, target: signed }, world, signal, closers),
+    hasRoom: () => true,
+  };
+  const engine = await openAccounts(options, world, closers);
+  world.log.warn(
+    { validForS: VALID_UNTOLD_FOR_S },
+    "the accounts of this NATS are signed by somebody else: an agent that is revoked may pull until its access ends",
+  );
+  const { log, clock } = world;
+  const checked = new Set<string>();
+  const missed = new Set<string>();
+  return {
+    ...engine,
+    async setEnvironments(environments) {
+      const known = environments.filter((environment) => accounts.has(environment));
+      for (const environment of environments) {
+        if (accounts.has(environment) || missed.has(environment)) continue;
+        missed.add(environment);
+        log.error({ environment }, "environment has no account on this NATS: its agents pull nothing");
+      }
+      await engine.setEnvironments(known);
+      const fresh = known.filter((environment) => !checked.has(environment));
+      await checkImports({ ...target, accounts, environments: fresh, all: known, clock });
+      for (const environment of fresh) checked.add(environment);
+    },
+  };
 }
 
 /** A NATS of the operator's own, where all agents are one user: what isolates environments is theirs to set up. */
@@ -167,7 +228,9 @@ async function openAccounts(
     target: Target;
     agentServers: string[];
     agentCaPem: string;
-    operator: NatsOperator;
+    accounts: NatsAccounts;
+    /** The same, where they are ours to sign. */
+    operator?: NatsOperator;
     /** For a server that leaves to the kernel what it has acknowledged. */
     keep(connection: NatsConnection, target: Target): Promise<TailCopy | undefined>;
     hasRoom: Engine["hasRoom"];
@@ -175,12 +238,14 @@ async function openAccounts(
   { clock, log, secrets }: World,
   closers: Closers,
 ): Promise<Engine> {
-  const { agentServers, agentCaPem, operator, hasRoom } = options;
-  const target = { ...options.target, credentials: operator.controlPlaneUser() };
+  const { agentServers, agentCaPem, accounts, operator, hasRoom } = options;
+  const target = { ...options.target, credentials: accounts.controlPlaneUser() };
   const connection = await connect(target, closers);
   const copy = await options.keep(connection, target);
-  const system = await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts");
-  const nameOf = (environment: string): string => operator.accountOf(environment);
+  const system = operator
+    ? await connect({ ...target, credentials: operator.claimsUser() }, closers, "accounts")
+    : undefined;
+  const nameOf = (environment: string): string => accounts.accountOf(environment);
   const ensureConsumers = await consumersOf(connection, nameOf, copy);
   let service: NatsIdentityService | undefined;
   const begun = (): NatsIdentityService => {
@@ -201,15 +266,16 @@ async function openAccounts(
       caPem: agentCaPem,
       inboxPrefix: agentInbox(name),
       stream: STREAMS.work,
-      consumer: operator.accountOf(environment),
+      consumer: accounts.accountOf(environment),
     }),
     async begin({ registry, replicas }) {
       const bucket = { clock, log, bucket: BUCKETS.natsUsers, schema: NatsUsers, replicas };
       const users = await openKv(connection, bucket);
       const made = new NatsIdentityService({
-        operator,
+        accounts,
+        telling: operator && system ? { operator, push: (jwt) => pushAccount(system, jwt) } : undefined,
+        validForS: operator ? VALID_FOR_S : VALID_UNTOLD_FOR_S,
         users,
-        push: (jwt) => pushAccount(system, jwt),
         keysOf: ({ environment, name }) => keysOf(registry.known(`${environment}/${name}`)),
         clock,
         log,
@@ -231,25 +297,28 @@ async function openAccounts(
       };
       // Revoked while no replica ran to the end of it.
       for (const { value } of await users.list()) await follow(value);
-      const off = [
-        registry.onChange((record) => void settle(record)),
-        onReconnect(system, () => {
+      const off = [registry.onChange((record) => void settle(record))];
+      if (system) {
+        const again = onReconnect(system, () => {
           made.pushAll().catch((err: unknown) => log.error({ err }, "NATS was not told of all accounts"));
-        }),
-      ];
+        });
+        off.push(again);
+      }
       // A power cut takes accounts too.
       copy?.onRestored(async () => await made.pushAll());
       made.start();
-      const keys = new NatsKeyFollower({
-        operator,
-        load: () => loadNatsOperator(secrets),
-        tell: () => made.pushAll(),
-        clock,
-        log,
-      });
-      answerForKeys(connection, keys);
-      keys.start();
-      closers.add("nats keys", () => keys.close());
+      if (operator) {
+        const keys = new NatsKeyFollower({
+          operator,
+          load: () => loadNatsOperator(secrets),
+          tell: () => made.pushAll(),
+          clock,
+          log,
+        });
+        answerForKeys(connection, keys);
+        keys.start();
+        closers.add("nats keys", () => keys.close());
+      }
       closers.add("nats accounts", async () => {
         stop.abort();
         for (const end of off) end();

@@ -35,7 +35,7 @@ const AGENT_PAYLOAD_BYTES = 64 * 1024;
 const ADMINISTRATION = ["$JS.API.ACCOUNT.>", "$JS.API.SERVER.>", "$JS.API.META.>"];
 const DEFAULT_PERMISSIONS = { pub: { deny: ADMINISTRATION }, sub: {} };
 
-const nextOf = (account: string): string => `$JS.API.CONSUMER.MSG.NEXT.${STREAMS.work}.${account}`;
+export const nextOf = (account: string): string => `$JS.API.CONSUMER.MSG.NEXT.${STREAMS.work}.${account}`;
 const ackOf = (account: string): string => `$JS.ACK.${STREAMS.work}.${account}.>`;
 
 /** @param strict servers take what signing keys have signed, and nothing of the keys that name operator and accounts */

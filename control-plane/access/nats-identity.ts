@@ -4,11 +4,14 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import { isPublicNkey } from "../../shared/wire/nkey.ts";
 import { changeKv, type KvStore } from "../store/kv.ts";
+import type { NatsAccounts } from "./nats-accounts.ts";
 import type { NatsOperator } from "./nats-operator.ts";
 import { type Grant, grant, type NatsUsers, revocationsOf, revoke } from "./nats-users.ts";
 
-/** How long an agent can pull without a word from the gateway, if its certificate lasts as long. */
-const VALID_FOR_S = 24 * 3_600;
+/** Where a revocation is told at once. */
+export const VALID_FOR_S = 24 * 3_600;
+/** Where it is not: so long an agent that was put out may go on pulling. It is renewed while it is at the gateway. */
+export const VALID_UNTOLD_FOR_S = 15 * 60;
 const WATCH_RETRY_MS = 1_000;
 
 export interface NatsPeer {
@@ -35,11 +38,19 @@ export interface NatsIdentity {
   revoke(agent: { environment: string; name: string }, keep: readonly string[]): Promise<void>;
 }
 
-export interface NatsIdentityOptions {
+export interface AccountTelling {
   operator: NatsOperator;
-  users: KvStore<NatsUsers>;
   /** Tells all NATS servers of an account. Resolves when one of them has stored it. */
   push(accountJwt: string): Promise<void>;
+}
+
+export interface NatsIdentityOptions {
+  accounts: NatsAccounts;
+  /** Undefined where accounts are signed by somebody else, who is not told of revocations. */
+  telling: AccountTelling | undefined;
+  /** How long an agent can pull without a word from the gateway, if its certificate lasts as long. */
+  validForS: number;
+  users: KvStore<NatsUsers>;
   /** SPKI of the identities with which the agent is let in now. */
   keysOf(agent: { environment: string; name: string }): readonly string[];
   clock: Clock;
@@ -92,7 +103,7 @@ export class NatsIdentityService implements NatsIdentity {
   async accessFor(peer: NatsPeer, userKey: string): Promise<NatsPeerAccess> {
     if (!isPublicNkey("user", userKey))
       throw new InsituError("request.invalid", "the agent's NATS key is not the public nkey of a user");
-    const { operator, users, clock, keysOf } = this.#options;
+    const { accounts, users, clock, keysOf, validForS } = this.#options;
     const { environment, name, spkiSha256, notAfterMs } = peer;
     const request: Grant = {
       environment,
@@ -100,9 +111,9 @@ export class NatsIdentityService implements NatsIdentity {
       userKey,
       spkiSha256,
       nowS: Math.floor(clock.wallMs() / 1_000),
-      validForS: VALID_FOR_S,
+      validForS,
       notAfterS: Math.floor(notAfterMs / 1_000),
-      signedBy: operator.accountGeneration,
+      signedBy: accounts.accountGeneration,
     };
     const denied = new InsituError(
       "auth.denied",
@@ -122,8 +133,8 @@ export class NatsIdentityService implements NatsIdentity {
     }
     const { user } = grant(value, request);
     return {
-      userJwt: operator.agentJwt({ environment, name, ...user }),
-      isCurrent: () => operator.accountGeneration === user.signedBy,
+      userJwt: accounts.agentJwt({ environment, name, ...user }),
+      isCurrent: () => accounts.accountGeneration === user.signedBy,
       renewAtMs: Math.floor((user.issuedAtS + (user.expiresAtS - user.issuedAtS) * 0.6) * 1_000),
     };
   }
@@ -142,8 +153,9 @@ export class NatsIdentityService implements NatsIdentity {
   /** They are in the configuration of the servers, as they were before any key has changed. */
   #pushCentral(): Promise<void> {
     return this.#inTurn(async () => {
-      const { operator, push } = this.#options;
-      if (operator.isFirst) return;
+      const { telling } = this.#options;
+      if (telling === undefined || telling.operator.isFirst) return;
+      const { operator, push } = telling;
       for (const jwt of Object.values(operator.centralAccounts)) await push(jwt);
     });
   }
@@ -151,7 +163,9 @@ export class NatsIdentityService implements NatsIdentity {
   /** One after another, each with what is stored then: a later one never says less. */
   #push(environment: string): Promise<void> {
     return this.#inTurn(async () => {
-      const { operator, users, push, clock } = this.#options;
+      const { telling, users, clock } = this.#options;
+      if (telling === undefined) return;
+      const { operator, push } = telling;
       const entries = await users.list();
       const records = entries
         .map(({ value }) => value)

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { InsituError } from "../../shared/errors.ts";
 import { newSecret } from "../../shared/system.ts";
 import { makeNkey, type Nkey, type NkeyKind } from "../../shared/wire/nkey.ts";
+import type { NatsAccounts } from "./nats-accounts.ts";
 import * as claims from "./nats-claims.ts";
 import { signNatsJwt } from "./nats-jwt.ts";
 import { firstBook, isStrict, KeyBook } from "./nats-key-book.ts";
@@ -42,7 +43,7 @@ export interface AgentUser {
   expiresAtS: number;
 }
 
-export class NatsOperator {
+export class NatsOperator implements NatsAccounts {
   #book: KeyBook;
   readonly #accounts = new Map<string, string>();
 

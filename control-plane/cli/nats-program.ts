@@ -2,6 +2,11 @@
 import { type Command, Option } from "commander";
 import type { Invocation } from "./invocation.ts";
 
+const IMPORT_FILE = `The file, YAML or JSON:
+  streams: { account: A…, signingKey: SA… }
+  environments:
+    north: { account: A…, signingKey: SA… }`;
+
 type Action = (invocation: Invocation, args: string[], options: never) => Promise<number>;
 
 interface Parts {
@@ -82,6 +87,23 @@ export function natsCommands(program: Command, { act, examples, collect }: Parts
       "insitu nats config --secrets /etc/insitu/secrets --out nats-2 --host nats2.example.org",
     ],
     "Certificates are made anew each time. Copy each directory to its host, and restart one nats-server after the other.",
+  );
+  const requirements = nats
+    .command("requirements <file>")
+    .description(
+      "what the JWTs of accounts have to say that somebody else makes for Insitu; see docs/cluster.md",
+    )
+    .action(act(async () => (await import("./commands/nats-import.ts")).requirements));
+  examples(requirements, ["insitu nats requirements accounts.yaml"], IMPORT_FILE);
+  const imported = nats
+    .command("import <file>")
+    .description('bring accounts that somebody else made, with a signing key of each; "-": standard input')
+    .requiredOption("--secrets <dir>", "directory of the server's secrets")
+    .action(act(async () => (await import("./commands/nats-import.ts")).importAccounts));
+  examples(
+    imported,
+    ["insitu nats import accounts.yaml --secrets /etc/insitu/secrets"],
+    `${IMPORT_FILE}\nIt takes the place of what was brought before. Restart the replicas then, with --nats-url and no user in it.`,
   );
   const rotate = nats
     .command("rotate")

@@ -52,6 +52,8 @@ export interface NatsTarget {
   /** PEM of the authority to trust; without it the system's. */
   caPem?: string;
   name: string;
+  /** Where answers come, for a user who may not listen everywhere. */
+  inboxPrefix?: string;
   /** False: a connection that is lost stays so, and whoever waits for something on it hears of that. */
   reconnect?: boolean;
 }
@@ -69,6 +71,7 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     pingInterval: PING_EVERY_MS,
     maxPingOut: 2,
     timeout: CONNECT_TIMEOUT_MS,
+    ...(target.inboxPrefix === undefined ? {} : { inboxPrefix: target.inboxPrefix }),
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
     ...(target.credentials === undefined ? {} : { authenticator: signedBy(target.credentials) }),
     ...tlsOf(target.servers, target.caPem ?? ""),

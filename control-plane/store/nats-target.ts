@@ -3,6 +3,7 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { z } from "zod";
 import { InsituError } from "../../shared/errors.ts";
+import { type ImportedAccounts, loadImported } from "../access/nats-imported.ts";
 import { loadNatsOperator, type NatsOperator } from "../access/nats-operator.ts";
 import { natsUrls, type ServerConfig } from "../config.ts";
 import { loopbackOf } from "../host-names.ts";
@@ -76,16 +77,23 @@ export async function externalOperator(
   return signedUrl(config) ? undefined : await loadNatsOperator(secretsOf(config));
 }
 
+/** Accounts below an operator that somebody else runs, before those of an operator of ours that may lie there too. */
+export async function externalImported(
+  config: Pick<ServerConfig, "natsUrl" | "data" | "secrets">,
+): Promise<ImportedAccounts | undefined> {
+  return signedUrl(config) ? undefined : await loadImported(secretsOf(config));
+}
+
 /** User and password are those of the first address that has them; without, the keys of the accounts are shown. */
 export async function externalTarget(config: ServerConfig): Promise<Target> {
   const signed = signedUrl(config);
-  const operator = await externalOperator(config);
+  const accounts = (await externalImported(config)) ?? (await externalOperator(config));
   return {
     servers: externalUrls(config).map((url) => `${url.protocol}//${url.host}`),
     ...(signed
       ? { user: decodeURIComponent(signed.username), password: decodeURIComponent(signed.password) }
       : {}),
-    ...(operator ? { credentials: operator.controlPlaneUser() } : {}),
+    ...(accounts ? { credentials: accounts.controlPlaneUser() } : {}),
     ...(config.natsCaFile ? { caPem: await readCa(config.natsCaFile) } : {}),
   };
 }

@@ -35,6 +35,16 @@ export function makeNkey(kind: NkeyKind, raw?: Uint8Array): Nkey {
   };
 }
 
+/** @throws Error when it is no seed of that kind, or its check sum does not hold */
+export function nkeyOfSeed(kind: NkeyKind, seed: string): Nkey {
+  if (/^[A-Z2-7]{58}$/.test(seed)) {
+    const key = makeNkey(kind, decodeBase32(seed).subarray(2, 34));
+    // Made again it is the same letter by letter: kind and check sum are in it.
+    if (key.seed === seed) return key;
+  }
+  throw new Error(`no seed of ${kind === "account" ? "an" : "a"} ${kind}`);
+}
+
 /** True for a public key of that kind whose check sum holds. */
 export function isPublicNkey(kind: NkeyKind, text: string): boolean {
   if (!/^[A-Z2-7]{56}$/.test(text)) return false;

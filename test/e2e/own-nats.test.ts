@@ -43,7 +43,7 @@ describe.each([1, 3] as const)("a NATS of %i of one's own", (size) => {
     const connection = await connectNats({ servers, caPem, credentials, name: "test" });
     await settleReplicas({ connection, clock: systemClock, log: pino({ level: "silent" }) }, size);
     await connection.close();
-    ground = await openAttackGround({ servers, caPem, operator, replicas: size });
+    ground = await openAttackGround({ servers, caPem, accounts: operator, operator, replicas: size });
   }, LIMIT_MS);
 
   afterAll(async () => {

@@ -5,8 +5,8 @@ import { join } from "node:path";
 import { connect, jwtAuthenticator, type NatsConnection } from "nats";
 import { pino } from "pino";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { NatsIdentityService } from "../../control-plane/access/nats-identity.ts";
-import { loadOrCreateNatsOperator } from "../../control-plane/access/nats-operator.ts";
+import { NatsIdentityService, VALID_FOR_S } from "../../control-plane/access/nats-identity.ts";
+import { loadOrCreateNatsOperator, type NatsOperator } from "../../control-plane/access/nats-operator.ts";
 import { pushAccount } from "../../control-plane/store/nats-claims-push.ts";
 import { type NatsServer, startNatsServer } from "../../control-plane/store/nats-server.ts";
 import { findNatsServer } from "../../scripts/find-nats-server.mjs";
@@ -18,6 +18,7 @@ const log = pino({ level: "silent" });
 let directory: string;
 let server: NatsServer;
 let ground: AttackGround;
+let operator: NatsOperator;
 const agent: AttackGround["agent"] = (...about) => ground.agent(...about);
 
 /** Resolves with the next of these events of a connection. */
@@ -27,7 +28,7 @@ async function once(connection: NatsConnection, type: string): Promise<void> {
 
 beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), "insitu-accounts-"));
-  const operator = await loadOrCreateNatsOperator(join(directory, "secrets"));
+  operator = await loadOrCreateNatsOperator(join(directory, "secrets"));
   const { path: binary } = await findNatsServer();
   server = await startNatsServer({
     binary,
@@ -43,7 +44,7 @@ beforeAll(async () => {
     log: { debug() {}, info() {}, warn() {} },
     clock: systemClock,
   });
-  ground = await openAttackGround({ servers: [server.url], operator });
+  ground = await openAttackGround({ servers: [server.url], accounts: operator, operator });
 });
 
 afterAll(async () => {
@@ -106,9 +107,10 @@ describe("revocation", () => {
     await ground.identity.revoke(out.peer, []);
     await out.connection.closed();
     const other = new NatsIdentityService({
-      operator: ground.operator,
+      accounts: operator,
+      telling: { operator, push: (jwt) => pushAccount(ground.system!, jwt) },
+      validForS: VALID_FOR_S,
       users: ground.users,
-      push: (jwt) => pushAccount(ground.system, jwt),
       keysOf: ({ name }) => [`of ${name}`],
       clock: systemClock,
       log,
@@ -129,7 +131,7 @@ describe("revocation", () => {
 test("a user's JWT ends its connection when it expires", async () => {
   const key = makeNkey("user");
   const nowS = Math.floor(systemClock.wallMs() / 1_000);
-  const jwt = ground.operator.agentJwt({
+  const jwt = operator.agentJwt({
     environment: "home",
     name: "brief",
     userKey: key.publicKey,

@@ -12,7 +12,8 @@ import {
 } from "nats";
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
-import { NatsIdentityService, type NatsPeer } from "../../control-plane/access/nats-identity.ts";
+import type { NatsAccounts } from "../../control-plane/access/nats-accounts.ts";
+import { NatsIdentityService, type NatsPeer, VALID_FOR_S } from "../../control-plane/access/nats-identity.ts";
 import type { NatsOperator } from "../../control-plane/access/nats-operator.ts";
 import { NatsUsers } from "../../control-plane/access/nats-users.ts";
 import { connectNats, ensureStreams, ensureWorkConsumer } from "../../control-plane/store/jetstream.ts";
@@ -39,9 +40,10 @@ export interface Attacker {
 
 /** The centre of a NATS with two environments, and agents of them. */
 export interface AttackGround extends AsyncDisposable {
-  operator: NatsOperator;
+  accounts: NatsAccounts;
   centre: NatsConnection;
-  system: NatsConnection;
+  /** Undefined where accounts are somebody else's to sign. */
+  system: NatsConnection | undefined;
   manager: JetStreamManager;
   users: KvStore<NatsUsers>;
   identity: NatsIdentityService;
@@ -56,14 +58,16 @@ export const nextOf = (account: string): string => `$JS.API.CONSUMER.MSG.NEXT.${
 
 export async function openAttackGround(options: {
   servers: string[];
-  operator: NatsOperator;
+  accounts: NatsAccounts;
+  /** The same, where they are ours to sign. */
+  operator?: NatsOperator;
   caPem?: string;
   replicas?: number;
 }): Promise<AttackGround> {
-  const { servers, operator, caPem = "", replicas = 1 } = options;
+  const { servers, accounts, operator, caPem = "", replicas = 1 } = options;
   const target = { servers, name: "test", caPem };
-  const centre = await connectNats({ ...target, credentials: operator.controlPlaneUser() });
-  const system = await connectNats({ ...target, credentials: operator.claimsUser() });
+  const centre = await connectNats({ ...target, credentials: accounts.controlPlaneUser() });
+  const system = operator && (await connectNats({ ...target, credentials: operator.claimsUser() }));
   const manager = await centre.jetstreamManager();
   await ensureStreams(manager, replicas);
   const bucket = { clock: systemClock, bucket: BUCKETS.natsUsers, schema: NatsUsers, replicas };
@@ -71,9 +75,10 @@ export async function openAttackGround(options: {
   const removed = new Set<string>();
   const leaving = new Set<string>();
   const identity = new NatsIdentityService({
-    operator,
+    accounts,
+    telling: operator && system ? { operator, push: (jwt) => pushAccount(system, jwt) } : undefined,
+    validForS: VALID_FOR_S,
     users,
-    push: (jwt) => pushAccount(system, jwt),
     keysOf: ({ environment, name }) => {
       const id = `${environment}/${name}`;
       const keys = removed.has(id) ? [] : [`of ${name}`];
@@ -85,11 +90,11 @@ export async function openAttackGround(options: {
   });
   identity.start();
   for (const environment of ENVIRONMENTS)
-    await ensureWorkConsumer(manager, environment, operator.accountOf(environment));
+    await ensureWorkConsumer(manager, environment, accounts.accountOf(environment));
   await identity.setEnvironments(ENVIRONMENTS);
 
   return {
-    operator,
+    accounts,
     centre,
     system,
     manager,
@@ -113,7 +118,7 @@ export async function openAttackGround(options: {
         ...tlsOf(servers, caPem),
       };
       const connection = await connect({ ...about });
-      const account = operator.accountOf(environment);
+      const account = accounts.accountOf(environment);
       const refused = firstError(connection);
       return { peer, key, jwt: userJwt, connection, options: about, account, inbox, refused };
     },
@@ -124,7 +129,7 @@ export async function openAttackGround(options: {
     },
     async [Symbol.asyncDispose]() {
       await identity.close();
-      await system.close();
+      await system?.close();
       await centre.close();
     },
   };
@@ -198,7 +203,7 @@ export function describeTrespasses(ground: () => AttackGround): void {
       ["pull of another environment's work", (victim: string) => nextOf(victim)],
       ["acknowledge it", (victim: string) => `$JS.ACK.${STREAMS.work}.${victim}.1.1.1.1.0`],
       ["publish into its queue", () => subjects.work("victim")],
-      ["purge the centre's account", () => `$JS.API.ACCOUNT.PURGE.${ground().operator.controlPlane}`],
+      ["purge the centre's account", () => `$JS.API.ACCOUNT.PURGE.${ground().accounts.controlPlane}`],
       ["purge a stream", () => `$JS.API.STREAM.PURGE.${STREAMS.runs}`],
       ["delete a stream", () => `$JS.API.STREAM.DELETE.${STREAMS.work}`],
       ["read a message", () => `$JS.API.STREAM.MSG.GET.${STREAMS.runs}`],
@@ -208,7 +213,7 @@ export function describeTrespasses(ground: () => AttackGround): void {
       ["tell the servers of an account", () => "$SYS.REQ.CLAIMS.UPDATE"],
       ["write a bucket", () => "$KV.agents.identity.victim.agent"],
     ])("may not %s", async (_what, subject) => {
-      const victim = ground().operator.accountOf("victim");
+      const victim = ground().accounts.accountOf("victim");
       await ground().centre.jetstream().publish(subjects.work("victim"), "for the victim");
       const before = await ground().stored();
       const { connection, refused } = await ground().agent("home", "trespasser");
