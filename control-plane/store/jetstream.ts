@@ -52,6 +52,8 @@ export interface NatsTarget {
   /** PEM of the authority to trust; without it the system's. */
   caPem?: string;
   name: string;
+  /** Told, with credentials, what the server wants signed; of servers that know no keys, nothing. */
+  challenged?(nonce: string | undefined): void;
   /** Where answers come, for a user who may not listen everywhere. */
   inboxPrefix?: string;
   /** False: a connection that is lost stays so, and whoever waits for something on it hears of that. */
@@ -73,7 +75,9 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
     timeout: CONNECT_TIMEOUT_MS,
     ...(target.inboxPrefix === undefined ? {} : { inboxPrefix: target.inboxPrefix }),
     ...(target.user === undefined ? {} : { user: target.user, pass: target.password ?? "" }),
-    ...(target.credentials === undefined ? {} : { authenticator: signedBy(target.credentials) }),
+    ...(target.credentials === undefined
+      ? {}
+      : { authenticator: signedBy(target.credentials, target.challenged) }),
     ...tlsOf(target.servers, target.caPem ?? ""),
   };
   mendNatsTransport();
@@ -88,11 +92,18 @@ export async function connectNats(target: NatsTarget): Promise<NatsConnection> {
 }
 
 /** Read at each connection: another key may sign by then. */
-export function signedBy(credentials: { readonly jwt: string; readonly seed: string }): Authenticator {
-  return jwtAuthenticator(
+export function signedBy(
+  credentials: { readonly jwt: string; readonly seed: string },
+  challenged?: (nonce: string | undefined) => void,
+): Authenticator {
+  const signs = jwtAuthenticator(
     () => credentials.jwt,
     () => Buffer.from(credentials.seed),
   );
+  return (nonce) => {
+    challenged?.(nonce);
+    return signs(nonce);
+  };
 }
 
 function streamConfigs(replicas: number): (Partial<StreamConfig> & { name: string })[] {

@@ -12,15 +12,19 @@ const REFUSED = new Set(["AUTHORIZATION_VIOLATION", "AUTHENTICATION_EXPIRED", "A
  */
 export async function checkAccounts(target: Omit<NatsTarget, "name">, secrets: string): Promise<void> {
   let connection: NatsConnection;
+  // A server asks for a signature only when it knows keys; one that does not lets in agents without one too. What it says
+  // of itself once somebody is connected does not have it, from 2.15 on.
+  let asked = false;
+  const challenged = (nonce: string | undefined): void => {
+    asked ||= nonce !== undefined;
+  };
   try {
-    connection = await connectNats({ ...target, name: "insitu-check", reconnect: false });
+    connection = await connectNats({ ...target, challenged, name: "insitu-check", reconnect: false });
   } catch (err) {
     const { cause } = err as InsituError;
     if (cause instanceof NatsError && REFUSED.has(cause.code)) throw withoutAccounts(secrets, cause);
     throw err;
   }
-  // A server asks for a signature only when it knows keys; one that does not lets in agents without one too.
-  const asked = connection.info?.nonce !== undefined;
   await connection.close();
   if (!asked) throw withoutAccounts(secrets);
 }
