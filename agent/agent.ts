@@ -41,6 +41,7 @@ import {
   normalAccess,
   type UserKey,
 } from "./uplink/nats-access.ts";
+import { NatsPassage } from "./uplink/nats-passage.ts";
 import { PullLoop } from "./uplink/pull-loop.ts";
 import { Uplink } from "./uplink/uplink.ts";
 
@@ -58,6 +59,7 @@ export class Agent {
   readonly #clock: Clock;
   readonly #log: Logger;
   readonly #network: Network;
+  readonly #passage: NatsPassage;
   readonly #journal: Journal;
   readonly #attempts: AttemptService;
   readonly #uplink: Uplink;
@@ -183,13 +185,19 @@ export class Agent {
         this.#uplink.useIdentity(renewed);
       },
     });
+    const gateways = new Gateways(identity.gateway, join(config.stateDir, "gateways.json"));
+    this.#passage = new NatsPassage({
+      way: world.network.way,
+      gateways: () => gateways.inOrder,
+      identity: () => this.#uplink.identity,
+    });
     this.#uplink = new Uplink({
       ...world,
       identity,
       instanceId: newSecret(9),
       journal: this.#journal,
       signer,
-      gateways: new Gateways(identity.gateway, join(config.stateDir, "gateways.json")),
+      gateways,
       side: {
         hello: () => ({
           slots: config.slots,
@@ -379,6 +387,7 @@ export class Agent {
       log: this.#log,
       access,
       network: this.#network,
+      passage: this.#passage,
       userSeed: this.#userKey.seed,
       freeSlots: () => (this.#mayTakeWork() ? this.#attempts.freeSlots : 0),
       onOffer: (message) => {

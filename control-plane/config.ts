@@ -1,5 +1,5 @@
 /** The control plane's configuration: flags over environment over defaults, every fault reported at once. */
-import { isIPv4 } from "node:net";
+import { isIPv4, isIPv6 } from "node:net";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { z } from "zod";
@@ -16,6 +16,18 @@ const Config = z
     port: z.coerce.number().int().min(0).max(65_535),
     gatewayHost: z.string().min(1),
     gatewayPort: z.coerce.number().int().min(0).max(65_535),
+    /** Where agents reach everything, NATS included; undefined: there is no such port. */
+    onePort: z
+      .string()
+      .transform((text, context) => {
+        const found = /^(.+):(\d{1,5})$/.exec(text);
+        const port = Number(found?.[2]);
+        const host = found?.[1]?.replace(/^\[(.*)\]$/, "$1") ?? "";
+        if (found && port <= 65_535 && (!host.includes(":") || isIPv6(host))) return { host, port };
+        context.addIssue({ code: "custom", message: "must be like 0.0.0.0:443 or [::]:443" });
+        return z.NEVER;
+      })
+      .optional(),
     /** Names or addresses under which agents and people reach this host, beside localhost. */
     publicHosts: z.array(z.string().min(1)),
     /** Of the servers of one NATS, with commas between them. */
@@ -109,6 +121,9 @@ Flags (environment variable, default)
   --port N                0: a free one                     (INSITU_PORT, 7070)
   --gateway-host ADDR     gateway for agents, mutual TLS    (INSITU_GATEWAY_HOST, 127.0.0.1)
   --gateway-port N        0: a free one                     (INSITU_GATEWAY_PORT, 7443)
+  --one-port ADDR:PORT    also a port on which agents reach everything that they need, NATS included: at the sites, no
+                          other port need be open. Goes into join tokens, and to agents that are connected
+                                                            (INSITU_ONE_PORT; none)
   --public-host NAME      how agents reach this host; may be repeated, the first goes into join tokens
                                                             (INSITU_PUBLIC_HOSTS, comma-separated)
   --nats-url URL          an existing NATS with JetStream   (INSITU_NATS_URL); user and password may be part of it;
@@ -150,6 +165,7 @@ The nats-server binary: INSITU_NATS_SERVER, else the newest on the PATH.
 Examples
   insitu server
   insitu server --host 0.0.0.0 --gateway-host 0.0.0.0 --nats-host 0.0.0.0 --public-host insitu.example.org
+  insitu server --one-port 0.0.0.0:443 --public-host insitu.example.org
   insitu server --oidc-issuer https://id.example.org --oidc-client-id insitu --oidc-role platform=admin \\
                 --oidc-role "science=runner@nightly,weekly"
   insitu server --nats-url tls://nats.example.org:4222
@@ -165,6 +181,7 @@ const FLAGS = {
   port: { type: "string" },
   "gateway-host": { type: "string" },
   "gateway-port": { type: "string" },
+  "one-port": { type: "string" },
   "public-host": { type: "string", multiple: true },
   "nats-url": { type: "string" },
   "stream-replicas": { type: "string" },
@@ -208,6 +225,7 @@ export function loadConfig(argv: string[], env: NodeJS.ProcessEnv): ServerConfig
     port: flags.port ?? env.INSITU_PORT ?? 7070,
     gatewayHost: flags["gateway-host"] ?? env.INSITU_GATEWAY_HOST ?? "127.0.0.1",
     gatewayPort: flags["gateway-port"] ?? env.INSITU_GATEWAY_PORT ?? 7443,
+    onePort: flags["one-port"] ?? env.INSITU_ONE_PORT,
     publicHosts: flags["public-host"] ?? env.INSITU_PUBLIC_HOSTS?.split(",").map((name) => name.trim()) ?? [],
     natsUrl: flags["nats-url"] ?? env.INSITU_NATS_URL,
     natsHost: flags["nats-host"] ?? env.INSITU_NATS_HOST ?? "127.0.0.1",

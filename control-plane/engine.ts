@@ -54,6 +54,8 @@ export interface Engine {
   hasRoom(): boolean;
   /** Of agents; who they are there is said by `identity`, where there are accounts. */
   accessFor(peer: { environment: string; name: string }): NatsAccess;
+  /** `nats://…` or `tls://…`, as in `accessFor`. */
+  agentServers: readonly string[];
   /** Undefined where NATS has no accounts. */
   identity: NatsIdentity | undefined;
   /** Before anything else of it but the connection. */
@@ -182,6 +184,7 @@ async function openPlain(
   return {
     connection,
     hasRoom: () => true,
+    agentServers: target.servers,
     identity: undefined,
     begin: async () => undefined,
     accessFor: ({ environment }) => ({
@@ -255,6 +258,7 @@ async function openAccounts(
   return {
     connection,
     hasRoom,
+    agentServers,
     identity: {
       accessFor: (...about) => begun().accessFor(...about),
       revoke: (...about) => begun().revoke(...about),

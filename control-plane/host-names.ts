@@ -10,10 +10,17 @@ export function loopbackOf(host: string): string {
   return isIP(host) === 6 ? "[::1]" : "127.0.0.1";
 }
 
-export function advertisedHost(config: ServerConfig): string {
+/** @param listen the address that is listened on there */
+export function advertisedHost(config: ServerConfig, listen = config.gatewayHost): string {
   const [first] = config.publicHosts;
   if (first !== undefined) return first.includes(":") ? `[${first}]` : first;
-  return isLoopback(config.gatewayHost) ? loopbackOf(config.gatewayHost) : hostname();
+  return isLoopback(listen) ? loopbackOf(listen) : hostname();
+}
+
+/** Where agents are told to go: the one port, if there is one. */
+export function advertisedGateway(config: ServerConfig, gateway: { port: number; onePort: number }): string {
+  if (config.onePort === undefined) return `${advertisedHost(config)}:${gateway.port}`;
+  return `${advertisedHost(config, config.onePort.host)}:${gateway.onePort}`;
 }
 
 export function namesOf(config: ServerConfig): { dns: string[]; ips: string[] } {

@@ -59,7 +59,8 @@ async function serve(
     { clock: systemClock, random: systemRandom, log, env },
     stop.signal,
   );
-  if (process.send) process.send({ kind: "ready", url: server.url, gatewayPort: server.gatewayPort });
+  const { url, gatewayPort, onePort } = server;
+  if (process.send) process.send({ kind: "ready", url, gatewayPort, onePort });
   // Who starts it as a part of something else reads the context file, and may keep what it prints.
   else await printFirstAdminLink(server);
   const reason = await stopped;

@@ -50,8 +50,9 @@ import { checkedItems, checkedReports } from "./gateway/checked-reports.ts";
 import { createGateway } from "./gateway/gateway.ts";
 import { LogDoubts } from "./gateway/log-doubts.ts";
 import { ReportKeys } from "./gateway/report-keys.ts";
-import { advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
+import { advertisedGateway, advertisedHost, namesOf, serverCertificate } from "./host-names.ts";
 import { openLedger } from "./ledger.ts";
+import { targetOf } from "./one-port/nats-door.ts";
 import { openPeople } from "./people.ts";
 import { createCedarPlacement } from "./placement/cedar-placement.ts";
 import { Resources } from "./resources/resource-service.ts";
@@ -93,6 +94,8 @@ export interface RunningServer {
   gatewayPort: number;
   /** For whoever reads it first; null when there is an administrator. Each call ends the link before. */
   firstAdminLink(): Promise<string | null>;
+  /** Where agents reach NATS too. */
+  onePort?: number;
   close(): Promise<void>;
 }
 
@@ -385,7 +388,7 @@ async function open(
       encodeJoinToken({
         environment,
         secret,
-        gateway: `${advertisedHost(config)}:${gateway.port}`,
+        gateway: advertisedGateway(config, gateway),
         caPin: pki.caPin(),
       }),
   });
@@ -438,6 +441,7 @@ async function open(
         ?.validForMs,
     offerPublicKeyPem: signer.publicKeyPem,
     listen: { host: config.gatewayHost, port: config.gatewayPort },
+    onePort: config.onePort && { listen: config.onePort, natsTargets: engine.agentServers.map(targetOf) },
     serverNames: namesOf(config),
     heartbeatMs: config.heartbeatMs,
     leaseTtlMs: config.leaseTtlMs,
@@ -536,7 +540,7 @@ async function open(
     await server.close();
   });
   address.url = server.url.replace(/\/\/(0\.0\.0\.0|\[::\])(?=:|$)/, `//${advertisedHost(config)}`);
-  address.gateway = `${advertisedHost(config)}:${gateway.port}`;
+  address.gateway = advertisedGateway(config, gateway);
   // Last: who decides for runs can be reached, and reports that came before wait in the inbox.
   await shards.start();
   await writeContext(
@@ -547,11 +551,12 @@ async function open(
   );
   if (config.context)
     await writeContext(config.context, server.url, apiToken.token, tls ? pki.caPem : undefined);
-  log.info({ url: server.url, gatewayPort: gateway.port, replicaId }, "server ready");
+  const ports = { gatewayPort: gateway.port, ...(config.onePort ? { onePort: gateway.onePort } : {}) };
+  log.info({ url: server.url, ...ports, replicaId }, "server ready");
   return {
     url: server.url,
     token: apiToken.token,
-    gatewayPort: gateway.port,
+    ...ports,
     async firstAdminLink() {
       const nowMs = clock.wallMs();
       const hasAdmin = (await apiTokens.list()).some(

@@ -56,6 +56,7 @@ const access = (change: { server?: string; password?: string } = {}): void =>
     consumer: "env-dream",
     caPem: "",
     userJwt: "",
+    throughGateway: false,
   });
 
 interface Diagnosis {

@@ -130,7 +130,7 @@ async function tryServer(
   seed: string,
 ): Promise<{ server: string; level: "ok" | "warn" | "fail"; seen: string }> {
   try {
-    const endpoint = await endpointFor(network, { servers: [server], caPem: access.caPem }, 0);
+    const endpoint = await endpointFor({ network }, { servers: [server], caPem: access.caPem }, 0);
     const connection = await connect({
       ...endpoint,
       ...(access.userJwt === ""

@@ -65,7 +65,7 @@ export async function dialProxy(way: WayOut, proxy: SiteProxy, signal?: AbortSig
   };
   const secured = tlsConnect(options);
   secured.on("error", () => undefined);
-  await until(way, secured, "secureConnect", `TLS with the proxy ${addressOf(proxy.address)}`, signal);
+  await opened(way, secured, "secureConnect", `TLS with the proxy ${addressOf(proxy.address)}`, signal);
   return secured;
 }
 
@@ -75,12 +75,12 @@ async function open(way: WayOut, target: HostAndPort, what: string, signal?: Abo
     throw new InsituError("unreachable", `"${addressOf(target)}" is no host:port`);
   const socket = connect({ host, port, noDelay: true, allowHalfOpen: true });
   socket.on("error", () => undefined); // until somebody else listens: an end says enough, and "close" follows
-  await until(way, socket, "connect", `${what}${addressOf(target)}`, signal);
+  await opened(way, socket, "connect", `${what}${addressOf(target)}`, signal);
   return socket;
 }
 
-/** Destroys the socket when `event` does not come in time. */
-function until(
+/** Destroys the socket when `event` does not come in time. @throws unreachable */
+export function opened(
   { clock }: WayOut,
   socket: Socket,
   event: "connect" | "secureConnect",
@@ -123,7 +123,7 @@ async function askForTunnel(
   const authority = addressOf(target);
   const login = loginOf(proxy);
   socket.write(`CONNECT ${authority} HTTP/1.1\r\nHost: ${authority}\r\n${login}\r\n`);
-  const status = await answerOf(way, socket, proxy, signal);
+  const status = await tunnelAnswer(way, socket, `the proxy ${addressOf(proxy.address)}`, signal);
   if (status.code >= 200 && status.code < 300) return;
   throw refusal(proxy, authority, status);
 }
@@ -167,9 +167,8 @@ function readPassword(file: string): string {
   }
 }
 
-/** Reads up to the empty line and not a byte further: what follows is the tunnel's. */
-function answerOf(way: WayOut, socket: Socket, proxy: SiteProxy, signal?: AbortSignal): Promise<Answer> {
-  const at = `the proxy ${addressOf(proxy.address)}`;
+/** The answer to CONNECT. Reads up to the empty line and not a byte further: what follows is the tunnel's. */
+export function tunnelAnswer(way: WayOut, socket: Socket, at: string, signal?: AbortSignal): Promise<Answer> {
   return new Promise((resolve, reject) => {
     let head = Buffer.alloc(0);
     const finish = (failed?: string, cause?: unknown): void => {

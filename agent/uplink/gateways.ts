@@ -22,6 +22,12 @@ export class Gateways {
     return all[this.#at % all.length]!;
   }
 
+  /** The current one first. */
+  get inOrder(): string[] {
+    const all = this.#all();
+    return [...all.slice(this.#at), ...all.slice(0, this.#at)];
+  }
+
   /** The next one, when the current one cannot be reached or has asked us to leave. */
   advance(): void {
     this.#at = (this.#at + 1) % this.#all().length;

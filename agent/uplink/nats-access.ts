@@ -14,6 +14,8 @@ const NatsAccess = z.object({
   caPem: z.string(),
   /** For this host's key, in place of user and password; empty where NATS has no accounts. */
   userJwt: z.string().default(""),
+  /** The servers are reached through the port of a gateway. */
+  throughGateway: z.boolean().default(false),
 });
 const UserKey = z.object({ publicKey: z.string(), seed: z.string().startsWith("SU") });
 export type UserKey = z.infer<typeof UserKey>;

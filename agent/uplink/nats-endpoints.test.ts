@@ -54,7 +54,7 @@ afterAll(async () => {
 });
 
 async function reach(network: Network, servers: string[], caPem = authority.caPem, turn = 0): Promise<void> {
-  const endpoint = await endpointFor(network, { servers, caPem }, turn);
+  const endpoint = await endpointFor({ network }, { servers, caPem }, turn);
   const connection = await connect({ ...endpoint, user: nats.user, pass: nats.password, reconnect: false });
   await connection.close();
 }

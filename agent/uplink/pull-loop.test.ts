@@ -12,6 +12,7 @@ import type { OfferMessage } from "../leases/attempt-service.ts";
 import { Network } from "../network/network.ts";
 import { ProxyConfig, proxyOf } from "../network/proxy.ts";
 import { keepAccess, loadAccess, normalAccess } from "./nats-access.ts";
+import { NatsPassage } from "./nats-passage.ts";
 import { PullLoop } from "./pull-loop.ts";
 
 const STREAM = "WORK";
@@ -44,6 +45,13 @@ afterEach(async () => {
 });
 
 const pullers: Puller[] = [];
+const noPassage = new NatsPassage({
+  way: openNetwork.way,
+  gateways: () => [],
+  identity: () => {
+    throw new Error("nothing is to go this way");
+  },
+});
 
 /** A loop with slots that are filled by what arrives and freed by hand. */
 class Puller {
@@ -85,7 +93,9 @@ class Puller {
         consumer: CONSUMER,
         caPem: "",
         userJwt: "",
+        throughGateway: false,
       },
+      passage: noPassage,
       userSeed: "",
       freeSlots: () => this.free,
       onOffer: (message) => {
@@ -315,6 +325,7 @@ test("what comes to a loop that closes is given back, and goes to the next one",
 
 test("an access that is kept and one that is told are the same when they say the same", () => {
   const told = {
+    throughGateway: true,
     userJwt: "",
     caPem: "",
     consumer: "c",

@@ -25,7 +25,9 @@ import type { OfferMessage } from "../leases/attempt-service.ts";
 import { natsAddress } from "../network/address.ts";
 import type { Network } from "../network/network.ts";
 import type { NatsAccess } from "./nats-access.ts";
+import { teachNatsToDial } from "./nats-dial.ts";
 import { endpointFor } from "./nats-endpoints.ts";
+import type { NatsPassage } from "./nats-passage.ts";
 
 const PULL_EXPIRES_MS = 20_000;
 /** How often the queue says that it still holds a request that has nothing to give. */
@@ -39,6 +41,8 @@ const CHECK_MS = 500;
 const RETRY_MS = 250;
 const RETRY_MAX_MS = 5_000;
 const CONNECT_TIMEOUT_MS = 3_000;
+/** Through a gateway, and maybe the site's proxy, there are more round trips until NATS has said a word. */
+const PASSAGE_TIMEOUT_MS = 12_000;
 const FLUSH_MAX_MS = 1_000;
 
 export interface PullLoopOptions {
@@ -46,6 +50,7 @@ export interface PullLoopOptions {
   log: Logger;
   access: NatsAccess;
   network: Network;
+  passage: NatsPassage;
   /** Secret, of the key that the access is for. */
   userSeed: string;
   /** 0 while the agent takes no work. */
@@ -123,6 +128,7 @@ export class PullLoop {
 
   async #connect(): Promise<void> {
     const { access, clock, network, userSeed } = this.#options;
+    const passage = access.throughGateway ? this.#options.passage : undefined;
     const options: ConnectionOptions = {
       ...(access.userJwt === ""
         ? { user: access.user, pass: access.password }
@@ -130,30 +136,34 @@ export class PullLoop {
       inboxPrefix: access.inboxPrefix,
       reconnectTimeWait: 200,
       reconnectJitter: 300,
-      timeout: CONNECT_TIMEOUT_MS,
+      timeout: passage ? PASSAGE_TIMEOUT_MS : CONNECT_TIMEOUT_MS,
       pingInterval: 5_000,
       maxPingOut: 2,
       ignoreAuthErrorAbort: true,
     };
     mendNatsTransport();
+    teachNatsToDial();
+    const way = { network, passage, signal: this.#stop.signal };
     // The client comes back by itself; a connection that it has closed for good is opened anew here.
     let turn = 0;
     for (let retryMs = RETRY_MS; !this.#stop.signal.aborted; retryMs = Math.min(retryMs * 2, RETRY_MAX_MS)) {
       try {
-        const connection = await connect({ ...options, ...(await endpointFor(network, access, turn++)) });
+        const connection = await connect({ ...options, ...(await endpointFor(way, access, turn++)) });
         retryMs = RETRY_MS;
         this.#connection = connection;
         if (this.#stop.signal.aborted) return await connection.close();
         await this.#serve(connection);
       } catch (err) {
-        this.#complain(`cannot be reached: ${this.#proxyTrouble() ?? InsituError.from(err).message}`);
+        this.#complain(`cannot be reached: ${this.#trouble() ?? InsituError.from(err).message}`);
       }
       await clock.sleep(retryMs, this.#stop.signal).catch(() => undefined);
     }
   }
 
-  #proxyTrouble(): string | undefined {
-    const { access, network } = this.#options;
+  /** What a gateway or the site's proxy said. */
+  #trouble(): string | undefined {
+    const { access, network, passage } = this.#options;
+    if (access.throughGateway) return passage.trouble;
     return access.servers
       .map((server) => network.troubleOf(natsAddress(server).address))
       .find((trouble) => trouble !== undefined);

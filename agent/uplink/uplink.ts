@@ -143,6 +143,11 @@ export class Uplink {
     journal.onStored({ report: () => this.#reports.pump(), log: () => this.#logs.pump() });
   }
 
+  /** As it is now. */
+  get identity(): Identity {
+    return this.#identity;
+  }
+
   start(): void {
     this.#done = this.#run();
   }
@@ -225,7 +230,6 @@ export class Uplink {
       }
       gateways.advance();
       if (ended.denied) {
-        gateways.advance();
         this.#options.side.denied(ended.reason);
         await clock.sleep(DENIED_RETRY_MS * (0.5 + random() / 2), this.#stop.signal).catch(() => undefined);
         continue;

@@ -6,6 +6,7 @@ import { InsituError } from "../../shared/errors.ts";
 import type { Clock, Random, Timer } from "../../shared/system.ts";
 import type { AgentGatewayHandlers } from "../../shared/wire/gen/insitu/agent/v1/AgentGateway.ts";
 import { agentGatewayService } from "../../shared/wire/grpc.ts";
+import { NATS_ALPN } from "../../shared/wire/one-port.ts";
 import {
   CAPABILITY_REPORT_BATCH,
   PROTOCOL_MAJOR,
@@ -17,11 +18,15 @@ import type { ValidFor } from "../access/enrolment.ts";
 import type { JoinRequestService } from "../access/join-requests.ts";
 import type { JoinTokenService } from "../access/join-tokens.ts";
 import type { NatsIdentity } from "../access/nats-identity.ts";
+import type { CertificatePair } from "../access/pki.ts";
 import { agentId } from "../access/spiffe.ts";
 import { keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import type { Fleet } from "../fleet/fleet-service.ts";
+import { NatsDoor } from "../one-port/nats-door.ts";
+import { OnePort } from "../one-port/one-port.ts";
 import type { PoisonSink } from "../poison/ports.ts";
+import { admitAgent, notAdmitted } from "./admission.ts";
 import { cordonNews } from "./cordon-news.ts";
 import { enrolHandler } from "./enrol-handler.ts";
 import { Intake } from "./intake.ts";
@@ -34,7 +39,7 @@ import type { RateLimitOptions } from "./rate-limit.ts";
 import { recoverHandler } from "./recover-handler.ts";
 import { renewHandler } from "./renew-handler.ts";
 import type { ReportKeys } from "./report-keys.ts";
-import { notAdmitted, peerOf, requireAgent } from "./require-agent.ts";
+import { peerOf, requireAgent } from "./require-agent.ts";
 import { Sessions } from "./sessions.ts";
 import { type GatewayCredentials, gatewayCredentials } from "./tls-credentials.ts";
 
@@ -71,6 +76,8 @@ export interface GatewayOptions {
   offerPublicKeyPem: string;
   /** Port 0: a free one. */
   listen: { host: string; port: number };
+  /** A second port, on which agents reach NATS too, of these `host:port`. Undefined: they reach NATS by themselves. */
+  onePort?: { listen: { host: string; port: number }; natsTargets: readonly string[] } | undefined;
   /** Names by which agents reach it, beside localhost. */
   serverNames?: { dns: string[]; ips: string[] };
   heartbeatMs: number;
@@ -97,6 +104,8 @@ export interface Gateway extends AsyncDisposable {
   close(reason?: unknown): Promise<void>;
   /** The port it listens on, after `start`. */
   readonly port: number;
+  /** The port on which agents reach NATS too, after `start`; 0: there is none. */
+  readonly onePort: number;
   readonly sessions: AgentSessions;
 }
 
@@ -131,6 +140,9 @@ class GrpcGateway implements Gateway {
   readonly #intakes = new Set<{ stop(): void; ended(): Promise<void> }>();
   #server: Server | undefined;
   #credentials: GatewayCredentials | undefined;
+  #pair: CertificatePair | undefined;
+  #onePort: OnePort | undefined;
+  #natsDoor: NatsDoor | undefined;
   #rotateAtMs = Number.POSITIVE_INFINITY;
   #rotating: Promise<void> = Promise.resolve();
   #port = 0;
@@ -169,6 +181,10 @@ class GrpcGateway implements Gateway {
     return this.#port;
   }
 
+  get onePort(): number {
+    return this.#onePort?.port ?? 0;
+  }
+
   get sessions(): AgentSessions {
     return this.#sessions;
   }
@@ -182,7 +198,9 @@ class GrpcGateway implements Gateway {
     this.#server = server;
     const host = listen.host.includes(":") ? `[${listen.host}]` : listen.host;
     this.#port = await bind(server, `${host}:${listen.port}`, this.#credentials);
+    await this.#openOnePort(server, this.#credentials);
     if (signal.aborted || this.#closed !== undefined) {
+      await this.#closeOnePort();
       server.forceShutdown();
       throw signal.reason ?? new InsituError("cancelled", "the gateway was closed while it started");
     }
@@ -224,12 +242,54 @@ class GrpcGateway implements Gateway {
     this.#unsubscribe?.();
     this.#unsubscribePki?.();
     await this.#rotating;
+    await this.#closeOnePort();
     const server = this.#server;
     if (server === undefined) return;
     // It never completes while an agent keeps a stream open, so it is given a bound.
     const quiet = new Promise<void>((resolve) => server.tryShutdown(() => resolve()));
     await this.#within(CLOSE_STEP_MS, quiet);
     server.forceShutdown();
+  }
+
+  async #openOnePort(server: Server, { credentials }: GatewayCredentials): Promise<void> {
+    const { onePort, clock, log, pki, registry } = this.#options;
+    if (!onePort) return;
+    // In this process, and not through the other port: calls keep the address that they come from.
+    const grpc = server.createConnectionInjector(credentials);
+    const door = new NatsDoor(
+      {
+        clock,
+        log,
+        targets: onePort.natsTargets,
+        openCalls: this.#openCalls,
+        admit: async (certificate, address) => {
+          const closing = this.#refusal();
+          if (closing !== undefined) throw closing;
+          return await admitAgent({ registry, clock, log, pki }, { method: NATS_ALPN, address, certificate });
+        },
+      },
+      { caPem: pki.caPem, pair: this.#pair! },
+    );
+    this.#natsDoor = door;
+    const port = new OnePort({
+      clock,
+      log,
+      listen: onePort.listen,
+      grpc: (socket) => grpc.injectConnection(socket),
+      nats: (socket) => door.take(socket),
+    });
+    await port.start();
+    this.#onePort = port;
+  }
+
+  async #closeOnePort(): Promise<void> {
+    await this.#onePort?.close();
+    this.#natsDoor?.close();
+  }
+
+  /** For connections from now on. */
+  #secureNatsDoor(): void {
+    this.#natsDoor?.secure({ caPem: this.#options.pki.caPem, pair: this.#pair! });
   }
 
   #askToLeave(): void {
@@ -338,7 +398,7 @@ class GrpcGateway implements Gateway {
       version: OWN_VERSION,
       heartbeatMs,
       leaseTtlMs,
-      ...(nats ? { nats: { ...nats, caPem: Buffer.from(nats.caPem) } } : {}),
+      ...(nats ? { nats: this.#told(nats) } : {}),
       wallMs: String(clock.wallMs()),
       offerPublicKeyPem: Buffer.from(offerPublicKeyPem),
       replicaId,
@@ -353,14 +413,22 @@ class GrpcGateway implements Gateway {
     await registry.promote(peer.id, peer.spkiSha256);
     if (!access) return undefined;
     const { userJwt, ...about } = access;
-    const nats = natsAccessFor(peer);
-    return { natsAccess: { ...nats, userJwt, caPem: Buffer.from(nats.caPem) }, ...about };
+    return { natsAccess: { ...this.#told(natsAccessFor(peer)), userJwt }, ...about };
+  }
+
+  #told(access: NatsAccess) {
+    return {
+      ...access,
+      caPem: Buffer.from(access.caPem),
+      throughGateway: this.#options.onePort !== undefined,
+    };
   }
 
   /** The sweep does the rest, within a second. */
   #onAuthority(): void {
     const { pki } = this.#options;
     this.#credentials?.trust(pki.caPem);
+    this.#secureNatsDoor();
     this.#recheckIssuers = true;
     if (this.#servingId !== pki.servingId) this.#rotateAtMs = 0;
   }
@@ -390,6 +458,7 @@ class GrpcGateway implements Gateway {
     this.#rotating = this.#issueCertificate().then(
       (pair) => {
         this.#credentials?.replace(pair);
+        this.#secureNatsDoor();
         this.#log.info({ notAfterMs: pair.notAfterMs }, "server certificate replaced");
       },
       (err: unknown) => {
@@ -403,6 +472,7 @@ class GrpcGateway implements Gateway {
     const { clock, pki, serverNames = { dns: [], ips: [] } } = this.#options;
     this.#servingId = pki.servingId;
     const pair = await pki.issueServerCertificate(serverNames);
+    this.#pair = pair;
     const nowMs = clock.wallMs();
     this.#rotateAtMs = nowMs + (pair.notAfterMs - nowMs) * ROTATE_AT;
     return pair;

@@ -2,11 +2,14 @@
 import { InsituError } from "../../shared/errors.ts";
 import type { Peer } from "./peer-identity.ts";
 
-export type CallKind = "session" | "report" | "logs";
+/** "nats": no call, but a way that is opened and closed like one. */
+export type CallKind = "session" | "report" | "logs" | "nats";
 
 export interface OpenCall {
   readonly peer: Peer;
   readonly kind: CallKind;
+  /** Tells apart those of one kind, where an agent may have several. */
+  readonly slot?: number;
   /** Ends the call with this error and lets go of what it holds. Safe twice. */
   fail(err: InsituError): void;
   /** Looks after the call's own time limits. */
@@ -16,7 +19,7 @@ export interface OpenCall {
 export class OpenCalls {
   readonly #calls = new Map<string, OpenCall>();
 
-  /** An agent has one call of each kind: the older one gives way, so that a half-dead connection blocks nothing. */
+  /** An agent has one call of each kind and slot: the older one gives way, so that a half-dead connection blocks nothing. */
   add(call: OpenCall): void {
     const key = keyOf(call);
     const older = this.#calls.get(key);
@@ -70,5 +73,5 @@ export class OpenCalls {
 }
 
 function keyOf(call: OpenCall): string {
-  return `${call.kind} ${call.peer.id}`;
+  return `${call.kind} ${call.slot ?? 0} ${call.peer.id}`;
 }

@@ -18,8 +18,15 @@ export interface Replica {
   name: string;
   child: ChildProcess;
   gatewayPort: number;
+  /** 0: it has none. */
+  onePort: number;
   url: string;
   token: string;
+}
+
+interface Ready {
+  gatewayPort: number;
+  onePort?: number;
 }
 
 /** False when it has gone. */
@@ -45,6 +52,7 @@ export class Plant {
   url = "";
   token = "";
   gatewayPort = 0;
+  onePort = 0;
 
   constructor(options: PlantOptions) {
     this.#options = options;
@@ -55,6 +63,7 @@ export class Plant {
     const replica = await this.startReplica("server", ports);
     this.server = replica.child;
     this.gatewayPort = replica.gatewayPort;
+    this.onePort = replica.onePort;
     this.url = replica.url;
     this.token = replica.token;
   }
@@ -69,15 +78,15 @@ export class Plant {
     const all = ["--data", join(this.directory, name), "--port", String(ports.port ?? 0)];
     all.push("--gateway-port", String(ports.gatewayPort ?? 0), "--nats-port", String(ports.natsPort ?? 0));
     const child = this.#spawn(name, [join(dist, "insitu.js"), "server", ...all, ...serverFlags, ...flags]);
-    const gatewayPort = await new Promise<number>((resolve, reject) => {
-      child.once("message", (ready: { gatewayPort: number }) => resolve(ready.gatewayPort));
+    const { gatewayPort, onePort = 0 } = await new Promise<Ready>((resolve, reject) => {
+      child.once("message", (ready: Ready) => resolve(ready));
       child.once("exit", (code) => reject(new Error(`${name} ended with ${code}: ${this.logOf(name)}`)));
     });
     const context = JSON.parse(readFileSync(join(this.directory, name, "context.json"), "utf8")) as {
       server: string;
       token: string;
     };
-    return { name, child, gatewayPort, url: context.server, token: context.token };
+    return { name, child, gatewayPort, onePort, url: context.server, token: context.token };
   }
 
   /** Enrols on the first start. Resolves with the process once the control plane sees the agent. */

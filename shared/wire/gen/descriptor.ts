@@ -638,6 +638,10 @@ export const DESCRIPTOR = {
                     "userJwt": {
                       "type": "string",
                       "id": 8
+                    },
+                    "throughGateway": {
+                      "type": "bool",
+                      "id": 9
                     }
                   }
                 },

@@ -10,6 +10,7 @@ export interface NatsAccess {
   'consumer'?: (string);
   'caPem'?: (Buffer | Uint8Array | string);
   'userJwt'?: (string);
+  'throughGateway'?: (boolean);
 }
 
 export interface NatsAccess__Output {
@@ -21,4 +22,5 @@ export interface NatsAccess__Output {
   'consumer': (string);
   'caPem': (Buffer);
   'userJwt': (string);
+  'throughGateway': (boolean);
 }
