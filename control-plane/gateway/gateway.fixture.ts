@@ -170,6 +170,10 @@ export async function startWorld({
     enrolRateLimit: { burst: 1_000, refillMs: 1, maxAddresses: 10 },
     reportKeys: reportKeysOf(requireSignedReports),
     ...overrides,
+    onePort: overrides.onePort && {
+      ...overrides.onePort,
+      natsTargets: [new URL(nats.url).host, ...overrides.onePort.natsTargets],
+    },
   };
   const gateway = createGateway(gatewayOptions);
   const signal = new AbortController().signal;

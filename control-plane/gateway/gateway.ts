@@ -23,8 +23,8 @@ import { agentId } from "../access/spiffe.ts";
 import { keysOf } from "../fleet/agent-record.ts";
 import type { AgentRegistry } from "../fleet/agent-registry.ts";
 import type { Fleet } from "../fleet/fleet-service.ts";
-import { NatsDoor } from "../one-port/nats-door.ts";
-import { OnePort } from "../one-port/one-port.ts";
+import { NatsDoor, type NatsDoorLimits } from "../one-port/nats-door.ts";
+import { OnePort, type OnePortLimits } from "../one-port/one-port.ts";
 import type { PoisonSink } from "../poison/ports.ts";
 import { admitAgent, notAdmitted } from "./admission.ts";
 import { cordonNews } from "./cordon-news.ts";
@@ -55,6 +55,14 @@ export interface NatsAccess {
   caPem: string;
 }
 
+export interface OnePortPlan {
+  listen: { host: string; port: number };
+  /** `host:port` of the servers that agents may reach through it. */
+  natsTargets: readonly string[];
+  limits?: Partial<OnePortLimits>;
+  natsLimits?: Partial<NatsDoorLimits>;
+}
+
 export interface GatewayOptions {
   clock: Clock;
   random: Random;
@@ -76,8 +84,8 @@ export interface GatewayOptions {
   offerPublicKeyPem: string;
   /** Port 0: a free one. */
   listen: { host: string; port: number };
-  /** A second port, on which agents reach NATS too, of these `host:port`. Undefined: they reach NATS by themselves. */
-  onePort?: { listen: { host: string; port: number }; natsTargets: readonly string[] } | undefined;
+  /** A second port, on which agents reach NATS too. Undefined: they reach NATS by themselves. */
+  onePort?: OnePortPlan | undefined;
   /** Names by which agents reach it, beside localhost. */
   serverNames?: { dns: string[]; ips: string[] };
   heartbeatMs: number;
@@ -119,6 +127,7 @@ const SWEEP_MS = 1_000;
 const IN_FLIGHT_MAX_BYTES = 4 * 1024 * 1024;
 const MESSAGE_MAX_BYTES = 4 * 1024 * 1024;
 const DRAIN_SPREAD_MS = 5_000;
+const IDLE_MAX_MS = 300_000;
 /** For each of: what is being stored, calls that end, connections that close. */
 const CLOSE_STEP_MS = 2_000;
 const ENROL_RATE_LIMIT: RateLimitOptions = { burst: 60, refillMs: 1_000, maxAddresses: 10_000 };
@@ -261,6 +270,7 @@ class GrpcGateway implements Gateway {
         clock,
         log,
         targets: onePort.natsTargets,
+        limits: onePort.natsLimits,
         openCalls: this.#openCalls,
         admit: async (certificate, address) => {
           const closing = this.#refusal();
@@ -275,6 +285,7 @@ class GrpcGateway implements Gateway {
       clock,
       log,
       listen: onePort.listen,
+      limits: onePort.limits,
       grpc: (socket) => grpc.injectConnection(socket),
       nats: (socket) => door.take(socket),
     });
@@ -323,6 +334,8 @@ class GrpcGateway implements Gateway {
       // Finds connections that died without a word. No max_connection_age: with keepalive it would cut streams.
       "grpc.keepalive_time_ms": 30_000,
       "grpc.keepalive_timeout_ms": 10_000,
+      // Of connections without a call, of whoever answers pings and wants nothing. Agents always have a session.
+      "grpc.max_connection_idle_ms": IDLE_MAX_MS,
       interceptors: [requireAgent({ registry, clock, log, pki, closing: () => this.#refusal() })],
     });
     const deps = {

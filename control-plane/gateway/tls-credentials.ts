@@ -7,6 +7,14 @@ type Provider = experimental.CertificateProvider;
 type CaListener = Parameters<Provider["addCaCertificateListener"]>[0];
 type IdentityListener = Parameters<Provider["addIdentityCertificateListener"]>[0];
 
+const HANDSHAKE_WITHIN_MS = 10_000;
+
+interface TlsOptions {
+  requestCert?: boolean;
+  rejectUnauthorized?: boolean;
+  handshakeTimeout?: number;
+}
+
 export interface GatewayCredentials {
   readonly credentials: ServerCredentials;
   /** New connections get this certificate; open ones stay as they are. The pair must have been checked. */
@@ -19,19 +27,24 @@ export interface GatewayCredentials {
  * @throws InsituError `internal` when the library does not do what we rest on. (The interceptor denies whoever
  *   has no verified certificate, so a change in the library closes doors and opens none.)
  */
-export function gatewayCredentials(caPem: string, pair: CertificatePair): GatewayCredentials {
+export function gatewayCredentials(
+  caPem: string,
+  pair: CertificatePair,
+  handshakeWithinMs = HANDSHAKE_WITHIN_MS,
+): GatewayCredentials {
   const provider = new MemoryProvider(Buffer.from(caPem), pair);
   // The declared order of the first two arguments is not the real one; one object for both makes it no matter.
   const credentials = experimental.createCertificateProviderServerCredentials(provider, provider, false);
-  const options = (
-    credentials as unknown as { _getConstructorOptions?(): unknown }
-  )._getConstructorOptions?.() as { requestCert?: unknown; rejectUnauthorized?: unknown } | undefined;
+  const inner = credentials as unknown as { _getConstructorOptions?(): TlsOptions };
+  const options = inner._getConstructorOptions?.();
   if (options?.requestCert !== true || options.rejectUnauthorized !== false) {
     throw new InsituError(
       "internal",
       "this version of @grpc/grpc-js cannot ask for client certificates without requiring them: install the version in package-lock.json",
     );
   }
+  // Node gives a handshake two minutes, and the library has no option for it: connections that stall are many by then.
+  inner._getConstructorOptions = () => ({ ...options, handshakeTimeout: handshakeWithinMs });
   return { credentials, replace: (next) => provider.replace(next), trust: (next) => provider.trust(next) };
 }
 

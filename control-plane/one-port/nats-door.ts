@@ -43,7 +43,7 @@ export interface NatsDoorOptions {
   /** @throws InsituError when the certificate is no agent's that is let in now */
   admit(certificate: Uint8Array | undefined, address: string): Promise<Peer>;
   openCalls: OpenCalls;
-  limits?: Partial<NatsDoorLimits>;
+  limits?: Partial<NatsDoorLimits> | undefined;
 }
 
 export interface DoorKeys {

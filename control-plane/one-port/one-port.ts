@@ -39,7 +39,7 @@ export interface OnePortOptions {
   /** Get the socket with nothing of it read. */
   grpc(socket: Socket): void;
   nats(socket: Socket): void;
-  limits?: Partial<OnePortLimits>;
+  limits?: Partial<OnePortLimits> | undefined;
 }
 
 /** Since the start; `open` and `waiting` are of now. */
