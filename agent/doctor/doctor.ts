@@ -11,7 +11,7 @@ import type { HostFacts } from "../sandbox/box-host.ts";
 import { checkDatasets, checkDisk, checkSandbox } from "./host-checks.ts";
 import { checkPath, type Expected, skip } from "./network-checks.ts";
 import { type Check, type Finding, inOrder } from "./report.ts";
-import { checkGrpc, checkNats } from "./service-checks.ts";
+import { checkGrpc, checkNats, checkOffer } from "./service-checks.ts";
 
 export interface DoctorWorld {
   network: Network;
@@ -91,14 +91,16 @@ async function examineWay(
   { gateway, expected, identity }: Target,
 ): Promise<Finding[]> {
   const { network } = world;
-  const nats = checkNats(network, config.stateDir);
+  const nats = checkNats(network, config.stateDir, identity);
   const { findings, ends, caPem } = await checkPath(network, hostAndPort(gateway), expected);
   if (caPem === undefined) {
     const why = "the connection to the gateway comes first";
     return [...findings, skip("clock", why), await nats, skip("grpc", why)];
   }
   const { finding, clock, refusal } = await checkGrpc(world, ends, { gateway, caPem, identity });
+  const told = await nats;
+  const offered = told.level === "skip" ? await checkOffer(network, hostAndPort(gateway), caPem) : undefined;
   const refused: Finding[] =
     refusal === undefined ? [] : [{ check: "identity", level: "fail", seen: `${identity?.id}: ${refusal}` }];
-  return [...findings, clock, await nats, finding, ...refused];
+  return [...findings, clock, offered ?? told, finding, ...refused];
 }

@@ -14,6 +14,8 @@ export interface Ends {
 
 const GATEWAY_PROTOCOL = "TLS 1.2 or 1.3 with client certificates, HTTP/2 (gRPC), long-lived connections";
 const NATS_PROTOCOL = "TLS that begins after a line in the clear (NATS), long-lived connections";
+const ONE_PORT_PROTOCOL =
+  "TLS 1.3 with client certificates, ALPN h2 (gRPC) and insitu-nats/1, long-lived connections";
 const NO_INCOMING = "No incoming connection is needed.";
 
 function from({ host, source }: Ends): string {
@@ -39,6 +41,11 @@ export function firewallRequest(ends: Ends): string {
 
 export function natsRequest(ends: Ends): string {
   return `Please allow this connection through the firewall, without TLS inspection:\n${rule(ends, NATS_PROTOCOL)}\n${NO_INCOMING}`;
+}
+
+/** Where the gateway's port takes NATS along: an inspecting middlebox passes the one and breaks the other. */
+export function onePortRequest(ends: Ends): string {
+  return `Please allow this connection through the firewall, both protocols of it, without TLS inspection:\n${rule(ends, ONE_PORT_PROTOCOL)}\n${NO_INCOMING}`;
 }
 
 export function proxyRequest(ends: Ends, proxy: HostAndPort): string {

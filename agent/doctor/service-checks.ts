@@ -5,16 +5,19 @@ import { connect, jwtAuthenticator, NatsError } from "nats";
 import { InsituError } from "../../shared/errors.ts";
 import type { Clock } from "../../shared/system.ts";
 import type { Identity } from "../enrolment/identity.ts";
-import { hostAndPort, natsAddress } from "../network/address.ts";
+import { addressOf, type HostAndPort, hostAndPort, natsAddress } from "../network/address.ts";
 import type { Network } from "../network/network.ts";
 import { openGateway } from "../uplink/gateway-client.ts";
+import { Gateways } from "../uplink/gateways.ts";
 import { loadAccess, loadOrMakeUserKey, type NatsAccess } from "../uplink/nats-access.ts";
-import { endpointFor } from "../uplink/nats-endpoints.ts";
+import { teachNatsToDial } from "../uplink/nats-dial.ts";
+import { endpointFor, type NatsWay } from "../uplink/nats-endpoints.ts";
+import { NatsPassage, offersNats } from "../uplink/nats-passage.ts";
 import { explainTls } from "../uplink/tls-trouble.ts";
 import { softwareVersion } from "../uplink/version.ts";
 import { endsOf, skip } from "./network-checks.ts";
 import type { Finding } from "./report.ts";
-import { type Ends, http2Request, natsRequest, timeRequest } from "./requests.ts";
+import { type Ends, http2Request, natsRequest, onePortRequest, timeRequest } from "./requests.ts";
 
 const ANSWER_WITHIN_MS = 10_000;
 /** The time of an answer's head has no more than seconds. */
@@ -103,34 +106,75 @@ function clockFinding({ wallMs, askedMs, answeredMs }: Reply, ends: Ends): Findi
   return { check: "clock", level, seen: `${seen}: certificates depend on it`, ask: timeRequest(ends) };
 }
 
-/** With what the last welcome said, as this agent; nothing is pulled. */
-export async function checkNats(network: Network, stateDir: string): Promise<Finding> {
+/**
+ * With what the last welcome said, as this agent; nothing is pulled.
+ *
+ * @param identity with which a gateway is asked for the way, where NATS is reached through one
+ */
+export async function checkNats(
+  network: Network,
+  stateDir: string,
+  identity: Identity | undefined,
+): Promise<Finding> {
   const access = loadAccess(join(stateDir, "nats.json"));
   if (access === undefined)
     return skip(
       "nats",
       "the control plane names its servers when the agent connects for the first time (port 4222 unless it says otherwise)",
     );
+  if (access.throughGateway && identity === undefined)
+    return skip(
+      "nats",
+      "it is reached through the gateway, with the certificate that the agent gets when it joins",
+    );
+  const passage = access.throughGateway ? passageOf(network, stateDir, identity!) : undefined;
+  teachNatsToDial();
   const { seed } = loadOrMakeUserKey(join(stateDir, "nats-user.json"));
-  const results = await Promise.all(access.servers.map((server) => tryServer(network, access, server, seed)));
+  const results = await Promise.all(
+    access.servers.map((server) => tryServer({ network, passage }, access, server, seed)),
+  );
   const failed = results.filter(({ level }) => level === "fail");
   const seen = results.map((result) => result.seen).join("; ");
   const [first] = failed;
   if (first === undefined)
     return { check: "nats", level: results.some(({ level }) => level === "warn") ? "warn" : "ok", seen };
   const level = failed.length === results.length ? "fail" : "warn";
-  const { address } = natsAddress(first.server);
-  return { check: "nats", level, seen, ask: natsRequest(await endsOf(address, [])) };
+  const ask = passage
+    ? onePortRequest(await endsOf(hostAndPort(identity!.gateway), []))
+    : natsRequest(await endsOf(natsAddress(first.server).address, []));
+  return { check: "nats", level, seen, ask };
+}
+
+/** Before the control plane has named its NATS: whether the port that is reached takes that along. */
+export async function checkOffer(
+  network: Network,
+  gateway: HostAndPort,
+  caPem: Buffer,
+): Promise<Finding | undefined> {
+  if (!(await offersNats(network.way, gateway, caPem))) return undefined;
+  const seen = `is reached through ${addressOf(gateway)} as well: no other port is needed`;
+  return { check: "nats", level: "ok", seen };
+}
+
+function passageOf(network: Network, stateDir: string, identity: Identity): NatsPassage {
+  const gateways = new Gateways(identity.gateway, join(stateDir, "gateways.json"));
+  return new NatsPassage({
+    way: network.way,
+    gateways: () => gateways.inOrder,
+    identity: () => identity,
+  });
 }
 
 async function tryServer(
-  network: Network,
+  way: NatsWay,
   access: NatsAccess,
   server: string,
   seed: string,
 ): Promise<{ server: string; level: "ok" | "warn" | "fail"; seen: string }> {
+  const { network, passage } = way;
+  const by = passage ? " through the gateway" : "";
   try {
-    const endpoint = await endpointFor({ network }, { servers: [server], caPem: access.caPem }, 0);
+    const endpoint = await endpointFor(way, { servers: [server], caPem: access.caPem }, 0);
     const connection = await connect({
       ...endpoint,
       ...(access.userJwt === ""
@@ -141,15 +185,15 @@ async function tryServer(
       timeout: ANSWER_WITHIN_MS,
     });
     await connection.close();
-    return { server, level: "ok", seen: `${server} lets this agent in` };
+    return { server, level: "ok", seen: `${server} lets this agent in${by}` };
   } catch (err) {
     if (err instanceof NatsError && /AUTH/.test(err.code))
       return {
         server,
         level: "warn",
-        seen: `${server} answers, and refuses the access that this agent had; it gets another when it connects`,
+        seen: `${server} answers${by}, and refuses the access that this agent had; it gets another when it connects`,
       };
-    const trouble = network.troubleOf(natsAddress(server).address) ?? InsituError.from(err).message;
-    return { server, level: "fail", seen: `${server}: ${trouble}` };
+    const said = passage ? passage.trouble : network.troubleOf(natsAddress(server).address);
+    return { server, level: "fail", seen: `${server}: ${said ?? InsituError.from(err).message}` };
   }
 }

@@ -1,5 +1,5 @@
 /**
- * The way to NATS through the port of a gateway, for sites that let out one connection's worth of rules: TLS with the
+ * The way to NATS through the port of a gateway, for sites that let the agent out to one port alone: TLS with the
  * agent's certificate, then a request for the server as to an HTTP proxy, then NATS's own bytes. Through the site's own proxy
  * where there is one. See docs/adr/0039-one-port.md.
  */
@@ -61,7 +61,7 @@ export class NatsPassage {
 
   /** By this gateway and no other. @throws unreachable, auth.denied */
   async through(gateway: string, target: HostAndPort, signal?: AbortSignal): Promise<TLSSocket> {
-    const { way } = this.#options;
+    const { way, identity } = this.#options;
     const enough = new AbortController();
     const timer = way.clock.after(ATTEMPT_MS, () =>
       enough.abort(new InsituError("timeout", `${gateway} does not answer within ${ATTEMPT_MS} ms`)),
@@ -70,7 +70,7 @@ export class NatsPassage {
     signal?.addEventListener("abort", onAbort, { once: true });
     if (signal?.aborted) onAbort();
     try {
-      const socket = await this.#secured(gateway, enough.signal);
+      const socket = await secure(way, hostAndPort(gateway), identity(), enough.signal);
       try {
         await ask(way, socket, gateway, target, enough.signal);
         return socket;
@@ -84,28 +84,6 @@ export class NatsPassage {
     }
   }
 
-  async #secured(gateway: string, signal: AbortSignal): Promise<TLSSocket> {
-    const { way, identity } = this.#options;
-    const address = hostAndPort(gateway);
-    const raw = await dial(way, address, signal);
-    const { caPem, keyPem, certificatePem } = identity();
-    const socket = tlsConnect({
-      socket: raw,
-      servername: serverNameOf(address.host),
-      ca: caPem,
-      key: keyPem,
-      cert: certificatePem,
-      minVersion: "TLSv1.3",
-      ALPNProtocols: [NATS_ALPN],
-      checkServerIdentity: (_name, certificate) => checkServerIdentity(address.host, certificate),
-    });
-    socket.on("error", () => undefined);
-    await opened(way, socket, "secureConnect", `TLS for NATS with ${gateway}`, signal);
-    if (socket.alpnProtocol === NATS_ALPN) return socket;
-    socket.destroy();
-    throw new InsituError("unreachable", `${gateway} offers no way to NATS on this port`);
-  }
-
   /** The good one first, else what the list begins with; those that failed come last. */
   #order(): string[] {
     const all = [...this.#options.gateways()];
@@ -117,6 +95,42 @@ export class NatsPassage {
       ...order.filter((one) => this.#failed.has(one)),
     ];
   }
+}
+
+/** Whether a gateway has a way to NATS on this port, without asking for it. False, too, when nobody answers. */
+export async function offersNats(way: WayOut, gateway: HostAndPort, caPem: Buffer): Promise<boolean> {
+  try {
+    const socket = await secure(way, gateway, { caPem });
+    socket.destroy();
+    return true;
+  } catch {
+    return false; // whether the gateway can be reached at all is another's question
+  }
+}
+
+/** @throws unreachable */
+async function secure(
+  way: WayOut,
+  gateway: HostAndPort,
+  trust: { caPem: Buffer; keyPem?: Buffer; certificatePem?: Buffer },
+  signal?: AbortSignal,
+): Promise<TLSSocket> {
+  const { caPem, keyPem, certificatePem } = trust;
+  const raw = await dial(way, gateway, signal);
+  const socket = tlsConnect({
+    socket: raw,
+    servername: serverNameOf(gateway.host),
+    ca: caPem,
+    ...(keyPem && certificatePem ? { key: keyPem, cert: certificatePem } : {}),
+    minVersion: "TLSv1.3",
+    ALPNProtocols: [NATS_ALPN],
+    checkServerIdentity: (_name, certificate) => checkServerIdentity(gateway.host, certificate),
+  });
+  socket.on("error", () => undefined);
+  await opened(way, socket, "secureConnect", `TLS for NATS with ${addressOf(gateway)}`, signal);
+  if (socket.alpnProtocol === NATS_ALPN) return socket;
+  socket.destroy();
+  throw new InsituError("unreachable", `${addressOf(gateway)} offers no way to NATS on this port`);
 }
 
 async function ask(

@@ -1,11 +1,10 @@
 /** Sites whose network is not a plain one: behind an HTTP proxy, and without IPv4. With the programs as they ship. */
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import { PROXY_PASSWORD, PROXY_USER, startConnectProxy } from "../support/connect-proxy.ts";
+import { doctor } from "../support/doctor.ts";
 import { Plant } from "../support/plant.ts";
 
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
@@ -74,34 +73,6 @@ test("with IPv6 addresses alone an agent enrols, connects and runs a step", {
   expect(events.at(-1)).toMatchObject({ kind: "run.finished", status: "succeeded" });
   expect(natsServers(plant, "six")[0]).toMatch(/\[::1\]:\d+$/);
 });
-
-interface Diagnosis {
-  code: number;
-  ok: boolean;
-  seen: Record<string, string>;
-  levels: Record<string, string>;
-}
-
-async function doctor(plant: Plant, name: string, flags: string[] = []): Promise<Diagnosis> {
-  const state = join(plant.directory, "sites/site", name);
-  const args = ["doctor", "--state-dir", state, "--name", name, "-o", "json", ...flags];
-  const child = spawn(process.execPath, [join(DIST, "insitu-agent.js"), ...args], {
-    stdio: ["ignore", "pipe", "inherit"],
-  });
-  let out = "";
-  child.stdout.on("data", (data) => (out += data));
-  const [code] = (await once(child, "close")) as [number];
-  const { ok, checks } = JSON.parse(out) as {
-    ok: boolean;
-    checks: { check: string; level: string; seen: string }[];
-  };
-  return {
-    code,
-    ok,
-    seen: Object.fromEntries(checks.map(({ check, seen }) => [check, seen])),
-    levels: Object.fromEntries(checks.map(({ check, level }) => [check, level])),
-  };
-}
 
 test("the doctor finds nothing in the way before an agent enrols and while it runs, spends no token and disturbs nothing", {
   timeout: LIMIT_MS,

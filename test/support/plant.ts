@@ -58,9 +58,16 @@ export class Plant {
     this.#options = options;
   }
 
+  get dist(): string {
+    return this.#options.dist;
+  }
+
   /** Starts the control plane; again on the same data after it has gone. */
-  async startServer(ports: { port?: number; gatewayPort?: number; natsPort?: number } = {}): Promise<void> {
-    const replica = await this.startReplica("server", ports);
+  async startServer(
+    ports: { port?: number; gatewayPort?: number; natsPort?: number } = {},
+    flags: string[] = [],
+  ): Promise<void> {
+    const replica = await this.startReplica("server", ports, flags);
     this.server = replica.child;
     this.gatewayPort = replica.gatewayPort;
     this.onePort = replica.onePort;
@@ -89,10 +96,19 @@ export class Plant {
     return { name, child, gatewayPort, onePort, url: context.server, token: context.token };
   }
 
-  /** Enrols on the first start. Resolves with the process once the control plane sees the agent. */
-  async startAgent(environment: string, name: string, flags: string[] = []): Promise<ChildProcess> {
+  /**
+   * Enrols on the first start. Resolves with the process once the control plane sees the agent.
+   *
+   * @param within words before the command, which have it run somewhere else
+   */
+  async startAgent(
+    environment: string,
+    name: string,
+    flags: string[] = [],
+    within: readonly string[] = [],
+  ): Promise<ChildProcess> {
     const { token } = (await this.call("POST", "/v1/join-tokens", { environment })) as { token: string };
-    const child = this.spawnAgent(environment, name, ["--join-token", token, ...flags]);
+    const child = this.spawnAgent(environment, name, ["--join-token", token, ...flags], within);
     await this.until(async () => {
       const { items } = (await this.call("GET", "/v1/agents")) as {
         items: { id: string; connected: boolean }[];
@@ -102,10 +118,15 @@ export class Plant {
     return child;
   }
 
-  spawnAgent(environment: string, name: string, flags: string[] = []): ChildProcess {
+  spawnAgent(
+    environment: string,
+    name: string,
+    flags: string[] = [],
+    within: readonly string[] = [],
+  ): ChildProcess {
     const state = join(this.directory, "sites", environment, name);
     const log = `${environment}-${name}`;
-    return this.#spawn(log, [
+    const args = [
       join(this.#options.dist, "insitu-agent.js"),
       "run",
       // Steps of these tests speak with them through files that no boxed one sees.
@@ -118,7 +139,8 @@ export class Plant {
       "--on-stop",
       "interrupt",
       ...flags,
-    ]);
+    ];
+    return this.#spawn(log, args, within);
   }
 
   async call(method: string, path: string, body?: unknown): Promise<unknown> {
@@ -222,9 +244,10 @@ export class Plant {
     }
   }
 
-  #spawn(log: string, args: string[]): ChildProcess {
+  #spawn(log: string, args: string[], within: readonly string[] = []): ChildProcess {
     const file = openSync(join(this.directory, `${log}.log`), "a");
-    const child = spawn(process.execPath, args, {
+    const [command, ...rest] = [...within, process.execPath, ...args];
+    const child = spawn(command!, rest, {
       stdio: ["ignore", file, file, "ipc"],
       env: { ...process.env, ...this.#options.env },
       detached: true,
