@@ -1,4 +1,5 @@
 import { verify, X509Certificate } from "node:crypto";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Metadata, status } from "@grpc/grpc-js";
 import { pino } from "pino";
@@ -91,7 +92,7 @@ class Side implements AgentSide {
   }
 }
 
-function open(identity: Partial<Identity> = {}): Uplink {
+function open(identity: Partial<Identity> = {}, clock = systemClock): Uplink {
   log = [];
   const write = (line: string): void => {
     log.push(JSON.parse(line));
@@ -100,7 +101,7 @@ function open(identity: Partial<Identity> = {}): Uplink {
   const who = authority.identity(gateway.port, identity);
   signer = loadOrMakeReportSigner(directory.path, who);
   return new Uplink({
-    clock: systemClock,
+    clock,
     random: () => 0,
     log: pino({}, { write }),
     identity: who,
@@ -181,6 +182,25 @@ test("that is refused says so, and does not take a lost connection for it", asyn
   await until.holds(() => side.told.includes("denied: it was revoked"));
   expect(side.told.filter((said) => said.startsWith("denied"))).toEqual(["denied: it was revoked"]);
   expect(uplink.connected).toBe(false);
+});
+
+test("that one replica refuses asks the next one, also where there are two", async () => {
+  const other = new TestGateway(authority);
+  await other.start();
+  const addresses = [gateway, other].map(({ port }) => `localhost:${port}`);
+  writeFileSync(join(directory.path, "gateways.json"), JSON.stringify(addresses));
+  // A minute's wait is over at once.
+  const sleep = (ms: number, signal?: AbortSignal) => systemClock.sleep(Math.min(ms, 10), signal);
+  const patient = open({}, { ...systemClock, sleep });
+  patient.start();
+  await gateway.connected();
+  const metadata = new Metadata();
+  metadata.set(ERROR_CODE_METADATA, "auth.denied");
+  gateway.session!.emit("error", { code: status.PERMISSION_DENIED, details: "not known here", metadata });
+  await other.connected();
+  expect(gateway.hellos).toHaveLength(1);
+  await patient.close("test");
+  other.stop();
 });
 
 test("signs each report for this agent, with the key that its hello brings and its certificate vouches for", async () => {

@@ -8,14 +8,15 @@ import { cpus, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { connect } from "nats";
-import type { RunEvent } from "../../shared/engine/events.ts";
 import { startTestNats } from "../support/nats.ts";
 import { Plant } from "../support/plant.ts";
 import { measureBoxes } from "./boxes.ts";
+import { CHAIN, chain, hops } from "./chain.ts";
 import { measureFailover } from "./failover.ts";
 import { type Floors, measureFloors } from "./floors.ts";
 import { measureIdleAgent } from "./idle-agent.ts";
 import { measureLogs, writesLines } from "./logs.ts";
+import { measureOnePort } from "./one-port.ts";
 import { median, percentile } from "./statistics.ts";
 
 interface Budget {
@@ -36,19 +37,8 @@ const { values } = parseArgs({
 const json = values.output === "json";
 const say = (line: string): void => void process.stderr.write(`${line}\n`);
 
-const CHAIN = 40;
 const FAN = values.quick ? 1_000 : 10_000;
 const LINES = values.quick ? 300_000 : 1_000_000;
-
-function chain(name: string, step: object) {
-  const steps = Array.from({ length: CHAIN }, (_, i) => ({
-    id: `s${i}`,
-    environment: "bench",
-    ...(i > 0 ? { needs: [`s${i - 1}`] } : {}),
-    ...step,
-  }));
-  return { kind: "pipeline", name, steps };
-}
 
 function fan(name: string, width: number) {
   return {
@@ -56,13 +46,6 @@ function fan(name: string, width: number) {
     name,
     steps: Array.from({ length: width }, (_, i) => ({ id: `s${i}`, environment: "bench", uses: "noop" })),
   };
-}
-
-/** Milliseconds from the end of each step, on the agent's clock, to the start of the one that needs it. */
-function hops(events: readonly RunEvent[]): number[] {
-  const outcomes = events.flatMap((event) => (event.kind === "attempt.finished" ? [event.outcome] : []));
-  const sorted = outcomes.sort((a, b) => a.startedAtMs - b.startedAtMs);
-  return sorted.slice(1).map((outcome, i) => outcome.startedAtMs - sorted[i]!.finishedAtMs);
 }
 
 async function floors(): Promise<Floors> {
@@ -207,7 +190,15 @@ async function measure(): Promise<{ floors: Floors; budgets: Budget[]; extra: Re
     true,
     `the slowest of ${failover.takenOver} runs`,
   );
-  return { floors: floor, budgets, extra: { meanHopMs } };
+  say("hops with NATS on a port of its own and on the gateway's, in turns …");
+  const hopMs = await measureOnePort(values.quick ? 5 : 15);
+  const extra = {
+    meanHopMs,
+    hopP50DirectMs: hopMs.direct.p50,
+    hopP50SecuredMs: hopMs.secured.p50,
+    hopP50OnePortMs: hopMs.onePort.p50,
+  };
+  return { floors: floor, budgets, extra };
 }
 
 function machine() {
