@@ -31,6 +31,25 @@ describe("the address of an existing NATS", () => {
   });
 });
 
+describe("the one port for agents", () => {
+  test.each([
+    ["0.0.0.0:443", { host: "0.0.0.0", port: 443 }],
+    ["[::]:8443", { host: "::", port: 8443 }],
+    ["insitu.example.org:0", { host: "insitu.example.org", port: 0 }],
+  ])("%s is an address and a port, from the flag or the environment", (text, onePort) => {
+    expect(loadConfig(["--one-port", text], {})).toMatchObject({ onePort });
+    expect(loadConfig([], { INSITU_ONE_PORT: text })).toMatchObject({ onePort });
+  });
+
+  test.each(["443", ":443", "0.0.0.0", "0.0.0.0:65536", "::443", "[0.0.0.0:443"])("%s is none", (text) => {
+    expect(() => loadConfig(["--one-port", text], {})).toThrow(/onePort: must be like 0\.0\.0\.0:443/);
+  });
+
+  test("is not there unless it is asked for", () => {
+    expect(loadConfig([], {})).toHaveProperty("onePort", undefined);
+  });
+});
+
 describe("the number of servers that keep each stream", () => {
   const CLUSTER = "nats://127.0.0.1:1,nats://127.0.0.1:2,nats://127.0.0.1:3";
 

@@ -22,8 +22,10 @@ const Config = z
       .transform((text, context) => {
         const found = /^(.+):(\d{1,5})$/.exec(text);
         const port = Number(found?.[2]);
-        const host = found?.[1]?.replace(/^\[(.*)\]$/, "$1") ?? "";
-        if (found && port <= 65_535 && (!host.includes(":") || isIPv6(host))) return { host, port };
+        const host = found?.[1] ?? "";
+        const six = /^\[(.*)\]$/.exec(host)?.[1];
+        const known = six === undefined ? /^[\w.-]+$/.test(host) : isIPv6(six);
+        if (known && port <= 65_535) return { host: six ?? host, port };
         context.addIssue({ code: "custom", message: "must be like 0.0.0.0:443 or [::]:443" });
         return z.NEVER;
       })

@@ -207,7 +207,12 @@ class GrpcGateway implements Gateway {
     this.#server = server;
     const host = listen.host.includes(":") ? `[${listen.host}]` : listen.host;
     this.#port = await bind(server, `${host}:${listen.port}`, this.#credentials);
-    await this.#openOnePort(server, this.#credentials);
+    try {
+      await this.#openOnePort(server, this.#credentials);
+    } catch (err) {
+      server.forceShutdown();
+      throw err;
+    }
     if (signal.aborted || this.#closed !== undefined) {
       await this.#closeOnePort();
       server.forceShutdown();

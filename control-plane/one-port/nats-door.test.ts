@@ -264,14 +264,10 @@ test("a way ends when a renewed certificate with a new key is at work, and opens
   const first = await openSession(world.client(agent));
   const way = await tunnel(agent);
   const keys = await newKeys();
+  const csrDer = await csrOf(keys);
   const answer = await new Promise<{ certificatePem: Buffer }>((resolve, reject) => {
-    csrOf(keys).then((csrDer) =>
-      world
-        .client(agent)
-        .Renew({ csrDer, version: { major: 1 } }, (err, response) =>
-          err ? reject(err) : resolve(response!),
-        ),
-    );
+    const request = { csrDer, version: { major: 1 } };
+    world.client(agent).Renew(request, (err, response) => (err ? reject(err) : resolve(response!)));
   });
   const renewed = { keyPem: keys.keyPem, certificatePem: answer.certificatePem.toString() };
   expect(way.destroyed).toBe(false);

@@ -115,7 +115,7 @@ export class OnePort implements AsyncDisposable {
 
   #accept(socket: Socket): void {
     socket.on("error", () => socket.destroy());
-    const network = networkOf(socket.remoteAddress ?? "");
+    const network = networkOf(`${socket.remoteAddress ?? ""}:${socket.remotePort ?? 0}`);
     const { connectionsPerNetwork, waiting, waitingPerNetwork, helloWithinMs } = this.#limits;
     const before = this.#open.get(network) ?? 0;
     if (before >= connectionsPerNetwork) {

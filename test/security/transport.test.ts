@@ -9,18 +9,25 @@ import { Plant } from "../support/plant.ts";
 const DIST = fileURLToPath(new URL("../../dist", import.meta.url));
 
 let plant: Plant;
-let ports: { api: number; gateway: number };
+let ports: { api: number; gateway: number; "one port": number };
 
 beforeAll(async () => {
   plant = new Plant({ dist: DIST, env: { INSITU_LOG_LEVEL: "warn" } });
-  const replica = await plant.startReplica("server", {}, ["--host", "0.0.0.0", "--gateway-host", "0.0.0.0"]);
-  ports = { api: Number(new URL(replica.url).port), gateway: replica.gatewayPort };
+  const replica = await plant.startReplica("server", {}, [
+    ...["--host", "0.0.0.0", "--gateway-host", "0.0.0.0"],
+    ...["--one-port", "0.0.0.0:0"],
+  ]);
+  ports = {
+    api: Number(new URL(replica.url).port),
+    gateway: replica.gatewayPort,
+    "one port": replica.onePort,
+  };
 });
 afterAll(async () => {
   await plant?.[Symbol.asyncDispose]();
 });
 
-const targets = [["api"], ["gateway"]] as const;
+const targets = [["api"], ["gateway"], ["one port"]] as const;
 
 /** What a handshake agrees on, or the error that it ends with. The certificate is another test's. */
 function shakeHands(port: number, options: ConnectionOptions): Promise<string> {
@@ -82,6 +89,13 @@ describe.each(targets)("the port of the %s", (which) => {
     });
     expect(answer).not.toMatch(/HTTP|insitu/i);
   });
+});
+
+test("the way to NATS on the one port speaks TLS 1.3 alone", async () => {
+  const to = (options: ConnectionOptions) =>
+    shakeHands(ports["one port"], { ALPNProtocols: ["insitu-nats/1"], ...options });
+  expect(await to({})).toMatch(/^TLSv1\.3 /);
+  expect(await to({ maxVersion: "TLSv1.2" })).toMatch(/^refused: /);
 });
 
 describe("an answer of the API", () => {
