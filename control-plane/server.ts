@@ -1,8 +1,8 @@
 /** One replica: opens its parts in order, and closes them in the reverse one. */
 import { createHash } from "node:crypto";
-import { mkdir, rename, writeFile } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { hostname } from "node:os";
-import { basename, dirname, join } from "node:path";
+import { join } from "node:path";
 import type { Logger } from "pino";
 import { InsituError } from "../shared/errors.ts";
 import type { AccessPolicySpec, EnvironmentSpec } from "../shared/model/spec.ts";
@@ -39,6 +39,7 @@ import { IDEMPOTENCY_TTL_MS } from "./api/idempotency.ts";
 import { isLoopback, serveApi } from "./api/serve.ts";
 import { Closers } from "./closers.ts";
 import type { ServerConfig } from "./config.ts";
+import { writeContext } from "./context-file.ts";
 import { Desk } from "./desk.ts";
 import { openEngine } from "./engine.ts";
 import { receiptCheck } from "./evidence/receipt-check.ts";
@@ -582,21 +583,4 @@ function publicNameOf({ publicUrl }: ServerConfig): string[] {
 /** Part of a NATS subject: no dots. */
 function replicaName(): string {
   return hostname().replaceAll(/[^A-Za-z0-9-]/g, "-");
-}
-
-async function writeContext(
-  file: string,
-  server: string,
-  token: string,
-  caPem: string | undefined,
-): Promise<void> {
-  await mkdir(dirname(file), { recursive: true, mode: 0o700 });
-  const caFile = join(dirname(file), "ca.pem");
-  if (caPem !== undefined) await writeFile(caFile, caPem, { mode: 0o644 });
-  // Nobody can be reached at "all addresses"; who reads the file is on this host. The CA lies beside the file.
-  const address = server.replace(/\/\/(0\.0\.0\.0|\[::\])(?=:|$)/, "//127.0.0.1");
-  const context = { server: address, token, ...(caPem === undefined ? {} : { caFile: basename(caFile) }) };
-  const temporary = `${file}.${newSecret(6)}`;
-  await writeFile(temporary, `${JSON.stringify(context, null, 2)}\n`, { mode: 0o600 });
-  await rename(temporary, file);
 }
