@@ -188,6 +188,7 @@ export class Agent {
     const gateways = new Gateways(identity.gateway, join(config.stateDir, "gateways.json"));
     this.#passage = new NatsPassage({
       way: world.network.way,
+      random: world.random,
       gateways: () => gateways.inOrder,
       identity: () => this.#uplink.identity,
     });

@@ -47,9 +47,14 @@ afterAll(async () => {
   directory?.[Symbol.dispose]();
 });
 
-const passageOf = (gateways: string[], network: Network = openNetwork): NatsPassage =>
+const passageOf = (
+  gateways: string[],
+  { way }: Pick<Network, "way"> = openNetwork,
+  random = () => 0,
+): NatsPassage =>
   new NatsPassage({
-    way: network.way,
+    way,
+    random,
     gateways: () => gateways,
     identity: () => authority.identity(0),
   });
@@ -128,6 +133,21 @@ describe("of several gateways", () => {
     stop.abort(new Error("enough"));
     await expect(held).rejects.toThrow();
     deaf.close();
+  });
+
+  test("when none has a way the client's next tries come ever later, and at once again after one that had", async () => {
+    await using away = new TestDoor(authority);
+    away.answer = "502 the gateway does not reach NATS: ECONNREFUSED";
+    const waits: number[] = [];
+    const sleep = async (ms: number): Promise<void> => void waits.push(ms);
+    const way = { ...openNetwork.way, clock: { ...systemClock, sleep } };
+    const passage = passageOf([await away.start()], { way }, () => 1);
+    for (let count = 0; count < 8; count++)
+      await expect(passage.dial(target())).rejects.toThrow(/ECONNREFUSED/);
+    expect(waits).toEqual([250, 500, 1_000, 2_000, 4_000, 8_000, 10_000]);
+    away.answer = "200 OK";
+    for (let count = 0; count < 2; count++) (await passage.dial(target())).destroy();
+    expect(waits.slice(7)).toEqual([10_000]);
   });
 
   test("when all fail, the last one's reason is told, and all are tried again", async () => {

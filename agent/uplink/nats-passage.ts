@@ -5,6 +5,7 @@
  */
 import { checkServerIdentity, type TLSSocket, connect as tlsConnect } from "node:tls";
 import { InsituError } from "../../shared/errors.ts";
+import type { Random } from "../../shared/system.ts";
 import { NATS_ALPN } from "../../shared/wire/one-port.ts";
 import type { Identity } from "../enrolment/identity.ts";
 import { addressOf, type HostAndPort, hostAndPort, serverNameOf } from "../network/address.ts";
@@ -12,9 +13,13 @@ import { dial, opened, tunnelAnswer, type WayOut } from "../network/dial.ts";
 
 /** For one gateway, from TCP to its word. */
 const ATTEMPT_MS = 5_000;
+/** When no gateway had a way. The client would be back at once, and each try costs a gateway a handshake. */
+const BACKOFF_MIN_MS = 250;
+const BACKOFF_MAX_MS = 10_000;
 
 export interface PassageOptions {
   way: WayOut;
+  random: Random;
   /** In the order in which they are to be tried. */
   gateways(): readonly string[];
   /** Of now: it changes when its certificate is renewed. */
@@ -27,6 +32,8 @@ export class NatsPassage {
   #good: string | undefined;
   /** Gateways that failed since then, each once. */
   readonly #failed = new Set<string>();
+  /** Rounds without a way, since the last one that was found. */
+  #rounds = 0;
   /** Why the last attempt failed, or undefined when it did not. */
   trouble: string | undefined;
 
@@ -36,11 +43,13 @@ export class NatsPassage {
 
   /**
    * An open connection with the NATS server, on which nothing was read yet. Each gateway is tried once; a call that comes while
-   * another waits for one that says nothing begins with the next.
+   * another waits for one that says nothing begins with the next. After a round in which none had a way it waits first, longer
+   * each time.
    *
    * @throws the last gateway's reason
    */
   async dial(target: HostAndPort, signal?: AbortSignal): Promise<TLSSocket> {
+    await this.#wait(signal);
     let last: unknown = new InsituError("unreachable", "no gateway is known", { retryable: true });
     for (const gateway of this.#order()) {
       if (signal?.aborted) break;
@@ -49,6 +58,7 @@ export class NatsPassage {
         const socket = await this.through(gateway, target, signal);
         this.#good = gateway;
         this.#failed.clear();
+        this.#rounds = 0;
         this.trouble = undefined;
         return socket;
       } catch (err) {
@@ -56,7 +66,16 @@ export class NatsPassage {
         this.trouble = InsituError.from(err).message;
       }
     }
+    this.#rounds++;
     throw last;
+  }
+
+  /** @throws what the signal says */
+  async #wait(signal?: AbortSignal): Promise<void> {
+    if (this.#rounds === 0) return;
+    const { way, random } = this.#options;
+    const fullMs = Math.min(BACKOFF_MAX_MS, BACKOFF_MIN_MS * 2 ** (this.#rounds - 1));
+    await way.clock.sleep(fullMs * (0.5 + random() / 2), signal);
   }
 
   /** By this gateway and no other. @throws unreachable, auth.denied */

@@ -47,6 +47,7 @@ afterEach(async () => {
 const pullers: Puller[] = [];
 const noPassage = new NatsPassage({
   way: openNetwork.way,
+  random: () => 0,
   gateways: () => [],
   identity: () => {
     throw new Error("nothing is to go this way");

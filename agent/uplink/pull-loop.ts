@@ -41,8 +41,8 @@ const CHECK_MS = 500;
 const RETRY_MS = 250;
 const RETRY_MAX_MS = 5_000;
 const CONNECT_TIMEOUT_MS = 3_000;
-/** Through a gateway, and maybe the site's proxy, there are more round trips until NATS has said a word. */
-const PASSAGE_TIMEOUT_MS = 12_000;
+/** Through a gateway it waits its turn, and there are more round trips until NATS has said a word. */
+const PASSAGE_TIMEOUT_MS = 25_000;
 const FLUSH_MAX_MS = 1_000;
 
 export interface PullLoopOptions {
