@@ -60,6 +60,24 @@ test("what a crash has torn is cut off, and what comes next is in a new file", a
   expect(await seqsOf(await opened())).toEqual([1, 2, 3]);
 });
 
+test("at its limit nothing more is taken until an older file went", async () => {
+  const files = new TailFiles(directory, () => [], 200);
+  await files.open();
+  let seq = 0;
+  while ((files.newest?.bytes ?? 0) < 200) await files.append([message(++seq)]);
+  await expect(files.append([message(seq + 1)])).rejects.toMatchObject({
+    code: "store.unavailable",
+    retryable: true,
+    message: expect.stringContaining("limit of 200 bytes"),
+  });
+  const [full] = await files.turn();
+  await expect(files.append([message(seq + 1)])).rejects.toThrow(/limit of 200 bytes/);
+  await files.remove(full!);
+  expect(await files.append([message(seq + 1)])).toBe(full! + 1);
+  await files.close();
+  expect(await seqsOf(await opened())).toEqual([seq + 1]);
+});
+
 test("of the last write any part may be there after a crash", async () => {
   const files = await opened();
   await files.append([message(1)]);

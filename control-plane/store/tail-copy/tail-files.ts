@@ -16,6 +16,12 @@ import {
   type TailStream,
 } from "./tail-record.ts";
 
+/**
+ * All files together. At 700 bytes an append that is 13,000 a second over the quarter of an hour that a copy stays; with
+ * more nothing is acknowledged until the oldest file may go.
+ */
+export const TAIL_COPY_MAX_BYTES = 8 * 1024 ** 3;
+
 /** Where a record lies. */
 export interface Place {
   file: number;
@@ -39,7 +45,9 @@ export class TailFiles {
   readonly #directory: string;
   /** What a new file begins with. */
   readonly #opening: () => TailStream[];
-  readonly #closed = new Set<number>();
+  readonly #maxBytes: number;
+  /** Files that are not written to any more, with their bytes. */
+  readonly #closed = new Map<number, number>();
   #nextIndex = 1;
   #current: Current | undefined;
   /** The last write that was asked for. */
@@ -47,9 +55,10 @@ export class TailFiles {
   /** It has not begun: what is appended now goes with it. */
   #next: Batch | undefined;
 
-  constructor(directory: string, opening: () => TailStream[]) {
+  constructor(directory: string, opening: () => TailStream[], maxBytes = TAIL_COPY_MAX_BYTES) {
     this.#directory = directory;
     this.#opening = opening;
+    this.#maxBytes = maxBytes;
   }
 
   /**
@@ -67,14 +76,14 @@ export class TailFiles {
       const bytes = await readFile(this.#path(file));
       const { wholeBytes } = decodeRecords(bytes);
       if (wholeBytes < bytes.length) await this.#cutTorn(file, bytes, wholeBytes);
-      this.#closed.add(file);
+      this.#closed.set(file, wholeBytes);
       this.#nextIndex = Math.max(this.#nextIndex, file + 1);
     }
   }
 
   /** Every record of the files that are not written to any more, oldest first. */
   async scan(visit: (record: TailRecord, place: Place) => void): Promise<void> {
-    for (const file of [...this.#closed].sort((a, b) => a - b)) {
+    for (const file of [...this.#closed.keys()].sort((a, b) => a - b)) {
       const { records } = decodeRecords(await readFile(this.#path(file)));
       for (const { record, offset, bytes } of records) visit(record, { file, offset, bytes });
     }
@@ -140,12 +149,12 @@ export class TailFiles {
   async turn(): Promise<readonly number[]> {
     await this.#after(async () => {
       if (!this.#current) return;
-      const { handle, index } = this.#current;
+      const { handle, index, bytes } = this.#current;
       this.#current = undefined;
-      this.#closed.add(index);
+      this.#closed.set(index, bytes);
       await handle.close();
     });
-    return [...this.#closed];
+    return [...this.#closed.keys()];
   }
 
   async remove(file: number): Promise<void> {
@@ -165,6 +174,14 @@ export class TailFiles {
   }
 
   async #write(records: readonly TailRecord[]): Promise<number> {
+    const closedBytes = [...this.#closed.values()].reduce((sum, bytes) => sum + bytes, 0);
+    if (closedBytes + (this.#current?.bytes ?? 0) >= this.#maxBytes) {
+      throw new InsituError(
+        "store.unavailable",
+        `what was stored is not acknowledged: the copy of it in ${this.#directory} has reached its limit of ${this.#maxBytes} bytes, and goes on when the oldest of it, after a quarter of an hour, is not needed any more. If NATS syncs by itself (sync_interval: always), --nats-copy off ends the copy`,
+        { retryable: true },
+      );
+    }
     try {
       this.#current ??= await this.#begin();
       await writeSynced(this.#current, records);
@@ -200,7 +217,7 @@ export class TailFiles {
     if (!this.#current) return;
     const { handle, index, bytes } = this.#current;
     this.#current = undefined;
-    this.#closed.add(index);
+    this.#closed.set(index, bytes);
     await handle.truncate(bytes).catch(() => {}); // a torn end is cut off by the next start
     await handle.close().catch(() => {}); // nothing is written through it any more
   }
