@@ -255,7 +255,8 @@ test("logs of 160 MB take no more memory than ten messages", { timeout: LIMIT_MS
     peaks.push(taking, await peakMb("restore", file, "--nats-url", urls[1]!));
   }
   const [little, littleBack, much, muchBack] = peaks as [number, number, number, number];
-  expect(much - little).toBeLessThan(80);
-  expect(muchBack - littleBack).toBeLessThan(80);
+  // Read whole it would be 160 MB more; what is on its way between two collections of garbage is 50 to 90.
+  expect(much - little).toBeLessThan(120);
+  expect(muchBack - littleBack).toBeLessThan(120);
   rmSync(directory, { recursive: true });
 });
