@@ -7,6 +7,8 @@ export default defineConfig({
     pool: "forks",
     // Two cores serve everything here; more suites at once make the timings of each worse and none faster.
     maxWorkers: 2,
+    // Many of them wait for real programs, networks and elections: one that fails is run once more, and both are told.
+    retry: 1,
     testTimeout: 20_000,
     hookTimeout: 30_000,
     teardownTimeout: 10_000,

@@ -444,11 +444,14 @@ class GrpcGateway implements Gateway {
 
   /** The sweep does the rest, within a second. */
   #onAuthority(): void {
-    const { pki } = this.#options;
+    const { pki, clock } = this.#options;
     this.#credentials?.trust(pki.caPem);
     this.#secureNatsDoor();
     this.#recheckIssuers = true;
-    if (this.#servingId !== pki.servingId) this.#rotateAtMs = 0;
+    if (this.#servingId === pki.servingId) return;
+    // At once: whoever joins with a token of now looks for the root of now.
+    this.#rotateAtMs = 0;
+    this.#replaceWhenDue(clock.wallMs());
   }
 
   /** Undefined: its issuer is trusted still. */
@@ -471,6 +474,10 @@ class GrpcGateway implements Gateway {
         return recheck ? this.#disowned(peer) : undefined;
       },
     });
+    this.#replaceWhenDue(wallMs);
+  }
+
+  #replaceWhenDue(wallMs: number): void {
     if (wallMs < this.#rotateAtMs) return;
     this.#rotateAtMs = Number.POSITIVE_INFINITY; // until the new one says when
     this.#rotating = this.#issueCertificate().then(
