@@ -106,21 +106,24 @@ async function openExternalAccounts(
   signal: AbortSignal,
   closers: Closers,
 ): Promise<Engine> {
+  const nats = await externalAccounts(config, world, signal, closers);
+  const engine = await openAccounts({ ...nats, accounts: operator, operator }, world, closers);
+  world.log.info({}, "each environment has an account of its own on this NATS");
+  return engine;
+}
+
+/** What is the same of every NATS of one's own that has an account for each environment. */
+async function externalAccounts(config: ServerConfig, world: World, signal: AbortSignal, closers: Closers) {
   const target = await externalTarget(config);
   await checkAccounts(target, secretsOf(config));
-  const options = {
+  return {
     target,
     agentServers: target.servers,
     agentCaPem: target.caPem ?? "",
-    accounts: operator,
-    operator,
     keep: (connection: NatsConnection, signed: Target) =>
       keepCopy({ config, connection, target: signed }, world, signal, closers),
     hasRoom: () => true,
   };
-  const engine = await openAccounts(options, world, closers);
-  world.log.info({}, "each environment has an account of its own on this NATS");
-  return engine;
 }
 
 /** Accounts below an operator that somebody else runs. */
@@ -131,18 +134,8 @@ async function openImported(
   signal: AbortSignal,
   closers: Closers,
 ): Promise<Engine> {
-  const target = await externalTarget(config);
-  await checkAccounts(target, secretsOf(config));
-  const options = {
-    target,
-    agentServers: target.servers,
-    agentCaPem: target.caPem ?? "",
-    accounts,
-    keep: (connection: NatsConnection, signed: Target) =>
-      keepCopy({ config, connection, target: signed }, world, signal, closers),
-    hasRoom: () => true,
-  };
-  const engine = await openAccounts(options, world, closers);
+  const nats = await externalAccounts(config, world, signal, closers);
+  const engine = await openAccounts({ ...nats, accounts }, world, closers);
   world.log.warn(
     { validForS: VALID_UNTOLD_FOR_S },
     "the accounts of this NATS are signed by somebody else: an agent that is revoked may pull until its access ends",
@@ -161,7 +154,7 @@ async function openImported(
       }
       await engine.setEnvironments(known);
       const fresh = known.filter((environment) => !checked.has(environment));
-      await checkImports({ ...target, accounts, environments: fresh, all: known, clock });
+      await checkImports({ ...nats.target, accounts, environments: fresh, all: known, clock });
       for (const environment of fresh) checked.add(environment);
     },
   };
